@@ -1,0 +1,124 @@
+"""Everything the host asks of a plugin: three hooks, each with one request object.
+
+A plugin is a top-level package with an entry point in the group ``zoo.plugins`` and a
+``registry.yaml`` beside its ``__init__.py``. Its module is imported only when one of its models
+is used, so keep it light: import torch inside the hook. Minimal plugin:
+
+    from zoo.hookspecs import BuildRequest, hookimpl
+
+    @hookimpl
+    def zoo_build(request: BuildRequest):
+        from .model import MyModel
+        return MyModel.build(request)
+
+Names of hooks and of request fields are public API, versioned by ``API_VERSION``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from .interfaces import Model, Results
+    from .spec import Entry
+
+API_VERSION = 1
+"""What a registry file's ``zoo_api`` must be; a plugin made for another version is not loaded."""
+
+hookspec = pluggy.HookspecMarker("zoo")
+hookimpl = pluggy.HookimplMarker("zoo")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What ``zoo.load`` hands to the plugin that owns the model."""
+
+    entry: Entry
+    """The registry entry of the model."""
+    folder: Path | None
+    """Complete, verified folder with the weight files; None where the model has none of its own."""
+    saved: Mapping[str, Any] | None = None
+    """The parsed ``zoo.json`` where a saved folder is loaded, else None."""
+    base: Path | None = None
+    """Complete, verified folder of the base model, or None."""
+    device: str = "cpu"
+    """A torch device that exists on this machine, never "auto"."""
+    dtype: str = "float32"
+    """Name of the torch dtype that floating-point weights shall have, such as "float16"."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The entry's load options: every declared one is present, checked, defaults filled in."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration to build from: the saved folder's, else the registry entry's."""
+        return self.saved["config"] if self.saved else self.entry.config
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What ``zoo train`` hands to the plugin that owns the model."""
+
+    entry: Entry
+    out: Path
+    """Folder to make; checkpoints, curve and the final saved folder go there."""
+    data: Path | None = None
+    """Folder or file of training data, or None where the recipe generates its own."""
+    seed: int = 0
+    steps: int | None = None
+    """Steps of the (chosen) stage; None is the recipe's own number."""
+    stage: str | None = None
+    """One named stage of the recipe; None runs them all in order."""
+    resume: bool = False
+    """Go on from the checkpoint in ``out``."""
+    init: Path | None = None
+    """A saved folder of this model to start from."""
+    device: str = "cpu"
+    progress: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What ``zoo bench MODEL`` hands to the plugin that owns the model."""
+
+    entry: Entry
+    out: Path
+    """Folder for pictures; the host writes ``results.json`` itself."""
+    data: Path | None = None
+    seed: int = 0
+    """The first seed; an experiment over n seeds uses seed ... seed + n - 1."""
+    quick: bool = False
+    """The same code on less data with one seed, in minutes."""
+    device: str = "cpu"
+    progress: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@hookspec(firstresult=True)
+def zoo_build(request: BuildRequest) -> Model:
+    """Build the model, ready to use. Required of every plugin that has models.
+
+    Only the plugin that owns the entry is asked. Errors the user can mend are ``ZooError``s; any
+    other exception is reported as this plugin's fault, with the cause chained.
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec(firstresult=True)
+def zoo_train(request: TrainRequest) -> Path:
+    """Run the method's training recipe; return the saved folder (loadable by ``zoo.load``).
+
+    Must be interruptible and go on with ``resume``; the same seed gives the same weights.
+    """
+    raise AssertionError("a hook specification is never called")
+
+
+@hookspec(firstresult=True)
+def zoo_bench(request: BenchRequest) -> Results:
+    """Run the experiment behind the method's claim: table, claims, pictures under ``request.out``."""
+    raise AssertionError("a hook specification is never called")

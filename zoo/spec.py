@@ -1,0 +1,744 @@
+"""What a registry file may say: parsed from YAML events, checked, all mistakes reported at once.
+
+YAML is read as events into a tree of our own with line numbers, never through a YAML loader:
+no tags, anchors or aliases, no duplicate keys, depth and size bounded. So a hostile file can
+neither run code nor exhaust the stack or the memory. Scalars get their type from this schema (YAML
+1.1 reads ``1e-3`` as text and ``no`` as false); inside ``config`` JSON's rules apply.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .errors import OptionError, RegistryError
+from .interfaces import INTERFACES
+
+SCHEMA = 1
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 16
+MAX_MISTAKES = 50  # enough to mend a file, short enough to read
+STATUSES = ("ready", "untrained", "planned")
+SIZES = ("tiny", "full")
+OPTION_VERBS = ("load", "train", "bench")
+FILE_TYPES = (".safetensors", ".json", ".txt", ".png", ".jpg")
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64")
+
+# Names that an option may not take: they already mean something to the same call.
+_RESERVED: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "load": frozenset({"name", "weights", "base", "device", "dtype"}),
+        "train": frozenset(
+            "entry out data seed steps stage resume init device progress options".split()
+        ),
+        "bench": frozenset("entry out data seed quick device progress options".split()),
+    }
+)
+
+
+# --- what an entry is -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """A declared option: its type, its default and the values it takes."""
+
+    name: str
+    type: str
+    """``float``, ``int``, ``bool``, ``str`` or ``choice``."""
+    default: Any = None
+    min: float | None = None
+    max: float | None = None
+    choices: tuple[str, ...] = ()
+    help: str = ""
+
+    def check(self, value: Any) -> Any:
+        """The value in its declared type. Raises OptionError; text is read as the command reads it."""
+        if value is None and self.default is None:
+            return None
+        parsed = self._read(value)
+        if parsed is None:
+            raise OptionError(f"option {self.name}={value!r}: expected {self.expected}.")
+        if (self.min is not None and parsed < self.min) or (
+            self.max is not None and parsed > self.max
+        ):
+            raise OptionError(f"option {self.name}={value!r} is out of range: {self.expected}.")
+        return parsed
+
+    def _read(self, value: Any) -> Any:
+        if self.type == "choice":
+            return value if isinstance(value, str) and value in self.choices else None
+        if self.type == "str":
+            return value if isinstance(value, str) else None
+        if self.type == "bool":
+            return value if isinstance(value, bool) else _BOOLEANS.get(value)
+        if isinstance(value, bool):
+            return None
+        try:
+            if self.type == "int":
+                return int(value) if isinstance(value, str | int) else None
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        return number if math.isfinite(number) else None
+
+    @property
+    def expected(self) -> str:
+        """What the option takes, for people."""
+        if self.type == "choice":
+            return "one of " + ", ".join(self.choices)
+        words = {"float": "a number", "int": "a whole number", "bool": "true or false"}
+        text = words.get(self.type, "text")
+        if self.min is not None and self.max is not None:
+            return f"{text} from {self.min:g} to {self.max:g}"
+        if self.min is not None:
+            return f"{text}, at least {self.min:g}"
+        return f"{text}, at most {self.max:g}" if self.max is not None else text
+
+
+_BOOLEANS: Mapping[Any, bool] = {"true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """One file of a model: where it lies, how long it is, and what it must hash to."""
+
+    path: str
+    """Relative, with forward slashes: the same below the bundle, the cache and the Hub repository."""
+    size: int
+    sha256: str
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class HubSpec:
+    """A Hub repository, pinned to a commit once it is published."""
+
+    repo: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckSpec:
+    """A small input and what the model must make of it (``zoo verify``)."""
+
+    input: str
+    expected: str
+    atol: float
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """A model from elsewhere that a method works on."""
+
+    kind: str
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """One of a method's own commands: ``run(model, args: list[str]) -> int``."""
+
+    run: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of a registry file."""
+
+    name: str
+    interface: str
+    plugin: str
+    """Top-level import package of the plugin that owns it."""
+    status: str
+    summary: str
+    method: str = ""
+    size: str | None = None
+    domain: str | None = None
+    paper: Mapping[str, str] = field(default_factory=dict)
+    license: Mapping[str, str] = field(default_factory=dict)
+    extra: str | None = None
+    params: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    class_: str | None = None
+    """``module:Class`` of what ``zoo.load`` returns."""
+    options: Mapping[str, Mapping[str, Option]] = field(default_factory=dict)
+    """``load``, ``train`` and ``bench`` -> name -> option."""
+    base: BaseSpec | None = None
+    files: tuple[FileSpec, ...] = ()
+    hub: HubSpec | None = None
+    check: CheckSpec | None = None
+    commands: Mapping[str, CommandSpec] = field(default_factory=dict)
+    distribution: str = ""
+    """Normalised name of the distribution that brought it; set by the registry."""
+    line: int = 0
+
+    def checked_options(self, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every declared option of a verb, with the given values checked and the rest default.
+
+        Raises OptionError for a name that is not declared or a value that does not fit.
+        """
+        declared = self.options.get(verb, {})
+        for name in given:
+            if name not in declared:
+                known = ", ".join(declared) if declared else "none"
+                hint = near(name, declared)
+                raise OptionError(
+                    f"{self.name} has no option {name!r} for {verb}"
+                    + (f"; did you mean {hint[0]!r}?" if hint else ".")
+                    + f" It takes: {known}."
+                )
+        return {
+            name: option.check(given[name]) if name in given else option.default
+            for name, option in declared.items()
+        }
+
+
+@dataclass(frozen=True)
+class BaseEntry:
+    """A small base model of our own, under ``bases:``."""
+
+    name: str
+    plugin: str
+    summary: str
+    files: tuple[FileSpec, ...] = ()
+    hub: HubSpec | None = None
+    license: Mapping[str, str] = field(default_factory=dict)
+    distribution: str = ""
+
+
+@dataclass(frozen=True)
+class RegistryFile:
+    """The checked content of one registry file."""
+
+    path: Path
+    zoo_api: int
+    models: Mapping[str, Entry] = field(default_factory=dict)
+    bases: Mapping[str, BaseEntry] = field(default_factory=dict)
+
+
+def near(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three known names that look like this one, the nearest first."""
+    import difflib
+
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+
+
+def read(path: Path, *, package: str | None = None) -> RegistryFile:
+    """Read and check a registry file.
+
+    ``package`` is the plugin the file belongs to; None means the first-party file, whose entries
+    name their plugin themselves. Raises RegistryError with every mistake and its line.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise RegistryError(f"{path}: {size:,} bytes; a registry file has at most {MAX_BYTES:,}.")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{path}: cannot be read: {error}.") from error
+    return parse(text, path=path, package=package)
+
+
+def parse(text: str, *, path: Path, package: str | None = None) -> RegistryFile:
+    """As ``read``, from text; ``path`` is only for messages."""
+    if len(text) > MAX_BYTES:
+        raise RegistryError(f"{path}: longer than {MAX_BYTES:,} characters.")
+    checker = _Checker()
+    result = None
+    try:
+        tree = _tree(text)
+    except _Malformed as error:
+        checker.wrong(error.line, error.text)
+    else:
+        result = checker.registry(tree, path, package)
+    if checker.mistakes or result is None:
+        mistakes = sorted(set(checker.mistakes))
+        shown = [f"  line {line}: {text}" for line, text in mistakes[:MAX_MISTAKES]]
+        if len(mistakes) > MAX_MISTAKES:
+            shown.append(f"  and {len(mistakes) - MAX_MISTAKES} more")
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        raise RegistryError("\n".join([f"{path}: {count}", *shown]))
+    return result
+
+
+# --- YAML events to a tree ------------------------------------------------------------------------
+
+
+@dataclass
+class _Node:
+    line: int
+    value: str | list[_Node] | dict[str, _Node]
+    plain: bool = False  # an unquoted scalar: the only kind that may be a number, a boolean or null
+
+    @property
+    def null(self) -> bool:
+        return self.plain and self.value in ("", "~", "null")
+
+
+class _Malformed(Exception):
+    def __init__(self, line: int, text: str) -> None:
+        super().__init__(text)
+        self.line, self.text = line, text
+
+
+def _tree(text: str) -> _Node:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    root: _Node | None = None
+    stack: list[_Node] = []
+    keys: list[_Node | None] = []  # beside each open node: the mapping key that waits for its value
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            line = event.start_mark.line + 1
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+                raise _Malformed(line, "anchors and aliases are not allowed; write the value out")
+            if getattr(event, "tag", None) is not None:
+                raise _Malformed(line, f"tags are not allowed: {event.tag}")
+            if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+                stack.pop()
+                keys.pop()
+                continue
+            if isinstance(event, yaml.ScalarEvent):
+                node = _Node(line, event.value, plain=not event.style)
+            elif isinstance(event, yaml.MappingStartEvent):
+                node = _Node(line, {})
+            elif isinstance(event, yaml.SequenceStartEvent):
+                node = _Node(line, [])
+            elif isinstance(event, yaml.DocumentStartEvent) and root is not None:
+                raise _Malformed(line, "a second document; a registry file is one")
+            else:
+                continue
+            if not stack:
+                root = node
+            else:
+                _attach(stack[-1], keys, node)
+            if not isinstance(node.value, str):
+                if len(stack) >= MAX_DEPTH:
+                    raise _Malformed(line, f"nested deeper than {MAX_DEPTH} levels")
+                stack.append(node)
+                keys.append(None)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        raise _Malformed(mark.line + 1 if mark else 1, f"not YAML: {problem}") from None
+    if root is None:
+        raise _Malformed(1, "the file is empty")
+    return root
+
+
+def _attach(parent: _Node, keys: list[_Node | None], node: _Node) -> None:
+    if isinstance(parent.value, list):
+        parent.value.append(node)
+        return
+    assert isinstance(parent.value, dict)
+    key = keys[-1]
+    if key is None:
+        if not isinstance(node.value, str):
+            raise _Malformed(node.line, "a key must be plain text")
+        if node.value in parent.value:
+            raise _Malformed(node.line, f"duplicate key {node.value!r}")
+        keys[-1] = node
+    else:
+        assert isinstance(key.value, str)
+        parent.value[key.value] = node
+        keys[-1] = None
+
+
+# --- the schema -----------------------------------------------------------------------------------
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_OBJECT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_PACKAGE = re.compile(r"[A-Za-z_]\w*")
+
+_MODEL_KEYS = (
+    "interface plugin status method size domain summary paper license extra params config class "
+    "options base files hub check commands"
+).split()
+_BASE_KEYS = "plugin summary files hub license".split()
+_OPTION_KEYS = "type default min max choices help".split()
+
+
+class _Checker:
+    """Turns the tree into dataclasses and collects what is wrong on the way.
+
+    A method that finds a mistake notes it and returns a harmless value: nothing that it returns is
+    used once there is a mistake.
+    """
+
+    def __init__(self) -> None:
+        self.mistakes: list[tuple[int, str]] = []
+
+    def wrong(self, line: int, text: str) -> None:
+        self.mistakes.append((line, text))
+
+    # scalars
+
+    def text(self, node: _Node | None, what: str, pattern: re.Pattern[str] | None = None) -> str:
+        if node is None:
+            return ""
+        if not isinstance(node.value, str) or node.null:
+            self.wrong(node.line, f"{what}: expected text")
+            return ""
+        if not node.value.isprintable() or len(node.value) > 500:
+            self.wrong(node.line, f"{what}: expected one line of at most 500 printable characters")
+        elif pattern is not None and not pattern.fullmatch(node.value):
+            self.wrong(node.line, f"{what}: {node.value!r} {_MEANING[pattern]}")
+        return node.value
+
+    def number(self, node: _Node | None, what: str, kind: type[int] | type[float]) -> Any:
+        if node is None:
+            return None
+        try:
+            if not (isinstance(node.value, str) and node.plain):
+                raise ValueError
+            number = kind(node.value)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
+        except ValueError:
+            word = "a whole number" if kind is int else "a number"
+            self.wrong(node.line, f"{what}: expected {word}, not {_shown(node)}")
+            return None
+
+    def choice(self, node: _Node | None, what: str, known: Iterable[str]) -> str:
+        value = self.text(node, what)
+        known = list(known)
+        if node is not None and value and value not in known:
+            hint = near(value, known)
+            self.wrong(
+                node.line,
+                f"{what}: unknown {value!r}"
+                + (f"; did you mean {hint[0]!r}?" if hint else f"; known: {', '.join(known)}"),
+            )
+        return value
+
+    # containers
+
+    def mapping(
+        self, node: _Node | None, what: str, known: Iterable[str] | None, required: str = ""
+    ) -> dict[str, _Node]:
+        """The children by key; unknown and missing keys are mistakes. ``known`` None: any key."""
+        if node is None or node.null:
+            return {}
+        if not isinstance(node.value, dict):
+            self.wrong(node.line, f"{what}: expected a mapping, not {_shown(node)}")
+            return {}
+        if known is not None:
+            known = list(known)
+            for key, child in node.value.items():
+                if key not in known:
+                    hint = near(key, known)
+                    self.wrong(
+                        child.line,
+                        f"{what}: unknown key {key!r}"
+                        + (f"; did you mean {hint[0]!r}?" if hint else f"; known: {', '.join(known)}"),
+                    )
+        for key in required.split():
+            if key not in node.value:
+                self.wrong(node.line, f"{what}: {key} is missing")
+        return node.value
+
+    def sequence(self, node: _Node | None, what: str) -> list[_Node]:
+        if node is None or node.null:
+            return []
+        if not isinstance(node.value, list):
+            self.wrong(node.line, f"{what}: expected a list, not {_shown(node)}")
+            return []
+        return node.value
+
+    def json(self, node: _Node, what: str) -> Any:
+        """A value by JSON's rules: an unquoted scalar is a number, true, false or null if JSON says so."""
+        if isinstance(node.value, dict):
+            return {key: self.json(child, what) for key, child in node.value.items()}
+        if isinstance(node.value, list):
+            return [self.json(child, what) for child in node.value]
+        if node.null:
+            return None
+        if not node.plain:
+            return node.value
+        try:
+            return json.loads(node.value, parse_constant=_no_constant)
+        except ValueError:
+            return node.value
+
+    # the file
+
+    def registry(self, root: _Node, path: Path, package: str | None) -> RegistryFile:
+        top = self.mapping(root, "registry", ("schema", "zoo_api", "models", "bases"), "schema zoo_api")
+        schema = self.number(top.get("schema"), "schema", int)
+        if schema is not None and schema != SCHEMA:
+            self.wrong(top["schema"].line, f"schema: {schema} is not known; this zoo reads {SCHEMA}")
+        api = self.number(top.get("zoo_api"), "zoo_api", int)
+        models = self.mapping(top.get("models"), "models", None)
+        bases = self.mapping(top.get("bases"), "bases", None)
+        for name in models.keys() & bases.keys():
+            self.wrong(bases[name].line, f"bases: {name!r} is also a model's name")
+        return RegistryFile(
+            path,
+            api or 0,
+            {name: self.model(name, node, package) for name, node in models.items()},
+            {name: self.base_entry(name, node, package) for name, node in bases.items()},
+        )
+
+    def owner(self, name: str, node: _Node | None, line: int, package: str | None) -> str:
+        if package is not None:
+            if node is not None:
+                self.wrong(node.line, f"{name}: plugin is for zoo's own file; leave it out")
+            return package
+        if node is None:
+            self.wrong(line, f"{name}: plugin is missing")
+        return self.text(node, f"{name}: plugin", _PACKAGE)
+
+    def name(self, name: str, node: _Node) -> str:
+        if not _NAME.fullmatch(name):
+            self.wrong(node.line, f"name {name!r} {_MEANING[_NAME]}")
+        return name
+
+    def model(self, name: str, node: _Node, package: str | None) -> Entry:
+        keys = self.mapping(node, name, _MODEL_KEYS, "interface status summary")
+        get = keys.get
+        interface = self.choice(get("interface"), f"{name}: interface", INTERFACES)
+        status = self.choice(get("status"), f"{name}: status", STATUSES)
+        owner = self.owner(name, get("plugin"), node.line, package)
+        if status != "planned" and "class" not in keys:
+            self.wrong(node.line, f"{name}: class is missing; only a planned model has none")
+        hub = self.hub(get("hub"), name)
+        files = self.files(get("files"), name)
+        if status == "untrained" and files:
+            self.wrong(node.line, f"{name}: untrained, yet it lists files")
+        return Entry(
+            name=self.name(name, node),
+            interface=interface,
+            plugin=owner,
+            status=status,
+            summary=self.text(get("summary"), f"{name}: summary"),
+            method=self.text(get("method"), f"{name}: method", _NAME),
+            size=self.choice(get("size"), f"{name}: size", SIZES) or None,
+            domain=self.text(get("domain"), f"{name}: domain", _NAME) or None,
+            paper=self.texts(get("paper"), f"{name}: paper", ("title", "id")),
+            license=self.texts(get("license"), f"{name}: license", ("code", "weights")),
+            extra=self.text(get("extra"), f"{name}: extra", _NAME) or None,
+            params=self.number(get("params"), f"{name}: params", int),
+            config={
+                key: self.json(child, f"{name}: config")
+                for key, child in self.mapping(get("config"), f"{name}: config", None).items()
+            },
+            class_=self.object(get("class"), f"{name}: class", owner),
+            options=self.options(get("options"), name, interface),
+            base=self.base(get("base"), name),
+            files=files,
+            hub=hub,
+            check=self.check(get("check"), name),
+            commands=self.commands(get("commands"), name, owner),
+            line=node.line,
+        )
+
+    def base_entry(self, name: str, node: _Node, package: str | None) -> BaseEntry:
+        keys = self.mapping(node, name, _BASE_KEYS, "summary files")
+        return BaseEntry(
+            self.name(name, node),
+            self.owner(name, keys.get("plugin"), node.line, package),
+            self.text(keys.get("summary"), f"{name}: summary"),
+            self.files(keys.get("files"), name),
+            self.hub(keys.get("hub"), name),
+            self.texts(keys.get("license"), f"{name}: license", ("code", "weights")),
+        )
+
+    def texts(self, node: _Node | None, what: str, known: tuple[str, ...]) -> dict[str, str]:
+        return {
+            key: self.text(child, f"{what}: {key}")
+            for key, child in self.mapping(node, what, known).items()
+        }
+
+    def object(self, node: _Node | None, what: str, owner: str) -> str | None:
+        value = self.text(node, what, _OBJECT)
+        if node is not None and value and owner and value.split(":")[0].split(".")[0] != owner:
+            self.wrong(node.line, f"{what}: {value!r} is not in the entry's own package {owner}")
+        return value or None
+
+    def relative(self, node: _Node | None, what: str) -> str:
+        path = self.text(node, what)
+        if node is None or not path:
+            return path
+        if any(p in ("", ".", "..") for p in path.split("/")) or "\\" in path or ":" in path:
+            self.wrong(
+                node.line,
+                f"{what}: {path!r} must be relative, with forward slashes, and stay in its folder",
+            )
+        elif not path.endswith(FILE_TYPES):
+            self.wrong(
+                node.line, f"{what}: {path!r} is not one of the file types {', '.join(FILE_TYPES)}"
+            )
+        return path
+
+    def files(self, node: _Node | None, name: str) -> tuple[FileSpec, ...]:
+        files: list[FileSpec] = []
+        for child in self.sequence(node, f"{name}: files"):
+            keys = self.mapping(
+                child, f"{name}: files", ("path", "size", "sha256", "dtype"), "path size sha256"
+            )
+            path = self.relative(keys.get("path"), f"{name}: files: path")
+            if path and any(path.casefold() == f.path.casefold() for f in files):
+                self.wrong(child.line, f"{name}: files: {path!r} is listed twice")
+            size = self.number(keys.get("size"), f"{name}: files: size", int) or 0
+            if size < 0:
+                self.wrong(child.line, f"{name}: files: size {size} is negative")
+            files.append(
+                FileSpec(
+                    path,
+                    size,
+                    self.text(keys.get("sha256"), f"{name}: files: sha256", _SHA256),
+                    self.choice(keys.get("dtype"), f"{name}: files: dtype", DTYPES) or None,
+                )
+            )
+        return tuple(files)
+
+    def hub(self, node: _Node | None, name: str) -> HubSpec | None:
+        keys = self.mapping(node, f"{name}: hub", ("repo", "revision"), "repo")
+        if not keys:
+            return None
+        revision = keys.get("revision")
+        return HubSpec(
+            self.text(keys.get("repo"), f"{name}: hub: repo", _REPO),
+            None
+            if revision is None or revision.null
+            else self.text(revision, f"{name}: hub: revision", _COMMIT),
+        )
+
+    def check(self, node: _Node | None, name: str) -> CheckSpec | None:
+        what = f"{name}: check"
+        keys = self.mapping(node, what, ("input", "expected", "atol"), "input expected atol")
+        if not keys:
+            return None
+        return CheckSpec(
+            self.relative(keys.get("input"), f"{what}: input"),
+            self.relative(keys.get("expected"), f"{what}: expected"),
+            self.number(keys.get("atol"), f"{what}: atol", float) or 0.0,
+        )
+
+    def base(self, node: _Node | None, name: str) -> BaseSpec | None:
+        keys = self.mapping(node, f"{name}: base", ("kind", "default"), "kind")
+        if not keys:
+            return None
+        default = keys.get("default")
+        return BaseSpec(
+            self.text(keys.get("kind"), f"{name}: base: kind", _NAME),
+            None if default is None or default.null else self.text(default, f"{name}: base: default"),
+        )
+
+    def commands(self, node: _Node | None, name: str, owner: str) -> dict[str, CommandSpec]:
+        commands = {}
+        for word, child in self.mapping(node, f"{name}: commands", None).items():
+            what = f"{name}: commands: {word}"
+            if not _NAME.fullmatch(word):
+                self.wrong(child.line, f"{what}: {word!r} {_MEANING[_NAME]}")
+            keys = self.mapping(child, what, ("run", "help"), "run help")
+            commands[word] = CommandSpec(
+                self.object(keys.get("run"), f"{what}: run", owner) or "",
+                self.text(keys.get("help"), f"{what}: help"),
+            )
+        return commands
+
+    # options
+
+    def options(
+        self, node: _Node | None, name: str, interface: str
+    ) -> dict[str, dict[str, Option]]:
+        found = {}
+        for verb, child in self.mapping(node, f"{name}: options", OPTION_VERBS).items():
+            options = {}
+            taken = _RESERVED.get(verb, frozenset())
+            if verb == "load":
+                taken |= _verb_keywords(interface)
+            for word, body in self.mapping(child, f"{name}: options: {verb}", None).items():
+                what = f"{name}: options: {verb}: {word}"
+                if not _WORD.fullmatch(word):
+                    self.wrong(body.line, f"{what}: {word!r} {_MEANING[_WORD]}")
+                elif word in taken:
+                    self.wrong(body.line, f"{what}: {word!r} already is a keyword of the same call")
+                options[word] = self.option(word, body, what)
+            found[verb] = options
+        return found
+
+    def option(self, word: str, node: _Node, what: str) -> Option:
+        keys = self.mapping(node, what, _OPTION_KEYS)
+        choices = tuple(
+            self.text(c, f"{what}: choices")
+            for c in self.sequence(keys.get("choices"), f"{what}: choices")
+        )
+        if ("type" in keys) == bool(choices):
+            self.wrong(node.line, f"{what}: give either type (float, int, bool, str) or choices")
+        kind = "choice" if choices else self.choice(
+            keys.get("type"), f"{what}: type", ("float", "int", "bool", "str")
+        )
+        low = self.number(keys.get("min"), f"{what}: min", float)
+        high = self.number(keys.get("max"), f"{what}: max", float)
+        if (low is not None or high is not None) and kind not in ("float", "int"):
+            self.wrong(node.line, f"{what}: min and max are for numbers")
+        elif low is not None and high is not None and low > high:
+            self.wrong(node.line, f"{what}: min {low:g} is above max {high:g}")
+        option = Option(
+            word,
+            kind,
+            None,
+            low,
+            high,
+            choices,
+            self.text(keys.get("help"), f"{what}: help"),
+        )
+        default = keys.get("default")
+        if default is None or default.null:
+            return option
+        value = self.json(default, what) if kind not in ("str", "choice") else default.value
+        try:
+            value = option.check(value)
+        except OptionError:
+            self.wrong(default.line, f"{what}: default {value!r} is not {option.expected}")
+        return Option(word, kind, value, low, high, choices, option.help)
+
+
+def _verb_keywords(interface: str) -> frozenset[str]:
+    """Every parameter of the interface's verbs: ``-O`` could not tell an option of that name apart."""
+    import inspect
+
+    cls = INTERFACES.get(interface)
+    if cls is None:
+        return frozenset()
+    verbs = [getattr(cls, name) for name in cls.__abstractmethods__]
+    return frozenset(
+        word for verb in verbs if callable(verb) for word in inspect.signature(verb).parameters
+    )
+
+
+def _no_constant(text: str) -> Callable[[], None]:
+    raise ValueError(text)  # NaN and Infinity are not JSON
+
+
+def _shown(node: _Node) -> str:
+    if isinstance(node.value, str):
+        return repr(node.value) if len(node.value) <= 60 else repr(node.value[:57] + "...")
+    return "a mapping" if isinstance(node.value, dict) else "a list"
+
+
+_MEANING: Mapping[re.Pattern[str], str] = {
+    _NAME: "must be lower-case letters, digits, '.', '_' and '-', at most 64",
+    _WORD: "must be a lower-case identifier",
+    _REPO: "must be a Hub repository, org/name",
+    _COMMIT: "must be a commit of 40 lower-case hex digits",
+    _SHA256: "must be 64 lower-case hex digits",
+    _OBJECT: "must be module:name",
+    _PACKAGE: "must be a top-level package name",
+}
