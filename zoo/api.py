@@ -1,0 +1,328 @@
+"""``load``: registry -> plugin -> hub -> weights -> interface check. Each step fails in its own words."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import hub, plugins
+from .errors import DeviceError, NotReadyError, OptionError, PluginError, UsageError
+from .interfaces import INTERFACES, Model
+from .registry import catalogue
+
+if TYPE_CHECKING:
+    import torch
+
+    from .plugins import Plugin
+    from .spec import BaseEntry, Entry
+    from .weights import Saved
+
+
+def load(
+    name: str | Path,
+    *,
+    weights: str | Path | None = None,
+    base: str | Path | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    **options: Any,
+) -> Any:
+    """Load a model, ready to use.
+
+    ``name``: a model (``zoo list``), ``dist:name``, or a saved folder. A ``Path``, or text that
+    starts with ``.``, ``~``, ``/`` or a drive, is a folder.
+    ``weights``: a folder, or a Hub ``org/repo`` in zoo's own format (``@branch-or-commit`` may
+    follow), in place of the model's own files.
+    ``base``: for methods that work on another model: a name under ``bases:``, a Hub id or a folder.
+    ``device``: a torch device; "auto" is cuda, then mps, then cpu.
+    ``dtype``: of floating-point weights, float32 unless told.
+    ``options``: those that the registry declares for the model (``zoo info NAME``).
+
+    Raises UnknownModelError, OptionError, DeviceError, NotReadyError, MissingDependencyError,
+    PluginError, or WeightsError with each place that was tried; never returns random weights.
+    """
+    folder = as_folder(name)
+    if folder is not None:
+        return _load_saved(folder, weights, base, device, dtype, options)
+    assert isinstance(name, str)
+    entry = catalogue().entry(name) if not _shadows_folder(name) else _refuse_bare_folder(name)
+    return _load_entry(entry, weights, base, device, dtype, options)
+
+
+def list_models(pattern: str = "*", *, interface: str | None = None) -> list[str]:
+    """Names that ``load`` takes, ours first: those matching a glob such as ``"*sd*"``.
+
+    A name that two strangers claim appears as ``dist:name``, once for each.
+    """
+    if interface is not None and interface not in INTERFACES:
+        raise OptionError(f"interface={interface!r}: expected one of {', '.join(INTERFACES)}.")
+    names = []
+    for name, claims in catalogue().models.items():
+        for entry in claims:
+            if interface in (None, entry.interface) and fnmatch.fnmatchcase(name, pattern):
+                names.append(name if len(claims) == 1 else f"{entry.distribution}:{name}")
+    return names
+
+
+def info(name: str) -> Entry:
+    """The registry entry of a model: what it is, its licence, its options, its files."""
+    return catalogue().entry(name)
+
+
+# --- the steps ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Weights:
+    folder: Path | None
+    source: str
+    saved: Saved | None = None
+
+
+def _load_entry(
+    entry: Entry,
+    weights: str | Path | None,
+    base: str | Path | None,
+    device: Any,
+    dtype: Any,
+    options: Mapping[str, Any],
+) -> Model:
+    checked = entry.checked_options("load", options)
+    plugin = _usable(entry)
+    _check_base(entry, base)
+    if entry.status == "untrained" and weights is None:
+        raise NotReadyError(untrained_message(entry))
+    place = _torch_device(device, entry)
+    kind = _dtype_name(dtype)
+    found = _find_weights(entry, plugin, weights)
+    return _build(entry, plugin, found, base, place, kind, checked)
+
+
+def _load_saved(
+    folder: Path,
+    weights: str | Path | None,
+    base: str | Path | None,
+    device: Any,
+    dtype: Any,
+    options: Mapping[str, Any],
+) -> Model:
+    from .weights import read_saved
+
+    if weights is not None:
+        raise UsageError(f"{folder} brings its own weights; leave weights={str(weights)!r} out.")
+    saved = read_saved(folder)
+    entry = _entry_of(saved)
+    checked = entry.checked_options("load", {**saved.options, **options})
+    plugin = _usable(entry)
+    _check_base(entry, base)
+    found = _Weights(folder, "folder", saved)
+    return _build(
+        entry, plugin, found, base, _torch_device(device, entry), _dtype_name(dtype), checked
+    )
+
+
+def _build(
+    entry: Entry,
+    plugin: Plugin,
+    found: _Weights,
+    base: str | Path | None,
+    device: str,
+    dtype: str,
+    options: Mapping[str, Any],
+) -> Model:
+    from .hookspecs import BuildRequest
+
+    base_folder, base_record = _find_base(entry, base, found.saved)
+    request = BuildRequest(
+        entry=entry,
+        folder=found.folder,
+        saved=found.saved.manifest if found.saved else None,
+        base=base_folder,
+        device=device,
+        dtype=dtype,
+        options=options,
+    )
+    model = plugins.call(plugin, "zoo_build", request)
+    plain = found.saved is not None and found.saved.manifest["interface"] is None
+    expected = Model if plain else INTERFACES[entry.interface]
+    if not isinstance(model, expected):
+        raise PluginError(
+            f"{plugin.package}: zoo_build returned a {type(model).__name__} for {entry.name}, "
+            f"which is not a {expected.__name__}."
+        )
+    model.source = found.source
+    model.base = base_record
+    return model
+
+
+def _usable(entry: Entry) -> Plugin:
+    if entry.status == "planned":
+        raise NotReadyError(
+            f"{entry.name} is planned: it is in the catalogue, its code is not there yet. "
+            f"Ready now: {', '.join(e.name for e in catalogue().entries() if e.status == 'ready')}."
+        )
+    return catalogue().owner(entry)
+
+
+def untrained_message(entry: Entry) -> str:
+    """Why an untrained model does not load, and how to get weights for it."""
+    return (
+        f"{entry.name} has no trained weights. Train some with "
+        f"`zoo train {entry.name} --data PATH -o runs/{entry.name}`, then "
+        f'zoo.load("./runs/{entry.name}/model").'
+    )
+
+
+def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _Weights:
+    from .weights import check_plain_folder, read_saved
+
+    if weights is None:
+        located = hub.locate(entry, bundled=bundled_folder(plugin, entry))
+        return _Weights(located.folder, located.source)
+    folder = as_folder(weights)
+    source = "folder"
+    if folder is None:
+        located = hub.fetch(*hub.parse_id(str(weights)))
+        folder, source = located.folder, located.source
+    assert folder is not None
+    if not (folder / "zoo.json").is_file():
+        check_plain_folder(folder)
+        return _Weights(folder, source)
+    saved = read_saved(folder)
+    mine = _entry_of(saved)
+    if mine.method != entry.method or mine.plugin != entry.plugin:
+        raise UsageError(
+            f"weights={str(weights)!r} were made by {mine.name}, not by {entry.name}. "
+            f"Load them with zoo.load({str(folder)!r})."
+        )
+    return _Weights(folder, source, saved)
+
+
+def bundled_folder(plugin: Plugin, entry: Entry | BaseEntry) -> Path | None:
+    """Where a plugin bundles the files of a model; it may not exist."""
+    return plugin.folder / "weights" / entry.name if plugin.folder else None
+
+
+def _entry_of(saved: Saved) -> Entry:
+    manifest = saved.manifest
+    known = catalogue().qualified.get(f"{manifest['distribution']}:{manifest['model']}")
+    if known is None or known.plugin != manifest["plugin"]:
+        raise UsageError(
+            f"{saved.folder} was made by {manifest['model']!r} of {manifest['distribution']!r}, "
+            f"which is not installed. Run: zoo install {manifest['distribution']}"
+        )
+    return known
+
+
+def _check_base(entry: Entry, base: str | Path | None) -> None:
+    if base is not None and entry.base is None:
+        raise OptionError(f"{entry.name} works on no base model; leave base={str(base)!r} out.")
+
+
+def _find_base(
+    entry: Entry, base: str | Path | None, saved: Saved | None
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """The base model's folder and what to remember of it."""
+    if entry.base is None:
+        return None, None
+    if base is None and saved is not None and saved.manifest["base"]:
+        kept = saved.manifest["base"]
+        base = f"{kept['id']}@{kept['revision']}" if kept.get("revision") else kept["id"]
+    base = base or entry.base.default
+    if base is None:
+        return None, None
+    folder = as_folder(base)
+    if folder is not None:
+        if not folder.is_dir():
+            raise UsageError(f"base={str(base)!r}: there is no such folder.")
+        return folder, {"id": str(folder), "revision": None}
+    known = catalogue().bases.get(str(base))
+    if known is not None:
+        located = hub.locate(known, bundled=bundled_folder(catalogue().owner(known), known))
+        return located.folder, {"id": known.name, "revision": None}
+    _refuse_shadowed(str(base), "base")
+    repo, revision = hub.parse_id(str(base))
+    located = hub.fetch(repo, revision)
+    return located.folder, {"id": repo, "revision": located.revision}
+
+
+# --- names and folders ----------------------------------------------------------------------------
+
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+def as_folder(text: str | Path) -> Path | None:
+    """The folder that an argument means, or None where it is a name or a Hub id."""
+    if isinstance(text, os.PathLike):
+        return Path(text)
+    if text.startswith((".", "~", "/", "\\")) or _DRIVE.match(text):
+        return Path(text).expanduser()
+    return None
+
+
+def _shadows_folder(name: str) -> bool:
+    return name not in catalogue().models and ":" not in name and Path(name).is_dir()
+
+
+def _refuse_bare_folder(name: str) -> Entry:
+    _refuse_shadowed(name, "name")
+    raise AssertionError("only called for a folder")
+
+
+def _refuse_shadowed(text: str, what: str) -> None:
+    if Path(text).is_dir():
+        raise UsageError(
+            f"{what}={text!r}: no such name is known, but there is a folder {text!r}. "
+            f"Write './{text}' if you mean the folder."
+        )
+
+
+# --- device and dtype -----------------------------------------------------------------------------
+
+
+def _torch_device(device: Any, entry: Entry) -> str:
+    """A device this machine has, by name. Raises DeviceError."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        from .errors import MissingDependencyError
+
+        extra = f"[{entry.extra}]" if entry.extra else ""
+        raise MissingDependencyError(
+            f"{entry.name} needs torch, which is not installed. Run: "
+            f'pip install "{entry.distribution}{extra}"',
+            name="torch",
+        ) from error
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+        wanted = torch.device(device)
+        if wanted.type == "meta":
+            raise RuntimeError("meta holds no data")
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        have = ["cpu"]
+        have += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        have += ["mps"] if torch.backends.mps.is_available() else []
+        raise DeviceError(
+            f"device={str(device)!r} is not there. This machine has {', '.join(have)}; "
+            '"auto" takes the best.'
+        ) from error
+    return str(wanted)
+
+
+def _dtype_name(dtype: Any) -> str:
+    """The name of a floating-point torch dtype. Raises DeviceError."""
+    if dtype is None:
+        return "float32"
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "float16", "bfloat16"):
+        raise DeviceError(f"dtype={str(dtype)!r}: expected float32, float16 or bfloat16.")
+    return name

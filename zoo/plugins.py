@@ -1,0 +1,346 @@
+"""Finds plugins without importing them, and imports one when it is used.
+
+Discovery reads two pieces of data: the entry points of the group ``zoo.plugins`` and each plugin's
+registry file. Each plugin that is used gets a pluggy manager of its own: only the owner of a model
+can answer for it, and one plugin's faults cannot reach another.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import spec
+from .errors import MissingDependencyError, NotReadyError, PluginError, RegistryError, ZooError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from pluggy import PluginManager
+
+    from .spec import Entry, RegistryFile
+
+GROUP = "zoo.plugins"
+HOST = "edgezoo"
+"""Our own distribution. Its plugins' models are in the host's registry file."""
+API_VERSION = 1  # hookspecs.API_VERSION; repeated so that listing does not import pluggy
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What discovery knows of one plugin."""
+
+    package: str
+    """The top-level import package."""
+    distribution: str
+    """Normalised name of the distribution that brought it."""
+    version: str = ""
+    state: str = "ok"
+    """``ok``, ``conflict`` (usable, but a name of it is taken), ``blocked`` or ``fault``."""
+    reason: str = ""
+    folder: Path | None = None
+    """The package's folder; bundled weights are in ``weights/<model>`` below it."""
+    registry: RegistryFile | None = None
+    """Its entries; None where the file is missing or broken."""
+
+    @property
+    def first_party(self) -> bool:
+        """Is it one of ours?"""
+        return self.distribution == HOST
+
+
+# --- discovery: data only -------------------------------------------------------------------------
+
+
+def first_party_registry() -> Path:
+    """zoo's own registry file: in the wheel inside the package, in a checkout one folder above it."""
+    here = Path(__file__).parent
+    for path in (here / "registry.yaml", here.parent / "registry.yaml"):
+        if path.is_file():
+            return path
+    raise RegistryError(f"zoo's own registry.yaml is missing beside {here}; reinstall zoo.")
+
+
+@cache
+def discover() -> tuple[Plugin, ...]:
+    """Every installed plugin, ours first, then by distribution and package. Imports none of them."""
+    own = spec.read(first_party_registry())
+    ours = {entry.plugin for entry in own.models.values()} | {b.plugin for b in own.bases.values()}
+    found = [_inspect(point, own, ours) for point in _entry_points()]
+    found.sort(key=lambda p: (not p.first_party, p.distribution, p.package))
+    return tuple(_without_doubles(found))
+
+
+def _entry_points() -> list[EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return list(entry_points(group=GROUP))
+
+
+def _inspect(point: EntryPoint, own: RegistryFile, ours: set[str]) -> Plugin:
+    dist = point.dist
+    name = normalised(dist.name) if dist else "unknown"
+    plugin = Plugin(point.value, name, dist.version if dist else "")
+    if not point.value.isidentifier():
+        return _fault(
+            plugin, f"its entry point must name a top-level package alone, not {point.value!r}"
+        )
+    if not plugin.first_party and point.value in ours:
+        return _fault(plugin, f"taken name: the package {point.value} is zoo's own")
+    plugin = replace(plugin, folder=_folder(point.value))
+    if plugin.folder is None:
+        return _fault(plugin, f"the package {point.value} cannot be found, or is a single module")
+    if plugin.first_party:
+        mine = {n: e for n, e in own.models.items() if e.plugin == point.value}
+        bases = {n: b for n, b in own.bases.items() if b.plugin == point.value}
+        plugin = replace(plugin, registry=replace(own, models=mine, bases=bases))
+    else:
+        try:
+            plugin = replace(plugin, registry=_stranger_registry(plugin))
+        except RegistryError as error:
+            return _fault(plugin, str(error))
+    return _block(plugin)
+
+
+def _stranger_registry(plugin: Plugin) -> RegistryFile:
+    assert plugin.folder is not None
+    path = plugin.folder / "registry.yaml"
+    if not path.is_file():
+        raise RegistryError(
+            f"no registry.yaml beside {plugin.package}/__init__.py. If it is in the project, its "
+            "build leaves it out: setuptools ships it only with "
+            f'[tool.setuptools.package-data] {plugin.package} = ["registry.yaml"]'
+        )
+    registry = spec.read(path, package=plugin.package)
+    if registry.zoo_api != API_VERSION:
+        newer = registry.zoo_api > API_VERSION
+        raise RegistryError(
+            f"made for zoo_api {registry.zoo_api}, this zoo has {API_VERSION}; "
+            f"update {'zoo' if newer else plugin.distribution}"
+        )
+    return registry
+
+
+def _fault(plugin: Plugin, reason: str) -> Plugin:
+    return _block(replace(plugin, state="fault", reason=reason))
+
+
+def _block(plugin: Plugin) -> Plugin:
+    if plugin.package in _listed("ZOO_PLUGINS_DISABLE"):
+        return replace(plugin, state="blocked", reason="named in ZOO_PLUGINS_DISABLE")
+    if (
+        "ZOO_PLUGINS" in os.environ
+        and not plugin.first_party
+        and plugin.package not in _listed("ZOO_PLUGINS")
+    ):
+        return replace(plugin, state="blocked", reason="not named in ZOO_PLUGINS")
+    return plugin
+
+
+def _listed(variable: str) -> set[str]:
+    return {word.strip() for word in os.environ.get(variable, "").split(",")} - {""}
+
+
+def _without_doubles(plugins: list[Plugin]) -> list[Plugin]:
+    """Two distributions with one package name: which code would run is chance, so neither does."""
+    owners: dict[str, set[str]] = {}
+    for plugin in plugins:
+        owners.setdefault(plugin.package, set()).add(plugin.distribution)
+    kept: dict[tuple[str, str], Plugin] = {}
+    for plugin in plugins:
+        claims = owners[plugin.package]
+        if len(claims) > 1 and plugin.state == "ok" and not plugin.first_party:
+            plugin = _fault(
+                plugin,
+                f"the package {plugin.package} is claimed by {' and '.join(sorted(claims))}; "
+                "uninstall one",
+            )
+        kept.setdefault((plugin.distribution, plugin.package), plugin)
+    return list(kept.values())
+
+
+def _folder(package: str) -> Path | None:
+    """Where a top-level package lies, found by its name alone: nothing is imported."""
+    from importlib.util import find_spec
+
+    try:
+        found = find_spec(package)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    places = found.submodule_search_locations if found else None
+    return Path(next(iter(places))) if places else None
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# --- use: one plugin at a time --------------------------------------------------------------------
+
+
+def call(plugin: Plugin, hook: str, request: Any) -> Any:
+    """Ask one plugin one hook.
+
+    Raises NotReadyError where it does not offer the hook, MissingDependencyError where a package
+    is not installed, and PluginError, with the cause chained, for whatever else goes wrong in it.
+    """
+    entry = request.entry
+    manager = _activate(plugin, entry)
+    caller = getattr(manager.hook, hook)
+    if not caller.get_hookimpls():
+        raise NotReadyError(
+            f"{entry.name} has no {hook.removeprefix('zoo_')}: {plugin.package} does not offer it."
+        )
+    result = _guarded(lambda: caller(request=request), plugin, hook, entry)
+    if result is None:
+        raise PluginError(f"{plugin.package}: {hook} returned nothing. {_blame(plugin)}")
+    return result
+
+
+def import_object(plugin: Plugin, target: str, entry: Entry) -> Any:
+    """Import ``module:name`` from a plugin; errors as ``call``."""
+    _activate(plugin, entry)
+
+    def find() -> Any:
+        from importlib import import_module
+
+        module, _, name = target.partition(":")
+        return getattr(import_module(module), name)
+
+    return _guarded(find, plugin, target, entry)
+
+
+_managers: dict[tuple[str, str], PluginManager] = {}
+
+
+def _activate(plugin: Plugin, entry: Entry) -> PluginManager:
+    if plugin.state in ("blocked", "fault"):
+        raise PluginError(f"{entry.name}: its plugin {plugin.package} is {_state(plugin)}.")
+    key = (plugin.distribution, plugin.package)
+    if key not in _managers:
+        _managers[key] = _register(plugin, entry)
+    return _managers[key]
+
+
+def _register(plugin: Plugin, entry: Entry | None) -> PluginManager:
+    from importlib import import_module
+
+    import pluggy
+
+    from . import hookspecs
+
+    manager = pluggy.PluginManager("zoo")
+    manager.add_hookspecs(hookspecs)
+    module = _guarded(lambda: import_module(plugin.package), plugin, "import", entry)
+    try:
+        manager.register(module, plugin.package)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        detail = " ".join(str(error).split())
+        raise PluginError(f"{plugin.package}: {detail}. {_blame(plugin)}") from error
+    if plugin.registry and plugin.registry.models and not manager.hook.zoo_build.get_hookimpls():
+        raise PluginError(
+            f"{plugin.package} has models but no zoo_build hook in its __init__.py. {_blame(plugin)}"
+        )
+    return manager
+
+
+def _guarded(action: Any, plugin: Plugin, what: str, entry: Entry | None) -> Any:
+    """Run a plugin's code; its exceptions become ours, with the cause chained."""
+    try:
+        return action()
+    except ZooError:
+        raise
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing and missing != plugin.package:
+            extra = entry.extra if entry else None
+            advice = f'pip install "{plugin.distribution}[{extra}]"' if extra else f"install {missing}"
+            raise MissingDependencyError(
+                f"{entry.name if entry else plugin.package} needs {missing}, which is not "
+                f"installed. Run: {advice}",
+                name=missing,
+            ) from error
+        raise PluginError(_failed(plugin, what, error)) from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(_failed(plugin, what, error)) from error
+
+
+def _failed(plugin: Plugin, what: str, error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    shown = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{plugin.package}: {what} failed with {shown}. {_blame(plugin)}"
+
+
+def _blame(plugin: Plugin) -> str:
+    if plugin.first_party:
+        return "This is a fault in zoo; please report it."
+    return (
+        f"Report it to {plugin.distribution}, or switch the plugin off with "
+        f"ZOO_PLUGINS_DISABLE={plugin.package}."
+    )
+
+
+def _state(plugin: Plugin) -> str:
+    return f"{'broken' if plugin.state == 'fault' else 'blocked'}: {plugin.reason}"
+
+
+# --- zoo plugins --check --------------------------------------------------------------------------
+
+
+def check(plugin: Plugin, *, timeout: float = 60.0) -> str | None:
+    """Import, register, and import each entry's class, in a process of its own.
+
+    Returns None where all went well, else the reason. A plugin that exits, hangs or kills the
+    process is caught too: only a token that the process prints at the very end counts as success.
+    """
+    import secrets
+
+    if plugin.state in ("blocked", "fault"):
+        return _state(plugin)
+    token = secrets.token_hex(16)
+    command = [sys.executable, "-m", "zoo.plugins", plugin.distribution, plugin.package]
+    try:
+        done = subprocess.run(
+            command,
+            input=token,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except subprocess.TimeoutExpired:
+        return f"did not finish within {timeout:g} s"
+    if done.returncode == 0 and done.stdout.rstrip().endswith(token):
+        return None
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"the process ended early, with exit code {done.returncode}"
+
+
+def _check_here(distribution: str, package: str) -> None:
+    plugin = next(p for p in discover() if (p.distribution, p.package) == (distribution, package))
+    token = sys.stdin.readline().strip()  # before its code runs, so that it cannot be read there
+    _register(plugin, None)
+    for entry in plugin.registry.models.values() if plugin.registry else ():
+        if entry.status != "planned" and entry.class_:
+            found = import_object(plugin, entry.class_, entry)
+            expected = spec.INTERFACES[entry.interface]
+            if not (isinstance(found, type) and issubclass(found, expected)):
+                raise PluginError(f"{entry.name}: {entry.class_} is not a {entry.interface} class.")
+    print(token)
+
+
+if __name__ == "__main__":
+    try:
+        _check_here(*sys.argv[1:3])
+    except ZooError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(1) from None
