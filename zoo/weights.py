@@ -1,0 +1,776 @@
+"""Weights on disk: safetensors in and out, checked before use; atomic writes; saved folders.
+
+Loading never runs code from a file and never leaves half a model: the header is checked against
+the network before a tensor is read, the network is built without memory (meta device), and what is
+read is assigned, not copied. Tensors are read into memory of their own, not mapped, so a model in
+use does not change or crash when its file is replaced.
+
+Writing is all or nothing: a temporary sibling is renamed on success and removed on any error,
+Ctrl-C included. This module imports torch only inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import struct
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DeviceError, OutputError, PluginError, WeightsError, WeightsNotFoundError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .interfaces import Model
+
+FORMAT = 1
+"""Version of ``zoo.json`` that this zoo writes and reads."""
+FORBIDDEN = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+"""Endings of files that can hold pickled code; a folder with one of them is not loaded."""
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MANIFEST = "zoo.json"
+MAX_HEADER = 32 * 1024 * 1024  # a model of 100,000 tensors has a header of about 10 MB
+MAX_JSON = 1024 * 1024
+
+# safetensors' name of a dtype -> torch's name, bytes for one element
+_DTYPES: Mapping[str, tuple[str, int]] = {
+    "BOOL": ("bool", 1),
+    "U8": ("uint8", 1),
+    "I8": ("int8", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "U16": ("uint16", 2),
+    "I16": ("int16", 2),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "U32": ("uint32", 4),
+    "I32": ("int32", 4),
+    "F32": ("float32", 4),
+    "U64": ("uint64", 8),
+    "I64": ("int64", 8),
+    "F64": ("float64", 8),
+    "C64": ("complex64", 8),
+}
+_TIED = "zoo.tied"  # metadata: JSON {name: name of the tensor that is stored for both}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+# --- reading files --------------------------------------------------------------------------------
+
+
+def sha256(path: str | Path) -> str:
+    """Lower-case hex SHA-256 of a file."""
+    with _opened(Path(path)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: str | Path, size: int, digest: str) -> None:
+    """Compare a file's size, then its SHA-256, with what they must be; WeightsError where not."""
+    path = Path(path)
+    with _opened(path) as file:
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
+            raise WeightsError(
+                f"{path} has {found} bytes, expected {size}: it is cut short or another file. "
+                "Delete it and get it again."
+            )
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise WeightsError(
+                f"{path} has the right size but another SHA-256 than {digest[:12]}...: it is "
+                "damaged or was changed. Delete it and get it again."
+            )
+
+
+def header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (torch dtype name, shape) of every tensor in a safetensors file.
+
+    Reads and checks the header only: nothing of it can make a later read go wrong. Raises
+    WeightsError for a file that is cut short, damaged, or not safetensors at all.
+    """
+    parsed = _Header.read(Path(path))
+    return {name: (slot.dtype, slot.shape) for name, slot in parsed.all().items()}
+
+
+@dataclass(frozen=True)
+class _Slot:
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Header:
+    path: Path
+    slots: Mapping[str, _Slot]
+    """In the order in which they lie in the file; start and end count from its first byte."""
+    tied: Mapping[str, str]
+
+    def all(self) -> dict[str, _Slot]:
+        """Tied names too."""
+        return dict(self.slots) | {name: self.slots[kept] for name, kept in self.tied.items()}
+
+    @classmethod
+    def read(cls, path: Path) -> _Header:
+        def bad(why: str) -> WeightsError:
+            return WeightsError(f"{path} {why}")
+
+        with _opened(path) as file:
+            total = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            if total < 8:
+                raise bad(f"is no safetensors file: it has only {total} bytes. Get it again.")
+            if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+                raise bad(
+                    "is a pickle or zip checkpoint under another name, which can run code. "
+                    "Convert it to safetensors where it came from."
+                )
+            if start == b"version ":
+                raise bad("is a git-lfs pointer, not the file itself. Run: git lfs pull")
+            length = struct.unpack("<Q", start)[0]
+            if length > MAX_HEADER:
+                raise bad("is no safetensors file: its first bytes are no header length.")
+            if 8 + length > total:
+                raise bad(f"is cut short: its header alone has {length} bytes. Get it again.")
+            text = file.read(length)
+        try:
+            raw = _json(text)
+        except ValueError as error:
+            raise bad(f"has a damaged header ({error}). Get it again.") from None
+        metadata = raw.pop("__metadata__", {})
+        slots = {}
+        for name, value in raw.items():
+            try:
+                slots[name] = _slot(value, 8 + length)
+            except (KeyError, TypeError, ValueError) as error:
+                raise bad(f"has a damaged header: {name!r}: {error}. Get it again.") from None
+        slots = dict(sorted(slots.items(), key=lambda item: (item[1].start, item[1].end)))
+        at = 8 + length
+        for name, slot in slots.items():
+            if slot.start != at:
+                raise bad(f"has a damaged header: tensor {name!r} leaves a gap or overlaps.")
+            at = slot.end
+        if at != total:
+            raise bad(
+                f"is cut short: it has {total} bytes and promises {at}. Get it again."
+                if at > total
+                else f"has {total - at} bytes after its last tensor: it is damaged. Get it again."
+            )
+        return cls(path, slots, _tied(metadata, slots, path))
+
+
+def _slot(value: Any, offset: int) -> _Slot:
+    code, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
+    if code not in _DTYPES:
+        raise ValueError(f"unknown dtype {code!r}")
+    numbers = [start, end, *shape]
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError("shape and offsets must be whole numbers")
+    dtype, size = _DTYPES[code]
+    if end - start != math.prod(shape) * size:
+        raise ValueError(f"{end - start} bytes for {dtype} of shape {tuple(shape)}")
+    return _Slot(dtype, tuple(shape), offset + start, offset + end)
+
+
+def _tied(metadata: Any, slots: Mapping[str, _Slot], path: Path) -> dict[str, str]:
+    if not isinstance(metadata, dict) or _TIED not in metadata:
+        return {}
+    try:
+        tied = _json(metadata[_TIED])
+    except (TypeError, ValueError):
+        tied = {"": ""}
+    if any(name in slots or kept not in slots for name, kept in tied.items()):
+        raise WeightsError(f"{path} has damaged metadata under {_TIED!r}. Get it again.")
+    return tied
+
+
+def _tensors(parsed: _Header, names: Set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The stored tensors of these names, in file order, each in memory of its own."""
+    import torch
+
+    with _opened(parsed.path) as file:
+        for name, slot in parsed.slots.items():
+            if name not in names:
+                continue
+            tensor = torch.empty(slot.shape, dtype=getattr(torch, slot.dtype))
+            file.seek(slot.start)
+            if file.readinto(tensor.reshape(-1).view(torch.uint8).numpy()) != slot.end - slot.start:
+                raise WeightsError(f"{parsed.path} changed while it was read. Try again.")
+            yield name, tensor
+
+
+def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU, by name; no two share memory."""
+    parsed = _Header.read(Path(path))
+    tensors = dict(_tensors(parsed, parsed.slots.keys()))
+    return tensors | {name: tensors[kept].clone() for name, kept in parsed.tied.items()}
+
+
+def load_module(
+    build: Callable[[], torch.nn.Module],
+    file: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+) -> torch.nn.Module:
+    """Build a network and give it the weights in ``file``; returns it in eval mode.
+
+    ``file``: a safetensors file, or a folder with ``model.safetensors`` or (in parts)
+    ``model.safetensors.index.json``. ``build`` runs on the meta device, so it costs no memory and
+    must not look at values. Names, shapes and dtype kinds are compared before a tensor is read;
+    tied parameters may be stored once. Floating-point weights get ``dtype``, others keep theirs.
+    Buffers that are not in the file come from the module's own ``recompute_buffers(device)``, which
+    is called on each submodule that has one, and keep the dtype that it gives them.
+
+    Raises WeightsError where file and network differ (the first ten of each kind are named) and
+    PluginError where a parameter or buffer would be left without a value.
+    """
+    import torch
+
+    target = getattr(torch, dtype, None)
+    if not isinstance(target, torch.dtype) or not target.is_floating_point:
+        raise DeviceError(f"dtype={dtype!r} is no floating-point dtype. Try 'float32'.")
+    headers = _parts(Path(file))
+    with torch.device("meta"):
+        module = build()
+    expected = {
+        name: tensor
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    tied = _tied_names(expected)
+    stored = {name: slot for part in headers for name, slot in part.all().items()}
+    _compare(Path(file), type(module).__name__, expected, stored, tied)
+
+    first = {name: tied.get(name, name) for name in expected}
+    values: dict[str, torch.Tensor] = {}  # by the first name of each tensor
+    for part in headers:
+        needed = {first[name]: name for name in part.slots if first[name] not in values}
+        for name, tensor in _tensors(part, set(needed.values())):
+            tensor = tensor.to(device, target if tensor.dtype.is_floating_point else None)
+            values[first[name]] = _like(expected[name], tensor)
+        for name, kept in part.tied.items():
+            if first[name] not in values:  # one tensor when saved, two in this network
+                values[first[name]] = _like(expected[name], values[first[kept]].detach().clone())
+    tensors = {name: values[first[name]] for name in expected}
+    del expected
+    try:
+        module.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise WeightsError(f"{file} does not fit {type(module).__name__}: {error}") from error
+    for part_of in module.modules():
+        if callable(recompute := getattr(part_of, "recompute_buffers", None)):
+            recompute(device)
+    left = [
+        name
+        for named in (module.named_parameters, module.named_buffers)
+        for name, tensor in named()
+        if tensor.is_meta
+    ]
+    if left:
+        raise PluginError(
+            f"{type(module).__name__}: {_some(left)} got no value: not in its state_dict, and no "
+            "recompute_buffers(device) made it. Add that method, or make the buffer persistent."
+        )
+    return module.to(device).eval()
+
+
+def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """A Parameter where the old one is: assigned as it is, it stays one object under tied names."""
+    import torch
+
+    if isinstance(old, torch.nn.Parameter):
+        return torch.nn.Parameter(new, requires_grad=old.requires_grad)
+    return new
+
+
+def _tied_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Name -> the first name of the same tensor, for every further name of it."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, tensor in state.items():
+        kept = first.setdefault(id(tensor), name)
+        if kept != name:
+            tied[name] = kept
+    return tied
+
+
+def _parts(file: Path) -> list[_Header]:
+    if not file.is_dir():
+        return [_Header.read(file)]
+    if (file / WEIGHTS).is_file():
+        return [_Header.read(file / WEIGHTS)]
+    if not (file / INDEX).is_file():
+        raise WeightsNotFoundError(f"{file} has neither {WEIGHTS} nor {INDEX}.")
+    try:
+        where = _json(_small(file / INDEX))["weight_map"]
+        names = sorted(set(where.values()))
+        if any(not _inside(name) or not name.endswith(".safetensors") for name in names):
+            raise ValueError("a part is not a safetensors file in this folder")
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise WeightsError(f"{file / INDEX} is no index of parts ({error}).") from None
+    parts = [_Header.read(file / name) for name in names]
+    for name, part in where.items():
+        if name not in parts[names.index(part)].all():
+            raise WeightsError(f"{file / part} lacks {name!r}, which {INDEX} promises.")
+    count = sum(len(part.all()) for part in parts)
+    if count != len(where):
+        raise WeightsError(f"{file}: its parts hold {count} tensors, {INDEX} lists {len(where)}.")
+    return parts
+
+
+def _compare(
+    file: Path,
+    network: str,
+    expected: Mapping[str, torch.Tensor],
+    stored: Mapping[str, _Slot],
+    tied: Mapping[str, str],
+) -> None:
+    have = {tied.get(name, name) for name in stored}
+    missing = [name for name in expected if tied.get(name, name) not in have]
+    extra = [name for name in stored if name not in expected]
+    shapes, kinds = [], []
+    for name, slot in stored.items():
+        if name not in expected:
+            continue
+        shape, dtype = tuple(expected[name].shape), str(expected[name].dtype).removeprefix("torch.")
+        if slot.shape != shape:
+            shapes.append(f"{name} {slot.shape} for {shape}")
+        if slot.dtype != dtype and not ("float" in slot.dtype and "float" in dtype):
+            kinds.append(f"{name} {slot.dtype} for {dtype}")
+    faults = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("not in the network", extra),
+            ("of another shape", shapes),
+            ("of another dtype", kinds),
+        )
+        if names
+    ]
+    if faults:
+        raise WeightsError(
+            f"{file} does not fit {network}: {'; '.join(faults)}. "
+            "These are weights of another model or configuration."
+        )
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def save_tensors(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = True,
+) -> Path:
+    """Write tensors to a safetensors file, whole or not at all; returns the path.
+
+    Any device and stride. One tensor under two names is stored once and read back under both;
+    tensors that merely overlap are each stored in full. Raises WeightsError for what is no dense
+    tensor with values, OutputError where the file cannot be written.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    known = {name for name, _ in _DTYPES.values()}
+    ready: dict[str, torch.Tensor] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise WeightsError(f"cannot save {name!r}: {type(tensor).__name__} is no torch tensor.")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if tensor.is_meta or tensor.layout != torch.strided or dtype not in known:
+            what = "on the meta device" if tensor.is_meta else f"{tensor.layout} {dtype}"
+            raise WeightsError(f"cannot save {name!r}: it is {what}, no dense tensor of values.")
+        if name == "__metadata__":
+            raise WeightsError("cannot save '__metadata__': safetensors reserves this name.")
+        tensor = tensor.detach()
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), dtype)
+        if tensor.numel() and seen.setdefault(key, name) != name:
+            tied[name] = seen[key]
+            continue
+        cpu = tensor.cpu().contiguous()
+        # safetensors refuses two tensors in one storage, so a part of a larger one is copied.
+        alone = cpu.untyped_storage().nbytes() == cpu.numel() * cpu.element_size()
+        ready[name] = cpu if alone else cpu.clone(memory_format=torch.contiguous_format)
+    extra = {_TIED: json.dumps(tied, sort_keys=True)} if tied else {}
+    path = Path(path)
+    with atomic_file(path, overwrite=overwrite) as temporary:
+        try:
+            save_file(ready, temporary, metadata={"format": "pt", **(metadata or {}), **extra})
+        except SafetensorError as error:
+            raise OutputError(f"cannot write {path}: {error}.") from error
+    return path
+
+
+def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
+    """The real path of a file to be written; OutputError where writing it would fail or destroy.
+
+    Cheap: call it before long work.
+    """
+    path = Path(path)
+    real = _real(path)
+    if real.is_dir():
+        raise OutputError(f"{path} is a folder. Give the name of a file in it.")
+    with _in_words(path):
+        try:
+            mode = real.stat().st_mode
+        except FileNotFoundError:
+            return real
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"{path} is not a regular file and is not replaced. Choose another.")
+    if not overwrite:
+        raise _exists(path)
+    return real
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` (same ending) that takes its place on success.
+
+    On any exception the temporary is removed and what was there before is intact. A symbolic link
+    is followed. Raises OutputError where the folder is missing or cannot be written, or the file
+    exists and ``overwrite`` is False.
+    """
+    path = Path(path)
+    real = check_target(path, overwrite=overwrite)
+    temporary = real.with_name(f".zoo-{uuid.uuid4().hex[:12]}{real.suffix}")
+    try:
+        with _in_words(path):
+            temporary.touch(exist_ok=False)
+        with _disk_full(path):
+            yield temporary
+            _sync(temporary)
+        check_target(path, overwrite=overwrite)
+        with _in_words(path):
+            temporary.replace(real)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path`` that takes its place on success.
+
+    An empty folder counts as nothing. With ``overwrite`` a saved folder (one with ``zoo.json``) is
+    replaced; any other folder never is. On any exception the temporary is removed and what was
+    there before is intact. Raises OutputError as ``atomic_file`` does.
+    """
+    path = Path(path)
+    real = _real(path)
+    _check_folder(path, real, overwrite)
+    temporary = real.with_name(f".zoo-{uuid.uuid4().hex[:12]}")
+    aside = real.with_name(temporary.name + "-old")
+    try:
+        with _in_words(path):
+            temporary.mkdir()
+        with _disk_full(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+        _check_folder(path, real, overwrite)
+        with _in_words(path):
+            if real.exists():
+                real.rename(aside)
+            temporary.rename(real)
+    finally:
+        if aside.exists() and not real.exists():
+            aside.rename(real)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_folder(path: Path, real: Path, overwrite: bool) -> None:
+    if not os.path.lexists(real):
+        return
+    if not real.is_dir():
+        raise OutputError(f"{path} is a file, not a folder. Choose another name.")
+    if real == Path.cwd():
+        raise OutputError(f"{path} is the current folder. Give the name of a new folder in it.")
+    with _in_words(path):
+        empty = not any(real.iterdir())
+    if empty:
+        return
+    if not overwrite:
+        raise _exists(path)
+    if not (real / MANIFEST).is_file():
+        raise OutputError(
+            f"{path} is not a saved model (no {MANIFEST}), so it is not replaced. "
+            "Choose another name, or delete it yourself."
+        )
+
+
+def _exists(path: Path) -> OutputError:
+    return OutputError(
+        f"{path} already exists. Choose another name, or pass overwrite=True / --force."
+    )
+
+
+def _real(path: Path) -> Path:
+    """Links followed, so that a link's target is replaced and not the link."""
+    with _in_words(path):
+        real = Path(os.path.realpath(path))
+        if not real.parent.is_dir():
+            raise OutputError(f"cannot write {path}: {path.parent} is no folder. Make it first.")
+        return real
+
+
+@contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, OutputError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"cannot write {path}: {reason}. Choose another place.") from error
+
+
+@contextmanager
+def _disk_full(path: Path) -> Iterator[None]:
+    """Only errors that are about writing get our words: the body may fail for its own reasons."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OutputError(f"cannot write {path}: {error.strerror}. Free some space.") from error
+
+
+def _sync(path: Path) -> None:
+    # "r+b": Windows syncs only what is open for writing.
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+# --- saved folders --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved folder whose ``zoo.json`` is well formed and whose files match it."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    """The parsed ``zoo.json``: what ``BuildRequest.saved`` is."""
+
+
+def save_model(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a model as a saved folder, whole or not at all; returns the path.
+
+    ``model.state()`` goes to ``model.safetensors`` (left out where it is empty). A model that keeps
+    more has a method ``save_files(folder)`` that writes it there (safetensors, json, text).
+    """
+    path = Path(path)
+    entry, kind = model.entry, type(model)
+    with atomic_folder(path, overwrite=overwrite) as folder:
+        if state := model.state():
+            save_tensors(folder / WEIGHTS, state)
+        if callable(more := getattr(model, "save_files", None)):
+            more(folder)
+        refuse_pickles(folder)
+        manifest = {
+            "format": FORMAT,
+            "zoo": _version(),
+            "plugin": entry.plugin,
+            "distribution": entry.distribution,
+            "model": entry.name,
+            "kind": model.kind,
+            "interface": model.interface,
+            "class": f"{kind.__module__}:{kind.__qualname__}",
+            "config": dict(model.config),
+            "options": dict(model.options),
+            "base": dict(model.base) if model.base else None,
+            "files": {
+                file.relative_to(folder).as_posix(): {
+                    "size": file.stat().st_size,
+                    "sha256": sha256(file),
+                }
+                for file in sorted(folder.rglob("*"))
+                if file.is_file()
+            },
+        }
+        try:
+            text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise PluginError(
+                f"{entry.name} cannot be saved: its config, options or base is not JSON ({error})."
+            ) from error
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return path
+
+
+def read_saved(folder: str | Path) -> Saved:
+    """Read a saved folder: ``zoo.json`` checked, then size and SHA-256 of every file it lists.
+
+    Raises WeightsNotFoundError where folder, ``zoo.json`` or a listed file is missing, WeightsError
+    for anything else that is wrong, a pickle among the files included.
+    """
+    folder = Path(folder)
+    _require_folder(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise WeightsNotFoundError(f"{folder} is not a saved model: it has no {MANIFEST}.")
+    try:
+        manifest = _json(_small(path))
+    except ValueError as error:
+        raise WeightsError(f"{path} is damaged ({error}). Save the model again.") from None
+    if type(manifest.get("format")) is int and manifest["format"] > FORMAT:
+        raise WeightsError(
+            f"{path} has format {manifest['format']}; this zoo reads up to {FORMAT}. "
+            "Upgrade: pip install -U edgezoo"
+        )
+    if mistakes := _mistakes(manifest):
+        raise WeightsError(f"{path} is not valid: {'; '.join(mistakes)}. Save the model again.")
+    refuse_pickles(folder)
+    for name, file in manifest["files"].items():
+        verify(folder / name, file["size"], file["sha256"])
+    return Saved(folder, manifest)
+
+
+def check_plain_folder(folder: str | Path) -> Path:
+    """A folder of weights without ``zoo.json``: holds safetensors, and no pickles; returns it."""
+    folder = Path(folder)
+    _require_folder(folder)
+    refuse_pickles(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise WeightsNotFoundError(
+            f"{folder} holds no weights: expected {WEIGHTS}. Pass the folder that has it."
+        )
+    return folder
+
+
+def refuse_pickles(folder: str | Path) -> None:
+    """WeightsError that names the files of a folder that can hold pickled code, if it has any."""
+    folder = Path(folder)
+    found = sorted(
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.suffix.lower() in FORBIDDEN
+    )
+    if found:
+        raise WeightsError(
+            f"{folder} holds {_some(found)}: such files can run code when opened and are not "
+            "loaded. Convert to safetensors, and move them out of the folder."
+        )
+
+
+def _mistakes(manifest: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a zoo.json, all at once."""
+    wrong = []
+    if manifest.get("format") != FORMAT or type(manifest.get("format")) is not int:
+        wrong.append(f"format must be {FORMAT}, not {manifest.get('format')!r}")
+    for key in ("zoo", "plugin", "distribution", "model", "kind", "class"):
+        value = manifest.get(key)
+        if not isinstance(value, str) or (not value and key != "distribution"):
+            wrong.append(f"{key} must be text" if key in manifest else f"{key} is missing")
+    for key in ("config", "options", "files"):
+        if not isinstance(manifest.get(key), dict):
+            wrong.append(f"{key} must be an object" if key in manifest else f"{key} is missing")
+    if not isinstance(manifest.get("interface"), str | None):
+        wrong.append("interface must be text or null")
+    base = manifest.get("base")
+    if base is not None and not (
+        isinstance(base, dict)
+        and isinstance(base.get("id"), str)
+        and isinstance(base.get("revision"), str | None)
+    ):
+        wrong.append("base must be null or {id, revision}")
+    files = manifest.get("files")
+    for name, file in files.items() if isinstance(files, dict) else ():
+        if not _inside(name) or name == MANIFEST:
+            wrong.append(f"files: {name!r} does not stay in the folder")
+        if not (
+            isinstance(file, dict)
+            and type(file.get("size")) is int
+            and isinstance(file.get("sha256"), str)
+            and _SHA256.fullmatch(file["sha256"])
+        ):
+            wrong.append(f"files: {name!r} needs a size and a sha256 of 64 lower-case hex digits")
+    return wrong
+
+
+# --- small helpers --------------------------------------------------------------------------------
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise WeightsNotFoundError(f"{path} is missing. Get it again.") from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {getattr(error, 'strerror', error)}.") from error
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise WeightsNotFoundError(f"there is no folder {folder}.")
+
+
+def _small(path: Path) -> bytes:
+    with _opened(path) as file:
+        text: bytes = file.read(MAX_JSON + 1)
+    if len(text) > MAX_JSON:
+        raise ValueError(f"it is larger than {MAX_JSON} bytes")
+    return text
+
+
+def _json(text: str | bytes) -> dict[str, Any]:
+    """A JSON object; ValueError for anything else, for a duplicate key, NaN, or deep nesting."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            raise ValueError("a key appears twice")
+        return made
+
+    def no_constant(word: str) -> None:
+        raise ValueError(f"{word} is not JSON")
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def _inside(name: Any) -> bool:
+    """A relative path with forward slashes that cannot leave its folder."""
+    return (
+        isinstance(name, str)
+        and not set(name) & set("\\:\0")
+        and all(part not in ("", ".", "..") for part in name.split("/"))
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("edgezoo")
+    except PackageNotFoundError:
+        return "0"
