@@ -64,6 +64,12 @@ _DTYPES: Mapping[str, tuple[str, int]] = {
     "C64": ("complex64", 8),
 }
 _TIED = "zoo.tied"  # metadata: JSON {name: name of the tensor that is stored for both}
+_MANIFEST: Mapping[str, Any] = {
+    **dict.fromkeys(("zoo", "plugin", "distribution", "model", "kind", "class"), str),
+    **dict.fromkeys(("config", "options", "files"), dict),
+    "interface": str | None,
+    "base": dict | None,
+}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -129,19 +135,14 @@ class _Header:
 
         with _opened(path) as file:
             total = os.fstat(file.fileno()).st_size
-            start = file.read(8)
-            if total < 8:
+            start = file.read(9)
+            if total < 9:
                 raise bad(f"is no safetensors file: it has only {total} bytes. Get it again.")
-            if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-                raise bad(
-                    "is a pickle or zip checkpoint under another name, which can run code. "
-                    "Convert it to safetensors where it came from."
-                )
-            if start == b"version ":
-                raise bad("is a git-lfs pointer, not the file itself. Run: git lfs pull")
-            length = struct.unpack("<Q", start)[0]
-            if length > MAX_HEADER:
-                raise bad("is no safetensors file: its first bytes are no header length.")
+            length = struct.unpack("<Q", start[:8])[0]
+            # A length may begin with any byte; only where it makes no sense, say what it may be.
+            if start[8:] != b"{" or length > MAX_HEADER:
+                raise bad(_what_else(start))
+            file.seek(8)
             if 8 + length > total:
                 raise bad(f"is cut short: its header alone has {length} bytes. Get it again.")
             text = file.read(length)
@@ -171,6 +172,17 @@ class _Header:
         return cls(path, slots, _tied(metadata, slots, path))
 
 
+def _what_else(start: bytes) -> str:
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return (
+            "is a pickle or zip checkpoint under another name, which can run code. "
+            "Convert it to safetensors where it came from."
+        )
+    if start.startswith(b"version "):
+        return "is a git-lfs pointer, not the file itself. Run: git lfs pull"
+    return "is no safetensors file: it does not start with a header. Get it again."
+
+
 def _slot(value: Any, offset: int) -> _Slot:
     code, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
     if code not in _DTYPES:
@@ -191,7 +203,7 @@ def _tied(metadata: Any, slots: Mapping[str, _Slot], path: Path) -> dict[str, st
         tied = _json(metadata[_TIED])
     except (TypeError, ValueError):
         tied = {"": ""}
-    if any(name in slots or kept not in slots for name, kept in tied.items()):
+    if any(name in slots or str(kept) not in slots for name, kept in tied.items()):
         raise WeightsError(f"{path} has damaged metadata under {_TIED!r}. Get it again.")
     return tied
 
@@ -391,6 +403,7 @@ def save_tensors(
     ready: dict[str, torch.Tensor] = {}
     seen: dict[tuple[Any, ...], str] = {}
     tied: dict[str, str] = {}
+    storages: set[int] = set()
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise WeightsError(f"cannot save {name!r}: {type(tensor).__name__} is no torch tensor.")
@@ -406,9 +419,10 @@ def save_tensors(
             tied[name] = seen[key]
             continue
         cpu = tensor.cpu().contiguous()
-        # safetensors refuses two tensors in one storage, so a part of a larger one is copied.
-        alone = cpu.untyped_storage().nbytes() == cpu.numel() * cpu.element_size()
-        ready[name] = cpu if alone else cpu.clone(memory_format=torch.contiguous_format)
+        # safetensors refuses two tensors in one storage, so the second one is copied.
+        memory = cpu.untyped_storage().data_ptr()
+        ready[name] = cpu.clone() if memory in storages else cpu
+        storages.add(memory)
     extra = {_TIED: json.dumps(tied, sort_keys=True)} if tied else {}
     path = Path(path)
     with atomic_file(path, overwrite=overwrite) as temporary:
@@ -426,13 +440,13 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
     """
     path = Path(path)
     real = _real(path)
-    if real.is_dir():
-        raise OutputError(f"{path} is a folder. Give the name of a file in it.")
     with _in_words(path):
         try:
             mode = real.stat().st_mode
         except FileNotFoundError:
             return real
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"{path} is a folder. Give the name of a file in it.")
     if not stat.S_ISREG(mode):
         raise OutputError(f"{path} is not a regular file and is not replaced. Choose another.")
     if not overwrite:
@@ -571,6 +585,12 @@ class Saved:
     manifest: Mapping[str, Any]
     """The parsed ``zoo.json``: what ``BuildRequest.saved`` is."""
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The load options in force when it was saved."""
+        options: Mapping[str, Any] = self.manifest["options"]
+        return options
+
 
 def save_model(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a model as a saved folder, whole or not at all; returns the path.
@@ -675,28 +695,22 @@ def refuse_pickles(folder: str | Path) -> None:
 def _mistakes(manifest: Mapping[str, Any]) -> list[str]:
     """What is wrong with a zoo.json, all at once."""
     wrong = []
-    if manifest.get("format") != FORMAT or type(manifest.get("format")) is not int:
+    if type(manifest.get("format")) is not int or manifest["format"] != FORMAT:
         wrong.append(f"format must be {FORMAT}, not {manifest.get('format')!r}")
-    for key in ("zoo", "plugin", "distribution", "model", "kind", "class"):
-        value = manifest.get(key)
-        if not isinstance(value, str) or (not value and key != "distribution"):
-            wrong.append(f"{key} must be text" if key in manifest else f"{key} is missing")
-    for key in ("config", "options", "files"):
-        if not isinstance(manifest.get(key), dict):
-            wrong.append(f"{key} must be an object" if key in manifest else f"{key} is missing")
-    if not isinstance(manifest.get("interface"), str | None):
-        wrong.append("interface must be text or null")
+    for key, kind in _MANIFEST.items():
+        if key not in manifest:
+            wrong.append(f"{key} is missing")
+        elif not isinstance(manifest[key], kind):
+            wrong.append(f"{key} cannot be {manifest[key]!r:.60}")
     base = manifest.get("base")
-    if base is not None and not (
-        isinstance(base, dict)
-        and isinstance(base.get("id"), str)
-        and isinstance(base.get("revision"), str | None)
+    if isinstance(base, dict) and not (
+        isinstance(base.get("id"), str) and isinstance(base.get("revision"), str | None)
     ):
         wrong.append("base must be null or {id, revision}")
     files = manifest.get("files")
     for name, file in files.items() if isinstance(files, dict) else ():
         if not _inside(name) or name == MANIFEST:
-            wrong.append(f"files: {name!r} does not stay in the folder")
+            wrong.append(f"files: {name!r} is no path inside the folder")
         if not (
             isinstance(file, dict)
             and type(file.get("size")) is int
