@@ -1,0 +1,109 @@
+"""The tiny denoiser. No norm over space and no attention: a pixel depends on its neighbourhood only.
+
+GroupNorm and self-attention make a tile's result depend on all of the tile, which shows as
+brightness steps between tiles (YONOS-SR, 2.9). Without them a tiled run equals an untiled one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size (or halves it with stride 2)."""
+    return nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1)
+
+
+def zero(conv: nn.Conv2d) -> nn.Conv2d:
+    """The same layer with weights and bias 0, so that what it adds starts at nothing."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+class ResBlock(nn.Module):
+    """x + conv(silu(conv(silu(x)))), with a scale and shift per channel where there is a time.
+
+    The second convolution starts at zero: without norms that is what keeps a deep stack stable.
+    """
+
+    def __init__(self, c_in: int, c_out: int, time: int = 0) -> None:
+        super().__init__()
+        self.conv1 = conv3(c_in, c_out)
+        self.conv2 = zero(conv3(c_out, c_out))
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.time = nn.Linear(time, 2 * c_out) if time else None
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(x))  # (B,c_out,h,w)
+        if self.time is not None and emb is not None:
+            scale, shift = self.time(emb)[:, :, None, None].chunk(2, dim=1)  # (B,c_out,1,1)
+            h = h * (1 + scale) + shift
+        return self.skip(x) + self.conv2(F.silu(h))
+
+
+class TinyUNet(nn.Module):
+    """v^ from the latents and t: three or so levels, joined by strided convolutions and shuffles."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        widths: Sequence[int] = (64, 96, 128),
+        blocks: int = 2,
+        time: int = 64,
+    ) -> None:
+        super().__init__()
+        self.stride = 2 ** (len(widths) - 1)
+        self.time = nn.Sequential(nn.Linear(32, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
+        # v^ at t=1 is -z_h, most of which stands in the input already: a linear path carries it,
+        # and the levels only have to learn the rest.
+        self.linear = nn.Conv2d(c_in, c_out, 1)
+        self.conv_in = conv3(c_in, widths[0])
+        self.down = nn.ModuleList()
+        self.shrink = nn.ModuleList()
+        for width, deeper in zip(widths[:-1], widths[1:], strict=True):
+            self.down.append(nn.ModuleList(ResBlock(width, width, time) for _ in range(blocks)))
+            self.shrink.append(conv3(width, deeper, stride=2))
+        self.middle = nn.ModuleList(ResBlock(widths[-1], widths[-1], time) for _ in range(blocks))
+        self.grow = nn.ModuleList()
+        self.up = nn.ModuleList()
+        for width, deeper in reversed(list(zip(widths[:-1], widths[1:], strict=True))):
+            self.grow.append(nn.Sequential(nn.Conv2d(deeper, 4 * width, 1), nn.PixelShuffle(2)))
+            self.up.append(
+                nn.ModuleList(
+                    ResBlock(2 * width if i == 0 else width, width, time) for i in range(blocks)
+                )
+            )
+        self.conv_out = zero(conv3(widths[0], c_out))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x (B,c_in,h,w), h and w multiples of ``stride``; t (B,) in [0,1]; to (B,c_out,h,w)."""
+        emb = self.time(_embed(t))  # (B,time)
+        h = self.conv_in(x)  # (B,w0,h,w)
+        skips = []
+        for blocks, shrink in zip(self.down, self.shrink, strict=True):
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, emb)
+            skips.append(h)
+            h = shrink(h)  # (B,w1,h/2,w/2)
+        for block in self.middle:
+            h = block(h, emb)
+        for grow, blocks in zip(self.grow, self.up, strict=True):
+            h = torch.cat([grow(h), skips.pop()], dim=1)  # (B,2*w0,h,w)
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, emb)
+        return self.linear(x) + self.conv_out(F.silu(h))
+
+
+def _embed(t: Tensor) -> Tensor:
+    """t (B,) in [0,1] to 16 sines and 16 cosines (B,32), periods from 2 down to 1/32."""
+    frequency = torch.exp(torch.linspace(0, math.log(64), 16, device=t.device)) * math.pi
+    angle = t.float()[:, None] * frequency  # (B,16)
+    return torch.cat([angle.sin(), angle.cos()], dim=1).to(t.dtype)

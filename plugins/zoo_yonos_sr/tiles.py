@@ -1,0 +1,152 @@
+"""Tiled inference: overlapping tiles, raised-cosine blending, finished rows as they come (2.9).
+
+Memory is bounded by one row of tiles, not by the image: ``stream`` yields horizontal bands of the
+result from top to bottom and keeps only what the next row of tiles still has to be blended into.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def starts(length: int, tile: int, overlap: int, stride: int = 1) -> list[int]:
+    """Where tiles begin along one axis: evenly spread, neighbours sharing at least ``overlap``.
+
+    All numbers are LR pixels. Every start is a multiple of ``stride``, as the network needs it;
+    ``length``, ``tile`` and ``overlap`` must be multiples already. 512, 128, 32 gives 0, 96, ... 384.
+    """
+    if length <= tile:
+        return [0]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    # In units of stride; rounding to even numbers could pull neighbours apart, so round down:
+    # the distance between two floors is at most the ceiling of the true distance.
+    last, step = (length - tile) // stride, count - 1
+    return [stride * (i * last // step) for i in range(count)]
+
+
+def window(size: int, low: bool, high: bool, halo: int, ramp: int) -> Tensor:
+    """A tile's weight along one axis (size,): 1 inside, falling to 0 towards edges inside the image.
+
+    ``low``, ``high``: whether there is a neighbour on that side. There the outermost ``halo``
+    pixels count nothing (they saw padding in place of the neighbour's pixels) and the next
+    ``ramp`` rise as a raised cosine.
+    """
+    distance = torch.arange(size, dtype=torch.float32) + 0.5  # of pixel centres from the edge
+    rise = 0.5 - 0.5 * torch.cos(math.pi * ((distance - halo) / max(ramp, 1)).clamp(0, 1))
+    weight = torch.ones(size)
+    if low:
+        weight = weight * rise
+    if high:
+        weight = weight * rise.flip(0)
+    return weight
+
+
+def windows(
+    at: Sequence[int], length: int, tile: int, overlap: int, scale: int
+) -> list[tuple[int, Tensor]]:
+    """(start, weight) of each tile along one axis in HR pixels; at every pixel the weights sum to 1."""
+    size = min(tile, length)
+    halo = overlap // 4 * scale
+    ramp = overlap * scale - 2 * halo
+    raw = [window(size * scale, s > 0, s + size < length, halo, ramp) for s in at]
+    total = torch.zeros(length * scale)
+    for s, w in zip(at, raw, strict=True):
+        total[s * scale : (s + size) * scale] += w
+    return [
+        (s * scale, w / total[s * scale : (s + size) * scale])
+        for s, w in zip(at, raw, strict=True)
+    ]
+
+
+def reflect(x: Tensor, multiple: int) -> Tensor:
+    """(C,h,w) mirrored at its right and bottom edge up to multiples; any size, 1x1 too."""
+    for axis in (1, 2):
+        n = x.shape[axis]
+        index = torch.arange(math.ceil(n / multiple) * multiple, device=x.device)
+        period = max(1, 2 * (n - 1))  # 0 1 2 1 | 0 1 2 1: the edge itself is not repeated
+        index = index % period
+        x = x.index_select(axis, torch.minimum(index, period - index) % n)
+    return x
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of one image. All numbers are LR pixels; the image is padded to ``stride`` first."""
+
+    height: int
+    width: int
+    tile: int | None
+    overlap: int
+    stride: int
+    scale: int
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        up = lambda n: math.ceil(n / self.stride) * self.stride  # noqa: E731
+        return up(self.height), up(self.width)
+
+    @property
+    def rows(self) -> list[int]:
+        return starts(self.padded[0], self._tile(0), self.overlap, self.stride)
+
+    @property
+    def columns(self) -> list[int]:
+        return starts(self.padded[1], self._tile(1), self.overlap, self.stride)
+
+    def _tile(self, axis: int) -> int:
+        return self.padded[axis] if self.tile is None else self.tile
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of each tile: all are of one size."""
+        return min(self._tile(0), self.padded[0]), min(self._tile(1), self.padded[1])
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+
+TileFunction = Callable[[Tensor, Sequence[tuple[int, int]]], Tensor]
+"""(tiles (B,3,h,w), their (row, column) in the image) -> (B,3,h*scale,w*scale)."""
+
+
+def stream(
+    image: Tensor,
+    grid: Grid,
+    fn: TileFunction,
+    *,
+    batch: int = 1,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Iterator[Tensor]:
+    """Apply ``fn`` to the tiles of image (3,h,w); yield bands (3,rows,w*scale), top to bottom.
+
+    ``advance(n)`` is told of every n tiles that are done.
+    """
+    padded = reflect(image, grid.stride)  # (3,h',w')
+    tile_h, tile_w = grid.shape
+    rows = windows(grid.rows, grid.padded[0], grid._tile(0), grid.overlap, grid.scale)
+    columns = windows(grid.columns, grid.padded[1], grid._tile(1), grid.overlap, grid.scale)
+    scale, wanted = grid.scale, grid.height * grid.scale
+    # Rows of the result that the tiles so far have touched and the next ones will touch again.
+    band = torch.zeros(3, tile_h * scale, grid.padded[1] * scale)
+    for i, (top, weight_y) in enumerate(rows):
+        todo = [(grid.rows[i], x) for x in grid.columns]
+        for first in range(0, len(todo), batch):
+            places = todo[first : first + batch]
+            tiles = torch.stack([padded[:, y : y + tile_h, x : x + tile_w] for y, x in places])
+            made = fn(tiles, places).to("cpu", torch.float32)
+            for tile, (left, weight_x) in zip(made, columns[first:], strict=False):
+                area = band[:, :, left : left + tile_w * scale]
+                area += tile * (weight_y[:, None] * weight_x)  # (3,H,W)
+            advance(len(places))
+        below = rows[i + 1][0] if i + 1 < len(rows) else top + tile_h * scale
+        done = min(below, wanted) - top
+        yield band[:, :done, : grid.width * scale].clone()
+        rest = band[:, below - top :].clone()
+        band[:, : rest.shape[1]] = rest
+        band[:, rest.shape[1] :] = 0
