@@ -1,0 +1,614 @@
+"""Where the files of a model are: bundled, in the Hugging Face cache, or on the Hub.
+
+The only file of the host that talks to the network. Whatever the place, every file is compared with
+the size and hash it must have before anyone parses it.
+
+* ``locate``: a registry entry. Size and sha256 of each file are in the registry, the commit is
+  pinned: bundled, else cached (no request at all), else downloaded.
+* ``fetch``: anybody's repository. It is resolved to a commit once, checked against what the Hub
+  says of that commit, and both are recorded in the cache: trusted on first use.
+
+huggingface_hub supplies the session, headers, token, endpoint, lock and the layout of the cache,
+and its variables (HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN) work unchanged.
+The bytes are fetched here because its own download does not compare the sha256 (a flipped byte is
+cached under the right hash's name), starts again from zero after a kill, and needs minutes to give
+up on a server that hangs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import HubError, UsageError, WeightsError, WeightsNotFoundError
+from .progress import track
+
+if TYPE_CHECKING:
+    from .interfaces import Progress
+    from .spec import BaseEntry, Entry, FileSpec
+
+# All that is taken from a stranger's repository: nothing that runs when it is opened.
+SAFE_TYPES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+CONVERT = (
+    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() for k, v in '
+    "torch.load('FILE', weights_only=True).items()}, 'model.safetensors')\""
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_REPO = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"\w[\w./+-]{0,254}", re.ASCII)
+_VARIANT = re.compile(r"\.(fp16|non_ema)(?=\.safetensors$)")
+_ATTEMPTS = 3  # in a row without a new byte, before a download is given up
+
+
+@dataclass(frozen=True)
+class Located:
+    """A folder in which every file asked for is there and was checked."""
+
+    folder: Path | None
+    """None where the model has no files of its own. May hold other files too: open by name only."""
+    source: str
+    """``bundled``, ``cache``, ``hub``, ``folder`` or ``none``."""
+    repo: str | None = None
+    revision: str | None = None
+    """The commit, 40 hex digits, where the files came from the Hub (now or earlier)."""
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    size: int
+    digest: str
+    """64 hex digits: sha256 of the content. 40: git's sha1 of it, for files that are not LFS."""
+    blob: str = ""
+    """What the Hub calls the content (its ETag): the file's name below ``blobs/`` in the cache."""
+
+
+class _Failure(Exception):  # noqa: N818 (never leaves this module)
+    """One place could not give the files: why, and what the user can do."""
+
+    def __init__(self, kind: type[WeightsError], why: str, advice: str) -> None:
+        super().__init__(why)
+        self.kind, self.why, self.advice = kind, why, advice
+
+    def told(self, name: str, tried: Sequence[str]) -> WeightsError:
+        """The error for the user, with every place that was tried."""
+        places = "".join(f"\n  {place}" for place in [*tried, self.why])
+        return self.kind(f"{name}: the files could not be had. Tried:{places}\n{self.advice}")
+
+
+# --- the public questions -------------------------------------------------------------------------
+
+
+def locate(
+    entry: Entry | BaseEntry, *, bundled: Path | None, progress: Progress = False
+) -> Located:
+    """The verified files of a registry entry: bundled, else cached, else from the Hub.
+
+    ``bundled`` is the folder where the entry's package would keep them; it need not exist. Raises
+    WeightsError where a file is not the registry's, HubError where the Hub could not be asked or
+    refused, WeightsNotFoundError where no place has the files; each lists the places tried.
+    """
+    if not entry.files:
+        return Located(None, "none")
+    tried = []
+    if bundled is not None:
+        missing = [file.path for file in entry.files if not (bundled / file.path).is_file()]
+        if not missing:
+            try:
+                check_files(bundled, entry.files)
+            except WeightsError as error:
+                raise WeightsError(
+                    f"{entry.name}: a bundled file is damaged: {error} Reinstall its package "
+                    f"(pip install --force-reinstall {entry.distribution or entry.plugin})."
+                ) from error
+            return Located(bundled, "bundled")
+        tried.append(f"bundle: {bundled / missing[0]} is not there")
+    try:
+        if entry.hub is None or entry.hub.revision is None:
+            raise _Failure(
+                WeightsNotFoundError,
+                f"hub: {entry.hub.repo if entry.hub else entry.name} is not published yet",
+                "Reinstall the package if it should bundle them, or pass a folder that has them.",
+            )
+        repo, commit = entry.hub.repo, entry.hub.revision
+        snapshot = _storage(repo) / "snapshots" / commit
+        files = [_File(spec.path, spec.size, spec.sha256) for spec in entry.files]
+        wrong = {file: why for file in files if (why := _fault(snapshot / file.path, file))}
+        if not wrong:
+            return Located(snapshot, "cache", repo, commit)
+        tried.append("cache: " + next(f"{snapshot / f.path} {why}" for f, why in wrong.items()))
+        _, listing = _ask(repo, commit)
+        _obtain(repo, commit, [_as_pinned(repo, file, listing) for file in wrong], progress)
+        return Located(snapshot, "hub", repo, commit)
+    except _Failure as failure:
+        raise failure.told(entry.name, tried) from failure
+
+
+def fetch(
+    repo_id: str,
+    revision: str | None = None,
+    *,
+    patterns: Sequence[str] | None = None,
+    progress: Progress = False,
+) -> Located:
+    """The safetensors, configuration and tokenizer files of anybody's Hub repository, verified.
+
+    Without ``revision`` the commit first seen is kept: later calls make no request. A branch or tag
+    is asked for each time, and its last known commit is used, with a warning, where the Hub cannot
+    be asked. A full commit needs no request once cached. ``patterns`` (globs) narrows the files.
+    Raises UsageError for a malformed id, else as ``locate``.
+    """
+    parse_id(repo_id if revision is None else f"{repo_id}@{revision}")
+    storage, ref = _storage(repo_id), revision or "main"
+    pinned = _COMMIT.fullmatch(ref) is not None
+    known = ref if pinned else _recorded_commit(storage, ref)
+    snapshot = storage / "snapshots" / (known or ref)
+    files = _select(repo_id, _recorded_files(storage, known), patterns) if known else []
+    faults = (f"{snapshot / f.path} {why}" for f in files if (why := _fault(snapshot / f.path, f)))
+    wrong = next(faults, None) if files else f"{snapshot} is not complete"
+    tried = [f"cache: {wrong}"]
+    if not wrong and (pinned or revision is None):
+        return Located(snapshot, "cache", repo_id, known)
+    try:
+        try:
+            # A pinned copy that is damaged or cut is mended, not replaced by a newer commit.
+            commit, listing = _ask(repo_id, revision or known)
+        except _Failure as failure:
+            if wrong:
+                raise
+            if not _offline():
+                text = f"{repo_id}@{revision}: {failure.why}; using {known} from the cache."
+                warnings.warn(text, stacklevel=2)
+            return Located(snapshot, "cache", repo_id, known)
+        files = _select(repo_id, listing, patterns)
+        snapshot = storage / "snapshots" / commit
+        missing = [file for file in files if _fault(snapshot / file.path, file)]
+        large = [file for file in missing if file.path.endswith(".safetensors")]
+        _obtain(repo_id, commit, [file for file in missing if file not in large], progress)
+        _check_shards(repo_id, snapshot, files)  # before the gigabytes
+        _obtain(repo_id, commit, large, progress)
+        _record(storage, commit, listing, None if pinned else ref)
+    except _Failure as failure:
+        raise failure.told(repo_id, tried) from failure
+    return Located(snapshot, "hub" if missing else "cache", repo_id, commit)
+
+
+def parse_id(text: str) -> tuple[str, str | None]:
+    """Split ``org/name`` or ``org/name@revision``. Raises UsageError for anything else."""
+    repo, at, revision = text.partition("@")
+    bad = ".." in text or "--" in repo or repo.endswith((".", "-", ".git"))
+    if bad or not _REPO.fullmatch(repo) or (at and not _REVISION.fullmatch(revision)):
+        raise UsageError(
+            f"{text!r} is not a Hub id: expected org/name or org/name@revision. "
+            "A folder starts with ./ or /."
+        )
+    return repo, revision if at else None
+
+
+def check_files(folder: Path, files: Iterable[FileSpec]) -> None:
+    """Compare size and sha256 of each file. Raises WeightsError for the first that differs."""
+    for spec in files:
+        path = folder / spec.path
+        if why := _fault(path, _File(spec.path, spec.size, spec.sha256)):
+            raise WeightsError(f"{path} {why}.")
+
+
+# --- files, hashes, and which files ---------------------------------------------------------------
+
+
+def _hasher(file: _File) -> Any:
+    if len(file.digest) == 64:
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+
+
+def _feed(path: Path, hasher: Any) -> None:
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            hasher.update(chunk)
+
+
+def _fault(path: Path, file: _File) -> str | None:
+    """Why the file at ``path`` is not this one, or None."""
+    try:
+        if not path.is_file():
+            return "is not there"
+        if (size := path.stat().st_size) != file.size:
+            return f"has {size:,} bytes, expected {file.size:,}"
+        hasher = _hasher(file)
+        _feed(path, hasher)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return _difference(hasher, file)
+
+
+def _difference(hasher: Any, file: _File) -> str | None:
+    kind = "sha256" if len(file.digest) == 64 else "git hash"
+    actual = hasher.hexdigest()
+    return None if actual == file.digest else f"has {kind} {actual}, expected {file.digest}"
+
+
+def _as_pinned(repo: str, file: _File, listing: Mapping[str, _File]) -> _File:
+    """The registry's file with the Hub's name for it, if the Hub's commit holds just that file."""
+    remote = listing.get(file.path)
+    if remote is None:
+        raise _Failure(
+            WeightsNotFoundError,
+            f"hub: {_where(repo)} has no {file.path} at the pinned commit",
+            "Registry and repository do not fit together: please tell the maintainers.",
+        )
+    if remote.size != file.size or (len(remote.digest) == 64 and remote.digest != file.digest):
+        theirs, ours = (f"{f.size:,} bytes with hash {f.digest}" for f in (remote, file))
+        raise _Failure(
+            WeightsError,
+            f"hub: {_where(repo)}: {file.path} has {theirs}, expected {ours}",
+            "Nothing was downloaded. Check HF_ENDPOINT; else please tell the maintainers.",
+        )
+    return replace(file, blob=remote.blob)
+
+
+def _select(repo: str, listing: Mapping[str, _File], patterns: Sequence[str] | None) -> list[_File]:
+    """The files to take: safe types only, and no second copy of the same weights."""
+    wanted = patterns or [f"*{kind}" for kind in SAFE_TYPES]
+    chosen = [
+        file
+        for path, file in listing.items()
+        if path.endswith(SAFE_TYPES) and any(fnmatch(path, pattern) for pattern in wanted)
+    ]
+    if patterns is None:
+        names = {file.path for file in chosen}
+        # fp16 beside fp32; and in diffusers repositories the all-in-one file beside the parts
+        chosen = [f for f in chosen if _VARIANT.sub("", f.path) not in names - {f.path}]
+        if "model_index.json" in names:
+            chosen = [f for f in chosen if "/" in f.path or not f.path.endswith(".safetensors")]
+    pickles = [path for path in listing if path.endswith(PICKLES)]
+    if pickles and not any(file.path.endswith(".safetensors") for file in chosen):
+        raise WeightsError(
+            f"{repo} has its weights only as {pickles[0]}: a pickle, which can run code when it is "
+            "opened, so zoo neither opens nor downloads it. Convert it where you trust it, beside "
+            f"its other files, and load that folder:\n  {CONVERT.replace('FILE', pickles[0])}"
+        )
+    if listing and not chosen:
+        raise WeightsError(f"{repo} has no file like {', '.join(wanted)}.")
+    return chosen
+
+
+def _check_shards(repo: str, snapshot: Path, files: Sequence[_File]) -> None:
+    """Every shard that an index names is among the files."""
+    names = {file.path for file in files}
+    for path in (name for name in names if name.endswith(".safetensors.index.json")):
+        try:
+            index = json.loads((snapshot / path).read_text(encoding="utf-8"))
+            shards = {str(shard) for shard in index["weight_map"].values()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise WeightsError(f"{repo}: {path} is not an index of shards: {error!r}.") from error
+        folder = path.rpartition("/")[0]
+        for shard in sorted(shards):
+            if (f"{folder}/{shard}" if folder else shard) not in names:
+                raise WeightsError(f"{repo}: {path} names {shard!r}, which the repository lacks.")
+
+
+# --- the cache, in huggingface_hub's layout -------------------------------------------------------
+
+
+def _storage(repo: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
+
+
+def _recorded_commit(storage: Path, ref: str) -> str | None:
+    with suppress(OSError, UnicodeDecodeError):
+        text = (storage / "refs" / ref).read_text(encoding="utf-8").strip()
+        return text if _COMMIT.fullmatch(text) else None
+    return None
+
+
+def _recorded_files(storage: Path, commit: str) -> dict[str, _File]:
+    """What the Hub said of this commit when it was downloaded; empty where nothing is recorded."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        record = json.loads((storage / "trees" / f"{commit}.json").read_text(encoding="utf-8"))
+        if record["format_version"] == 1:
+            return {
+                path: _listed(path, file["size"], file["blob_id"], file.get("lfs_sha256"))
+                for path, file in record["files"].items()
+            }
+    return {}
+
+
+def _record(storage: Path, commit: str, listing: Mapping[str, _File], ref: str | None) -> None:
+    """Keep listing and ref where huggingface_hub has them; called when all files are in place."""
+    files = {
+        f.path: {"size": f.size, "blob_id": f.digest}
+        | ({"lfs_sha256": f.digest, "lfs_size": f.size} if len(f.digest) == 64 else {})
+        for f in listing.values()
+    }
+    record = json.dumps({"format_version": 1, "files": files})
+    texts = {storage / "trees" / f"{commit}.json": record}
+    if ref is not None:
+        texts[storage / "refs" / ref] = commit
+    for path, text in texts.items():
+        with suppress(OSError):  # a read-only cache with the right files is fine without
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
+
+
+def _obtain(repo: str, commit: str, files: Sequence[_File], progress: Progress) -> None:
+    """Download files into the cache, each whole and checked or not at all."""
+    import errno
+    import shutil
+
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    if not files:
+        return
+    storage, total = _storage(repo), sum(file.size for file in files)
+    try:
+        free = shutil.disk_usage(next(f for f in (storage, *storage.parents) if f.exists())).free
+        if free < total:
+            raise OSError(errno.ENOSPC, f"it needs {total:,} bytes, and {free:,} are free")
+        with track(total, progress, f"download {repo}") as advance:
+            for file in files:
+                blob = storage / "blobs" / file.blob
+                pointer = storage / "snapshots" / commit / file.path
+                lock = storage.parent / ".locks" / storage.name / f"{file.blob}.lock"
+                for path in (blob, pointer, lock):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                with WeakFileLock(lock):  # another process may be at it; then it is there after
+                    if _fault(blob, file):
+                        part = blob.with_name(f"{blob.name}.incomplete")
+                        _download(repo, commit, file, part, advance)
+                        part.replace(blob)
+                    _point(pointer, blob)
+    except OSError as error:
+        raise _Failure(
+            WeightsNotFoundError,
+            f"cache: {storage} cannot be written: {error.strerror or error}",
+            "Free space (zoo cache), make the folder writable, or set HF_HOME to another one.",
+        ) from error
+
+
+def _point(pointer: Path, blob: Path) -> None:
+    part = pointer.with_name(f"{pointer.name}.{os.getpid()}.tmp")
+    part.unlink(missing_ok=True)
+    try:
+        part.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:  # no symlinks here (Windows): the file itself, as huggingface_hub does
+        blob.replace(pointer)
+    else:
+        part.replace(pointer)
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _where(repo: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repo}"
+
+
+def _patience() -> float:
+    text = os.environ.get("ZOO_HUB_TIMEOUT") or "2"
+    with suppress(ValueError):
+        if 0 < (seconds := float(text)) < 1e6:
+            return seconds
+    raise UsageError(f"ZOO_HUB_TIMEOUT={text!r}: expected seconds, such as 2.")
+
+
+def _ask(repo: str, revision: str | None) -> tuple[str, dict[str, _File]]:
+    """Probe: the commit behind a revision, and what the Hub says of its files. Raises _Failure.
+
+    The request has a thread of its own, because only so a dead name server or an answer that drips
+    ends in time too.
+    """
+    from urllib.parse import quote
+
+    from huggingface_hub import constants, get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    if _offline():
+        raise _Failure(
+            WeightsNotFoundError,
+            "hub: not asked, because HF_HUB_OFFLINE is set",
+            "Unset HF_HUB_OFFLINE, or pass a folder that has the files (./folder).",
+        )
+    seconds = _patience()
+    url = f"{constants.ENDPOINT}/api/models/{repo}"
+    url += f"/revision/{quote(revision, safe='')}" if revision else ""
+    answers: list[Any] = []
+
+    def request() -> None:
+        try:
+            headers, query = build_hf_headers(library_name="zoo"), {"blobs": "true"}
+            response = get_session().get(url, headers=headers, params=query, timeout=seconds)
+            hf_raise_for_status(response)
+            answers.append(response.json())
+        except Exception as error:  # handed over to the caller's thread
+            answers.append(error)
+
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answers or "Timeout" in type(answers[0]).__name__:
+        raise _Failure(
+            HubError,
+            f"hub: {_where(repo)} did not answer within {seconds:g} s",
+            "Check the network and HF_ENDPOINT, or give it more seconds with ZOO_HUB_TIMEOUT.",
+        )
+    if isinstance(answers[0], Exception):
+        raise _refusal(answers[0], repo, revision) from answers[0]
+    try:
+        commit, siblings = answers[0]["sha"], answers[0]["siblings"]
+        if not _COMMIT.fullmatch(commit):
+            raise ValueError(f"{commit!r} is not a commit")
+        files = [
+            _listed(f["rfilename"], f["size"], f["blobId"], (f.get("lfs") or {}).get("sha256"))
+            for f in siblings
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _refusal(error, repo, revision) from error
+    if revision and _COMMIT.fullmatch(revision) and commit != revision:
+        raise _Failure(
+            HubError,
+            f"hub: {_where(repo)} answered with commit {commit} when asked for {revision}",
+            "Check HF_ENDPOINT: this is not what a Hub does.",
+        )
+    return commit, {file.path: file for file in files}
+
+
+def _listed(path: str, size: int, blob_id: str, sha256: str | None) -> _File:
+    """A file as the Hub lists it. Raises ValueError where a name or hash is not what it must be."""
+    digest = sha256 or blob_id
+    parts = path.split("/")
+    if any(p in ("", ".", "..") for p in parts) or re.search(r'[\\:*?"<>|\x00-\x1f]', path):
+        raise ValueError(f"it lists {path!r}, a name that could leave its folder")
+    if not (_SHA256 if sha256 else _COMMIT).fullmatch(digest):
+        raise ValueError(f"it gives {path!r} the hash {digest!r}")
+    if not isinstance(size, int) or size < 0:
+        raise ValueError(f"it gives {path!r} the size {size!r}")
+    return _File(path, size, digest, digest)
+
+
+def _refusal(error: Exception, repo: str, revision: str | None) -> _Failure:
+    """The Hub's (or the network's) answer in the user's words."""
+    from huggingface_hub import get_token
+
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    headers = getattr(response, "headers", {})
+    code, said = headers.get("X-Error-Code"), headers.get("X-Error-Message") or "no reason given"
+    where, log_in = f"hub: {_where(repo)}", "log in (hf auth login) or set HF_TOKEN"
+    kind: type[WeightsError] = HubError
+    if isinstance(error, ValueError | KeyError | TypeError | AttributeError):
+        why = f"gave an answer that is not a Hub's: {error}"
+        advice = "Check HF_ENDPOINT, and that no login page of the network is in between."
+    elif status is None:
+        why = f"could not be reached: {error}"
+        advice = "Check the network and HF_ENDPOINT."
+    elif code == "GatedRepo":
+        why = "is gated: its owner lets in those who accept conditions"
+        advice = f"Accept them on that page, then {log_in}."
+    elif code == "RevisionNotFound":
+        why = f"has no revision {revision!r}"
+        advice = "Name a branch, tag or commit that exists: org/name@revision."
+    elif code == "EntryNotFound":
+        kind = WeightsNotFoundError
+        why = "lists a file that it does not have"
+        advice = "Check HF_ENDPOINT: a mirror may be incomplete."
+    elif said.startswith("Invalid credentials"):
+        why = "refused your token"
+        advice = "Renew it (hf auth login, or HF_TOKEN), or unset it for public repositories."
+    elif status == 401 or (status == 404 and get_token() is None):
+        why = "is private or does not exist (the Hub does not tell strangers which)"
+        advice = f"Check the spelling; if it is private, {log_in}."
+    elif status == 404:
+        why = "does not exist, or your token may not see it"
+        advice = "Check the spelling, and what your token may read."
+    elif status == 403:
+        why = f"is forbidden to you: {said}"
+        advice = "Use a token that may read it (HF_TOKEN)."
+    else:
+        why = f"answered {status}: {said}"
+        advice = "Wait a little and try again."
+    return _Failure(kind, f"{where} {why}", advice)
+
+
+def _download(
+    repo: str, commit: str, file: _File, part: Path, advance: Callable[[int], None]
+) -> None:
+    """Make ``part`` the whole, checked file, going on from what an earlier try left in it.
+
+    Raises _Failure where the server fails (what came is kept) or the content is wrong (nothing is),
+    and OSError where the disk fails.
+    """
+    import time
+    from urllib.parse import quote
+
+    from huggingface_hub import constants, get_session, hf_raise_for_status
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    url = f"{_where(repo)}/resolve/{commit}/{quote(file.path)}"
+    best = in_vain = 0
+    again = False
+    while True:
+        cause: Exception | None = None
+        with part.open("ab") as out:
+            if out.tell() > file.size:
+                out.truncate(0)
+            kept = have = part.stat().st_size
+            hasher = _hasher(file)
+            _feed(part, hasher)
+            # identity: a range of compressed bytes would be a range of other bytes
+            headers = build_hf_headers(library_name="zoo") | {"Accept-Encoding": "identity"}
+            if kept:
+                headers["Range"] = f"bytes={kept}-"
+            try:
+                # The timeout is for each read, so it ends a stall and not a long download.
+                wait = constants.HF_HUB_DOWNLOAD_TIMEOUT
+                if have < file.size:
+                    with get_session().stream(
+                        "GET", url, headers=headers, timeout=wait
+                    ) as response:
+                        hf_raise_for_status(response)
+                        if kept and response.status_code != 206:  # it sends all of it again
+                            out.truncate(0)
+                            kept, have, hasher = 0, 0, _hasher(file)
+                        for chunk in response.iter_bytes(1 << 20):
+                            have += len(chunk)
+                            if have > file.size:
+                                break
+                            out.write(chunk)
+                            hasher.update(chunk)
+                            advance(len(chunk))
+            except HTTPError as error:
+                cause = error
+        if have < file.size:
+            status = getattr(getattr(cause, "response", None), "status_code", 0)
+            if cause and 400 <= status < 500 and status not in (408, 416, 429):
+                raise _refusal(cause, repo, commit) from cause
+            in_vain = 0 if have > max(best, kept) else in_vain + 1
+            best = max(best, have)
+            if in_vain == _ATTEMPTS:
+                reason = f"answer {status}" if status else str(cause or "connection closed")
+                raise _Failure(
+                    HubError,
+                    f"hub: {url} broke off after {have:,} of {file.size:,} bytes: {reason}",
+                    "What came is kept: the next try goes on from there.",
+                ) from cause
+            time.sleep(0.3 * in_vain)
+        elif have == file.size and not _difference(hasher, file):
+            return
+        else:
+            part.unlink()
+            if kept and not again:  # what was there may be what is wrong: once more from the start
+                again = True
+                continue
+            more = f"has more than {file.size:,} bytes" if have > file.size else None
+            raise _Failure(
+                WeightsError,
+                f"hub: {url} {more or _difference(hasher, file)}",
+                "It was damaged on the way, or the server has another file. Nothing of it was "
+                "kept; try again.",
+            )
