@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import hub, plugins
 from .errors import DeviceError, NotReadyError, OptionError, PluginError, UsageError
-from .interfaces import INTERFACES, Model
+from .interfaces import INTERFACES, Model, Progress
 from .registry import catalogue
 
 if TYPE_CHECKING:
@@ -49,9 +49,10 @@ def load(
     folder = as_folder(name)
     if folder is not None:
         return _load_saved(folder, weights, base, device, dtype, options)
-    assert isinstance(name, str)
-    entry = catalogue().entry(name) if not _shadows_folder(name) else _refuse_bare_folder(name)
-    return _load_entry(entry, weights, base, device, dtype, options)
+    text = str(name)
+    if text not in catalogue().models and text not in catalogue().qualified:
+        _refuse_bare_folder(text, "name")
+    return _load_entry(catalogue().entry(text), weights, base, device, dtype, options)
 
 
 def list_models(pattern: str = "*", *, interface: str | None = None) -> list[str]:
@@ -93,11 +94,11 @@ def _load_entry(
     options: Mapping[str, Any],
 ) -> Model:
     checked = entry.checked_options("load", options)
-    plugin = _usable(entry)
+    plugin = require_code(entry)
     _check_base(entry, base)
     if entry.status == "untrained" and weights is None:
         raise NotReadyError(untrained_message(entry))
-    place = _torch_device(device, entry)
+    place = torch_device(device, entry)
     kind = _dtype_name(dtype)
     found = _find_weights(entry, plugin, weights)
     return _build(entry, plugin, found, base, place, kind, checked)
@@ -118,11 +119,11 @@ def _load_saved(
     saved = read_saved(folder)
     entry = _entry_of(saved)
     checked = entry.checked_options("load", {**saved.options, **options})
-    plugin = _usable(entry)
+    plugin = require_code(entry)
     _check_base(entry, base)
     found = _Weights(folder, "folder", saved)
     return _build(
-        entry, plugin, found, base, _torch_device(device, entry), _dtype_name(dtype), checked
+        entry, plugin, found, base, torch_device(device, entry), _dtype_name(dtype), checked
     )
 
 
@@ -245,10 +246,120 @@ def _find_base(
     if known is not None:
         located = hub.locate(known, bundled=bundled_folder(catalogue().owner(known), known))
         return located.folder, {"id": known.name, "revision": None}
-    _refuse_shadowed(str(base), "base")
+    _refuse_bare_folder(str(base), "base")
     repo, revision = hub.parse_id(str(base))
     located = hub.fetch(repo, revision)
     return located.folder, {"id": repo, "revision": located.revision}
+
+
+def entry_of(name: str | Path) -> Entry:
+    """The entry that a MODEL argument means: a name, ``dist:name``, or a saved folder's model."""
+    folder = as_folder(name)
+    if folder is None:
+        return catalogue().entry(str(name))
+    from .weights import read_saved
+
+    return _entry_of(read_saved(folder))
+
+
+# --- what else the command does with a model ------------------------------------------------------
+
+
+def pull(name: str) -> hub.Located:
+    """Bring a model's files to this machine, verified, without importing its plugin."""
+    entry = catalogue().entry(name)
+    if entry.status == "planned":
+        require_code(entry)
+    if entry.status == "untrained":
+        raise NotReadyError(untrained_message(entry))
+    return hub.locate(entry, bundled=bundled_folder(catalogue().owner(entry), entry))
+
+
+def verify(model: Model) -> float:
+    """Run the model on its check input; the largest deviation from the expected output.
+
+    Raises NotReadyError where the entry has no check, and WeightsError where the deviation is
+    above the entry's tolerance.
+    """
+    from .errors import WeightsError
+    from .weights import load_tensors
+
+    entry = model.entry
+    if entry.check is None:
+        raise NotReadyError(f"{entry.name} has no check input, so there is nothing to verify.")
+    if model.source not in ("bundled", "cache", "hub"):
+        raise NotReadyError(
+            f"{entry.name}'s expected output is for its own weights, and these are from a folder. "
+            "Their hashes were checked when they were loaded."
+        )
+    folder = pull(f"{entry.distribution}:{entry.name}").folder
+    assert folder is not None  # spec.py: a check's files are among the entry's files
+    expected = load_tensors(folder / entry.check.expected)
+    found = model.run_check(folder / entry.check.input)
+    worst = 0.0
+    for key, tensor in expected.items():
+        if key not in found or found[key].shape != tensor.shape:
+            shape = tuple(found[key].shape) if key in found else "nothing"
+            raise WeightsError(f"{entry.name}: {key} is {shape}, expected {tuple(tensor.shape)}.")
+        off = float((found[key].cpu().double() - tensor.double()).abs().max())
+        worst = max(worst, off if off == off else float("inf"))
+    if worst > entry.check.atol:
+        raise WeightsError(
+            f"{entry.name}: the output is off by {worst:.3g}, more than {entry.check.atol:g}. "
+            "The weights match their hashes, so suspect the device, the dtype or the torch build."
+        )
+    return worst
+
+
+def train(
+    entry: Entry,
+    out: Path,
+    *,
+    data: Path | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    stage: str | None = None,
+    resume: bool = False,
+    init: str | Path | None = None,
+    device: Any = "auto",
+    progress: Progress = False,
+    options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Run a method's training recipe; the saved folder, loadable by ``load``.
+
+    ``init``: a saved folder, or the name of a model whose weights to start from. Raises InputError
+    where ``data`` is not there, OutputError where ``out`` holds something and ``resume`` is off.
+    """
+    from .errors import InputError, OutputError
+    from .hookspecs import TrainRequest
+
+    checked = entry.checked_options("train", options or {})
+    plugin = require_code(entry)
+    if data is not None and not data.exists():
+        raise InputError(f"--data {data}: there is no such file or folder.")
+    if steps is not None and steps < 1:
+        raise OptionError(f"steps={steps}: expected at least 1.")
+    if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} already holds something. Go on with --resume, or choose another.")
+    start = None
+    if init is not None:
+        start = as_folder(init) or pull(str(init)).folder
+        if start is None or not start.is_dir():
+            raise InputError(f"--init {init}: there is no such folder.")
+    request = TrainRequest(
+        entry=entry,
+        out=out,
+        data=data,
+        seed=seed,
+        steps=steps,
+        stage=stage,
+        resume=resume,
+        init=start,
+        device=torch_device(device, entry),
+        progress=bool(progress),
+        options=checked,
+    )
+    return Path(plugins.call(plugin, "zoo_train", request))
 
 
 # --- names and folders ----------------------------------------------------------------------------
@@ -265,16 +376,8 @@ def as_folder(text: str | Path) -> Path | None:
     return None
 
 
-def _shadows_folder(name: str) -> bool:
-    return name not in catalogue().models and ":" not in name and Path(name).is_dir()
-
-
-def _refuse_bare_folder(name: str) -> Entry:
-    _refuse_shadowed(name, "name")
-    raise AssertionError("only called for a folder")
-
-
-def _refuse_shadowed(text: str, what: str) -> None:
+def _refuse_bare_folder(text: str, what: str) -> None:
+    """An unknown name that also is a folder here: say how to mean the folder, do not guess."""
     if Path(text).is_dir():
         raise UsageError(
             f"{what}={text!r}: no such name is known, but there is a folder {text!r}. "
@@ -285,8 +388,8 @@ def _refuse_shadowed(text: str, what: str) -> None:
 # --- device and dtype -----------------------------------------------------------------------------
 
 
-def _torch_device(device: Any, entry: Entry) -> str:
-    """A device this machine has, by name. Raises DeviceError."""
+def torch_device(device: Any, entry: Entry) -> str:
+    """A device that this machine has, by name. Raises DeviceError."""
     try:
         import torch
     except ModuleNotFoundError as error:

@@ -115,6 +115,10 @@ class Model(abc.ABC):
         """What a run on this input would cost, without running it, where the method can tell."""
         raise NotReadyError(f"{self.entry.name} gives no estimate.")
 
+    def run_check(self, path: Path) -> Mapping[str, torch.Tensor]:
+        """What ``zoo verify`` compares: the outputs, by name, for the entry's check input."""
+        raise NotReadyError(f"{self.entry.name} says nothing about how to check it.")
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.entry.name!r} on {self.device}>"
 
@@ -174,6 +178,12 @@ class SRModel(Model):
         for the model's own choice, None for one evaluation whatever the size. Alpha is enlarged
         beside the colours; greyscale stays greyscale. Raises InputError naming what is wrong.
         """
+
+    def run_check(self, path: Path) -> Mapping[str, torch.Tensor]:
+        """``output``: (3, H, W) in [0, 1], the check image enlarged with everything at its default."""
+        from .images import read, to_tensor
+
+        return {"output": self.upscale(to_tensor(read(path)))}
 
 
 # --- vision-language alignment --------------------------------------------------------------------

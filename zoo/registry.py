@@ -53,7 +53,7 @@ class Catalogue:
         if claims:
             choices = " or ".join(repr(f"{e.distribution}:{name}") for e in claims)
             raise UnknownModelError(f"{name!r} is claimed by two plugins. Say which: {choices}.")
-        hint = spec.near(name, [*self.models, *self.qualified])
+        hint = spec.near(name, self.qualified if ":" in name else self.models)
         broken = [p.package for p in self.plugins if p.registry is None]
         raise UnknownModelError(
             f"no model is called {name!r}"

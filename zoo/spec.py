@@ -519,6 +519,10 @@ class _Checker:
         files = self.files(get("files"), name)
         if status == "untrained" and files:
             self.wrong(node.line, f"{name}: untrained, yet it lists files")
+        check = self.check(get("check"), name)
+        for path in (check.input, check.expected) if check else ():
+            if path not in {f.path for f in files}:
+                self.wrong(node.line, f"{name}: check: {path!r} is not among its files")
         return Entry(
             name=self.name(name, node),
             interface=interface,
@@ -541,7 +545,7 @@ class _Checker:
             base=self.base(get("base"), name),
             files=files,
             hub=hub,
-            check=self.check(get("check"), name),
+            check=check,
             commands=self.commands(get("commands"), name, owner),
             line=node.line,
         )

@@ -1,0 +1,325 @@
+"""Benchmarks: one schema for ``results.json``, and the common metrics of each interface.
+
+``zoo bench MODEL`` runs the experiment behind a method's claim, in its plugin. ``zoo bench
+INTERFACE`` measures every installed model of a kind, ours or not, in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__, api, plugins
+from .errors import InputError, NotReadyError, UsageError, ZooError
+from .hookspecs import BenchRequest
+from .interfaces import Claim, Data, Metric, Results
+from .registry import catalogue
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .interfaces import SRModel
+    from .spec import Entry
+
+FILE = "results.json"
+KEYS = (
+    "model command code date hardware seeds data seconds table higher_is_better claims pictures"
+).split()
+
+
+def run(
+    entry: Entry,
+    *,
+    command: str,
+    out: Path,
+    data: Path | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    device: str = "auto",
+    progress: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run a plugin's experiment; the record in the schema of ``results.json``.
+
+    ``out`` takes the pictures. Raises PluginError where the plugin's results break the schema.
+    """
+    started = time.perf_counter()
+    request = BenchRequest(
+        entry=entry,
+        out=out,
+        data=existing(data),
+        seed=seed,
+        quick=quick,
+        device=api.torch_device(device, entry),
+        progress=progress,
+        options=entry.checked_options("bench", options or {}),
+    )
+    api.require_code(entry)
+    results = plugins.call(catalogue().owner(entry), "zoo_bench", request)
+    return record(entry.name, results, command, time.perf_counter() - started)
+
+
+def record(model: str, results: Results, command: str, seconds: float) -> dict[str, Any]:
+    """Results with what makes them repeatable: command, commit, date, hardware."""
+    return {
+        "model": model,
+        "command": command,
+        "code": _code_version(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "hardware": hardware(),
+        "seeds": list(results.seeds),
+        "data": [asdict(item) for item in results.data],
+        "seconds": round(seconds, 1),
+        "table": {
+            row: {metric: asdict(value) for metric, value in cells.items()}
+            for row, cells in results.table.items()
+        },
+        "higher_is_better": dict(results.higher_is_better),
+        "claims": [asdict(claim) for claim in results.claims],
+        "pictures": list(results.pictures),
+    }
+
+
+def check(found: Any, where: str) -> dict[str, Any]:
+    """A record read from a file, with its schema checked. Raises InputError with all mistakes."""
+    wrong: list[str] = []
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: expected a JSON object.")
+    wrong += [f"{key} is missing" for key in KEYS if key not in found]
+    wrong += [f"unknown key {key!r}" for key in found if key not in KEYS]
+    if not wrong:
+        for row, cells in found["table"].items():
+            for metric, value in cells.items():
+                wrong += _misfit(value, Metric, f"table: {row}: {metric}")
+        for claim in found["claims"]:
+            wrong += _misfit(claim, Claim, f"claim {claim.get('id', '?')}")
+            if claim.get("holds") not in (True, False, None):
+                wrong.append(f"claim {claim.get('id')}: holds must be true, false or null")
+        for item in found["data"]:
+            wrong += _misfit(item, Data, "data")
+    if wrong:
+        raise InputError(f"{where}: " + "; ".join(wrong))
+    return found
+
+
+def _misfit(value: Any, schema: type[Any], what: str) -> list[str]:
+    names = {f.name for f in fields(schema)}
+    if not isinstance(value, dict) or set(value) != names:
+        return [f"{what}: expected the keys {', '.join(sorted(names))}"]
+    return []
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read and check a ``results.json``."""
+    try:
+        return check(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON: {error}.") from error
+
+
+def write(found: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``results.json`` below a folder, whole or not at all."""
+    from .weights import atomic_file
+
+    check(dict(found), found["model"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / FILE) as temporary:
+        temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return folder / FILE
+
+
+# --- how results look -----------------------------------------------------------------------------
+
+
+def table_text(found: Mapping[str, Any]) -> str:
+    """The table in Markdown: a row for each method, mean ± spread where there was more than one run."""
+    metrics = list(dict.fromkeys(m for cells in found["table"].values() for m in cells))
+    arrows = {True: " ↑", False: " ↓"}
+    head = [m + arrows.get(found["higher_is_better"].get(m), "") for m in metrics]
+    rows = [
+        [row, *(number(cells[m]) if m in cells else "" for m in metrics)]
+        for row, cells in found["table"].items()
+    ]
+    return markdown(["", *head], rows)
+
+
+def claims_text(found: Mapping[str, Any]) -> str:
+    """The claims in Markdown, each with the numbers that decided it."""
+    words = {True: "holds", False: "does not hold", None: "undecided"}
+    rows = [
+        [
+            claim["statement"],
+            words[claim["holds"]],
+            f"{claim['value']:.4g} against {claim['against']:.4g} (± {claim['spread']:.2g})",
+            claim["rule"],
+        ]
+        for claim in found["claims"]
+    ]
+    return markdown(["claim", "", "measured", "rule"], rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, padded so that it also reads well as text."""
+    table = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + " |" for r in table]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def number(metric: Mapping[str, Any]) -> str:
+    """A metric for people: four significant digits."""
+    mean = f"{metric['mean']:.4g}"
+    return f"{mean} ± {metric['std']:.2g}" if metric["n"] > 1 else mean
+
+
+def hardware() -> str:
+    """The machine in one line."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def _code_version() -> str:
+    """The commit the code runs at, with ``+`` where the checkout differs from it; else the version."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return __version__
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "zoo", "plugins")
+        return git("rev-parse", "HEAD") + ("+" if changed else "") or __version__
+    except OSError:
+        return __version__
+
+
+def existing(data: Path | None) -> Path | None:
+    """The data path, if it is there."""
+    if data is not None and not data.exists():
+        raise InputError(f"--data {data}: there is no such file or folder.")
+    return data
+
+
+# --- the common metrics of each interface ---------------------------------------------------------
+
+
+def run_interface(
+    interface: str,
+    *,
+    command: str,
+    data: Path | None = None,
+    quick: bool = False,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure every installed, ready model of an interface on the same data.
+
+    ``say`` gets one line for each model that is left out, with the reason.
+    """
+    measure = _MEASURES.get(interface)
+    if measure is None:
+        raise NotReadyError(
+            f"no model of the kind {interface} is ready yet, so there are no common metrics for it. "
+            f"There are some for: {', '.join(_MEASURES)}."
+        )
+    started = time.perf_counter()
+    names = [n for n in api.list_models(interface=interface) if api.info(n).status == "ready"]
+    results = measure(names, existing(data), quick, device, say)
+    return record(interface, results, command, time.perf_counter() - started)
+
+
+def _measure_sr(
+    names: Sequence[str],
+    data: Path | None,
+    quick: bool,
+    device: str,
+    say: Callable[[str], None],
+) -> Results:
+    """x4 from antialiased bicubic downscaling: PSNR-Y, SSIM, HaarPSI and time, beside bicubic."""
+    from PIL import Image
+
+    from . import metrics
+    from .images import to_tensor
+
+    bicubic = Image.Resampling.BICUBIC  # PIL's is antialiased, as published x4 tables want it
+    scale = 4
+    pairs = [
+        (truth, truth.resize((truth.width // scale, truth.height // scale), bicubic))
+        for truth in _photographs(data, scale, 2 if quick else None)
+    ]
+    measures = {"PSNR-Y": metrics.psnr_y, "SSIM": metrics.ssim_y, "HaarPSI": metrics.haarpsi}
+    table: dict[str, dict[str, Metric]] = {}
+
+    def row(label: str, enlarge: Callable[[Image.Image], Image.Image]) -> None:
+        scores: list[Mapping[str, float]] = []
+        enlarge(pairs[0][1])  # warm up, outside the timing
+        seconds = 0.0
+        for truth, small in pairs:
+            started = time.process_time()
+            big = enlarge(small)
+            seconds += time.process_time() - started
+            x, y = to_tensor(big), to_tensor(truth)
+            scores.append({name: measure(x, y, scale) for name, measure in measures.items()})
+        megapixels = sum(t.width * t.height for t, _ in pairs) / 1e6
+        table[label] = {m: Metric(sum(s[m] for s in scores) / len(scores)) for m in scores[0]}
+        table[label]["CPU-s/megapixel"] = Metric(seconds / megapixels)
+
+    row("bicubic", lambda s: s.resize((s.width * scale, s.height * scale), bicubic))
+    for name in names:
+        try:
+            model: SRModel = api.load(name, device=device)
+            if scale not in model.scales:
+                say(f"{name}: left out, it enlarges by {model.scales}, not by {scale}")
+                continue
+            row(name, lambda s, m=model: m.upscale(s, scale=scale))  # type: ignore[misc]
+        except ZooError as error:
+            say(f"{name}: left out: {error}")
+    source = (
+        Data(str(data.name), "as its owner says", f"{len(pairs)} images")
+        if data
+        else Data("scikit-image photographs", "CC0 / public domain", f"{len(pairs)} images")
+    )
+    return Results(
+        table=table,
+        data=[source],
+        higher_is_better={"PSNR-Y": True, "SSIM": True, "HaarPSI": True, "CPU-s/megapixel": False},
+    )
+
+
+def _photographs(data: Path | None, scale: int, most: int | None) -> Iterator[Image.Image]:
+    """RGB images whose sides are multiples of ``scale``: a folder's, else those of scikit-image."""
+    from PIL import Image
+
+    from . import images
+
+    if data is None:
+        from skimage import data as samples
+
+        found = [Image.fromarray(a) for a in (samples.astronaut(), samples.chelsea(), samples.coffee())]
+    else:
+        paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+        if not paths:
+            raise UsageError(f"--data {data}: there is no .png or .jpg below it.")
+        found = [images.read(path) for path in paths[:most]]
+    for image in found[:most]:
+        image = image.convert("RGB")
+        yield image.crop((0, 0, image.width // scale * scale, image.height // scale * scale))
+
+
+_MEASURES: Mapping[str, Callable[..., Results]] = {"SRModel": _measure_sr}

@@ -1,0 +1,121 @@
+"""The command ``zoo``: ``zoo VERB MODEL [inputs] [-o OUT] [-O key=value]``.
+
+Each verb's module is imported when the verb runs, so that ``zoo --help`` and ``zoo list`` start at
+once. Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ..errors import ZooError
+
+VERBS = {
+    # verb: (module, one line for --help)
+    "list": ("catalogue", "Show the models that are known."),
+    "info": ("catalogue", "Show what a model is, its licence, its options and its files."),
+    "plugins": ("catalogue", "Show the installed plugins, and what is wrong with any."),
+    "upscale": ("upscale", "Enlarge images."),
+    "train": ("work", "Train a model with its method's recipe."),
+    "bench": ("bench", "Run the experiment behind a method's claim, or compare all models of a kind."),
+    "export": ("work", "Write a model in a format for other runtimes."),
+    "pull": ("work", "Bring a model's weights to this machine."),
+    "verify": ("work", "Check a model's weights and its output on a known input."),
+    "run": ("work", "Run one of a method's own commands."),
+    "doctor": ("doctor", "Look for what is wrong with this installation."),
+    "demo": ("demo", "Upscale a photograph and make a picture of it."),
+}
+
+
+class _Verbs(click.Group):
+    """Finds a verb's command by name; ``--help`` lists the table above without importing any."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(import_module(f"zoo.cli.{VERBS[cmd_name][0]}"), cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            from ..spec import near
+
+            hint = near(args[0], VERBS)
+            ctx.fail(f"no such verb: {args[0]!r}." + (f" Did you mean {hint[0]!r}?" if hint else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        click.echo(f"zoo {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+    help="Show the version.",
+)
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks. Works anywhere.")
+def cli() -> None:
+    """Published vision and language methods, each an installable plugin.
+
+    `zoo VERB --help` explains a verb. A MODEL is a name from `zoo list`, DIST:NAME, or a saved
+    folder such as ./my-model.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> Any:
+    """Run the command line; the entry point of the script ``zoo``."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    own = args[: args.index("--")] if "--" in args else args
+    debug = "--debug" in own
+    if debug:
+        args.remove("--debug")
+    try:
+        sys.exit(cli.main(args, prog_name="zoo", standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        _say("interrupted; nothing half-written is left.")
+        sys.exit(130)
+    except KeyboardInterrupt:
+        _say("interrupted; nothing half-written is left.")
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ZooError as error:
+        if debug:
+            raise
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `zoo list | head`: the reader has gone, and that is fine
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())
+        _say(f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)")
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    click.echo(f"zoo: {text}", err=True)

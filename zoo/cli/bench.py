@@ -1,0 +1,88 @@
+"""``zoo bench``: run an experiment, print its table, keep its results."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from .options import (
+    PATH,
+    device_option,
+    echo_json,
+    json_option,
+    parse_settings,
+    quiet_option,
+    set_option,
+)
+
+
+@click.command()
+@click.argument("subject", metavar="MODEL|INTERFACE")
+@click.option("--data", type=PATH, help="Benchmark data; default: what the method brings.")
+@click.option("--seed", type=int, default=0, show_default=True, help="First seed.")
+@click.option("--quick", is_flag=True, help="Less data, one seed: minutes. Not for --write.")
+@click.option("--write", type=PATH, help="Keep results.json and pictures in this folder, by model.")
+@device_option
+@quiet_option
+@set_option
+@json_option
+def bench(
+    subject: str,
+    data: Path | None,
+    seed: int,
+    quick: bool,
+    write: Path | None,
+    device: str,
+    quiet: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Run the experiment behind MODEL's claim, or measure every model of an INTERFACE alike."""
+    from .. import api
+    from .. import bench as benchmarks
+    from ..interfaces import INTERFACES
+
+    if quick and write:
+        raise click.UsageError("--quick measures too little to be kept; leave out --write.")
+    # The record outlives this machine: the data's place on it is left out of the command.
+    words = [f"PATH/{data.name}" if data and w == str(data) else w for w in sys.argv[1:]]
+    command = shlex.join(["zoo", *words])
+    if subject in INTERFACES:
+        found = benchmarks.run_interface(
+            subject,
+            command=command,
+            data=data,
+            quick=quick,
+            device=device,
+            say=lambda text: click.echo(text, err=True),
+        )
+        kept = benchmarks.write(found, write / subject) if write else None
+    else:
+        entry = api.entry_of(subject)
+        with tempfile.TemporaryDirectory() as scratch:
+            out = write / entry.name if write else Path(scratch)
+            out.mkdir(parents=True, exist_ok=True)
+            found = benchmarks.run(
+                entry,
+                command=command,
+                out=out,
+                data=data,
+                seed=seed,
+                quick=quick,
+                device=device,
+                progress=not quiet,
+                options=parse_settings(settings),
+            )
+            kept = benchmarks.write(found, out) if write else None
+    if as_json:
+        return echo_json(found)
+    click.echo(benchmarks.table_text(found))
+    if found["claims"]:
+        click.echo("\n" + benchmarks.claims_text(found))
+    click.echo(f"\n{found['seconds']:.0f} s on {found['hardware']}")
+    if kept:
+        click.echo(str(kept))

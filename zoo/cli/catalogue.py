@@ -1,0 +1,177 @@
+"""``zoo list``, ``zoo info``, ``zoo plugins``: what is known, read from data alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import plugins as finder
+from .. import registry
+from .options import echo_json, json_option, model_argument
+
+if TYPE_CHECKING:
+    from ..plugins import Plugin
+    from ..spec import Entry
+
+
+@click.command("list")
+@click.argument("pattern", default="*")
+@click.option("--interface", help="Only models of one kind, such as SRModel.")
+@click.option("--bases", is_flag=True, help="Show the bundled base models instead.")
+@json_option
+def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> None:
+    """Show the models that are known; PATTERN is a glob such as '*sd*'.
+
+    ready: loads. untrained: the code is there, the weights are yours to train. planned: not yet.
+    """
+    from fnmatch import fnmatchcase
+
+    from ..interfaces import INTERFACES
+
+    if interface is not None and interface not in INTERFACES:
+        raise click.BadParameter(f"{interface!r} is none of {', '.join(INTERFACES)}")
+    catalogue = registry.catalogue()
+    if bases:
+        found = [b for name, b in catalogue.bases.items() if fnmatchcase(name, pattern)]
+        if as_json:
+            return echo_json([{"name": b.name, "summary": b.summary} for b in found])
+        return _columns([(b.name, b.summary) for b in found] or [("no bases", "")])
+    entries = [
+        entry
+        for entry in catalogue.entries()
+        if interface in (None, entry.interface) and fnmatchcase(entry.name, pattern)
+    ]
+    if as_json:
+        return echo_json([_public(entry) for entry in entries])
+    _columns([(_name(e, catalogue), e.interface, e.status, e.summary) for e in entries])
+    faults = [p for p in catalogue.plugins if p.state in ("fault", "conflict")]
+    if faults:
+        count = "1 plugin has" if len(faults) == 1 else f"{len(faults)} plugins have"
+        click.echo(f"{count} a fault; `zoo plugins` says which.", err=True)
+
+
+list = list_
+
+
+@click.command()
+@model_argument
+@json_option
+def info(model: str, as_json: bool) -> None:
+    """Show what MODEL is, its licence, its options and its files."""
+    from ..api import as_folder, bundled_folder
+    from ..errors import PluginError
+
+    folder = as_folder(model)
+    if folder is not None:
+        from ..weights import read_saved
+
+        manifest = dict(read_saved(folder).manifest)
+        return echo_json(manifest) if as_json else _facts(manifest)
+    catalogue = registry.catalogue()
+    entry = catalogue.entry(model)
+    facts = _public(entry)
+    try:
+        plugin = catalogue.owner(entry)
+        facts["code"] = str(plugin.folder)
+        bundle = bundled_folder(plugin, entry)
+        there = bundle is not None and all((bundle / f.path).is_file() for f in entry.files)
+        facts["bundled"] = bool(entry.files) and there
+    except PluginError:
+        pass  # planned: there is no plugin yet, and the status says so
+    if as_json:
+        return echo_json(facts)
+    _facts(facts)
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Also import each plugin, in a process of its own.")
+@json_option
+@click.pass_context
+def plugins(ctx: click.Context, check: bool, as_json: bool) -> None:
+    """Show the installed plugins, and what is wrong with any.
+
+    Without --check nothing is imported, so only faults of data are seen. With it, exit code 1 says
+    that at least one plugin is broken.
+    """
+    found = [_checked(p) if check else (p, p.state, p.reason) for p in registry.catalogue().plugins]
+    if as_json:
+        echo_json(
+            [
+                {
+                    "package": p.package,
+                    "distribution": p.distribution,
+                    "version": p.version,
+                    "state": state,
+                    "reason": reason,
+                    "models": [*p.registry.models] if p.registry else [],
+                }
+                for p, state, reason in found
+            ]
+        )
+    else:
+        _columns([(p.package, f"{p.distribution} {p.version}", s, r) for p, s, r in found])
+    if check and any(state == "fault" for _, state, _ in found):
+        ctx.exit(1)
+
+
+def _checked(plugin: Plugin) -> tuple[Plugin, str, str]:
+    if plugin.state in ("blocked", "fault"):
+        return plugin, plugin.state, plugin.reason
+    reason = finder.check(plugin)
+    return (plugin, "fault", reason) if reason else (plugin, plugin.state, plugin.reason)
+
+
+def _name(entry: Entry, catalogue: registry.Catalogue) -> str:
+    alone = len(catalogue.models[entry.name]) == 1
+    return entry.name if alone else f"{entry.distribution}:{entry.name}"
+
+
+def _public(entry: Entry) -> dict[str, Any]:
+    facts = asdict(entry)
+    facts["class"] = facts.pop("class_")
+    del facts["line"]
+    return facts
+
+
+def _facts(facts: dict[str, Any]) -> None:
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
+        if value in (None, "", [], {}, ()):
+            continue
+        if key == "options":
+            for verb, options in value.items():
+                for name, option in options.items():
+                    click.echo(f"{verb + ' option':{width}}  {name}: {_option(option)}")
+        elif key == "files":
+            files = value.items() if isinstance(value, dict) else ((f["path"], f) for f in value)
+            for path, file in files:
+                text = f"{path}, {file['size']:,} bytes, sha256 {file['sha256'][:12]}…"
+                click.echo(f"{'file':{width}}  {text}")
+        elif key == "commands":
+            for name, command in value.items():
+                click.echo(f"{'command':{width}}  {name}: {command['help']}")
+        elif isinstance(value, dict):
+            text = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+            click.echo(f"{key:{width}}  {text}")
+        else:
+            click.echo(f"{key:{width}}  {value}")
+
+
+def _option(option: Any) -> str:
+    if not isinstance(option, dict):
+        return str(option)
+    from ..spec import Option
+
+    declared = Option(**option)
+    return f"{declared.expected}, default {declared.default}. {declared.help}"
+
+
+def _columns(rows: Any) -> None:
+    """Print rows in aligned columns; the last one is as long as it likes, on one line."""
+    rows = [[" ".join(str(cell).split()) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    for row in rows:
+        line = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+        click.echo(line.rstrip())

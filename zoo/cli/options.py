@@ -1,0 +1,90 @@
+"""What several verbs share: ``-O key=value``, ``--json``, and turning either into keywords."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import OptionError
+from ..spec import Entry, near
+
+PATH = click.Path(path_type=Path)
+
+model_argument = click.argument("model")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="A torch device; auto takes the best."
+)
+force_option = click.option("--force", is_flag=True, help="Replace what is already there.")
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
+set_option = click.option(
+    "-O",
+    "--option",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set an option that `zoo info MODEL` lists. May be repeated.",
+)
+
+
+def echo_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
+    """``("a=1",)`` -> ``{"a": "1"}``. Raises OptionError for what has no ``=`` or comes twice."""
+    found: dict[str, str] = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise OptionError(f"-O {text!r}: expected KEY=VALUE.")
+        if key in found:
+            raise OptionError(f"-O {key} is given twice.")
+        found[key] = value
+    return found
+
+
+def split_settings(
+    settings: Mapping[str, str], entry: Entry, verb: Callable[..., Any]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Sort settings into declared load options and keywords of the model's verb.
+
+    Load options stay text: the entry's schema reads them. A keyword's value is read as JSON where
+    it is JSON (``2``, ``true``, ``null``), else it is text. Raises OptionError for a name that is
+    neither.
+    """
+    declared = entry.options.get("load", {})
+    keywords = {
+        name: parameter
+        for name, parameter in inspect.signature(verb).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    load, call = {}, {}
+    for key, value in settings.items():
+        if key in declared:
+            load[key] = value
+        elif key in keywords:
+            call[key] = _read(value)
+        else:
+            known = [*declared, *keywords]
+            hint = near(key, known)
+            raise OptionError(
+                f"{entry.name} has no option {key!r}"
+                + (f"; did you mean {hint[0]!r}?" if hint else ".")
+                + f" It takes: {', '.join(known)}."
+            )
+    return load, call
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

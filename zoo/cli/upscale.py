@@ -1,0 +1,130 @@
+"""``zoo upscale``: images in, larger images out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from .options import (
+    PATH,
+    device_option,
+    echo_json,
+    force_option,
+    json_option,
+    model_argument,
+    parse_settings,
+    quiet_option,
+    set_option,
+    split_settings,
+)
+
+
+@click.command()
+@model_argument
+@click.argument("inputs", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--out", type=PATH, help="File, or folder for several. Default: INPUT-x4.png.")
+@click.option("--scale", type=int, help="Magnification; default: the model's own.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same pixels.")
+@click.option("--tile", default="auto", show_default=True, help="Side of a tile, auto or none.")
+@device_option
+@force_option
+@quiet_option
+@set_option
+@json_option
+def upscale(
+    model: str,
+    inputs: tuple[Path, ...],
+    out: Path | None,
+    scale: int | None,
+    seed: int,
+    tile: str,
+    device: str,
+    force: bool,
+    quiet: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Enlarge the images INPUTS with MODEL.
+
+    Example: zoo upscale edge-sd-sr photo.jpg -o large.png
+    """
+    from .. import images
+    from ..api import entry_of, load
+    from ..errors import NotReadyError, OptionError
+    from ..interfaces import SRModel
+
+    entry = entry_of(model)
+    if entry.interface != "SRModel":
+        raise NotReadyError(f"{entry.name} is a {entry.interface}; it does not upscale.")
+    given = parse_settings(settings)
+    load_options, call_options = split_settings(given, entry, _verb(model))
+    tiled: int | str | None = {"auto": "auto", "none": None}.get(tile, tile)
+    if isinstance(tiled, str) and tiled != "auto":
+        if not tiled.isdecimal():
+            raise OptionError(f"--tile {tile!r}: expected a number of pixels, auto or none.")
+        tiled = int(tiled)
+    for path in inputs:
+        images.read(path)  # every input is looked at before the first long computation
+    loaded: SRModel = load(model, device=device, **load_options)
+    targets = _targets(inputs, out, scale or loaded.scales[0])
+    for target in targets:
+        images.check_output(target, overwrite=force)
+    done = []
+    for source, target in zip(inputs, targets, strict=True):
+        started = time.perf_counter()
+        result = loaded.upscale(
+            source,
+            scale=scale,
+            seed=seed,
+            tile=tiled,  # type: ignore[arg-type]
+            progress=not quiet and not as_json,
+            **call_options,
+        )
+        images.save(result, target, overwrite=force)
+        done.append(
+            {
+                "input": str(source),
+                "output": str(target),
+                "size": list(result.size),
+                "seconds": round(time.perf_counter() - started, 3),
+                "model": loaded.entry.name,
+                "weights": loaded.source,
+            }
+        )
+        if not as_json:
+            wide, high = result.size
+            click.echo(f"{target}: {wide} x {high}, {done[-1]['seconds']:.2f} s")
+    if as_json:
+        echo_json(done)
+
+
+def _verb(model: str) -> object:
+    """The upscale method of the model's class: its keywords are what -O may set."""
+    from .. import plugins
+    from ..api import entry_of
+    from ..registry import catalogue
+
+    entry = entry_of(model)
+    assert entry.class_ is not None
+    return plugins.import_object(catalogue().owner(entry), entry.class_, entry).upscale
+
+
+def _targets(inputs: tuple[Path, ...], out: Path | None, scale: int) -> list[Path]:
+    """Where each result goes. Raises OutputError where two results would share a name."""
+    from ..errors import OutputError
+
+    if out is None:
+        targets = [path.with_name(f"{path.stem}-x{scale}.png") for path in inputs]
+    elif out.is_dir() or len(inputs) > 1:
+        if out.suffix and not out.is_dir():
+            raise OutputError(f"{out} is one file, but there are {len(inputs)} inputs. Give a folder.")
+        out.mkdir(parents=True, exist_ok=True)
+        targets = [out / f"{path.stem}-x{scale}.png" for path in inputs]
+    else:
+        targets = [out]
+    if len(set(targets)) < len(targets):
+        twice = next(t for t in targets if targets.count(t) > 1)
+        raise OutputError(f"two inputs would both become {twice}. Run them one at a time with -o.")
+    return targets

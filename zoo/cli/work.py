@@ -1,0 +1,135 @@
+"""``zoo train``, ``export``, ``pull``, ``verify``, ``run``: work on one model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from .. import api
+from .options import (
+    PATH,
+    device_option,
+    echo_json,
+    force_option,
+    json_option,
+    model_argument,
+    parse_settings,
+    quiet_option,
+    set_option,
+)
+
+
+@click.command()
+@model_argument
+@click.option("--data", type=PATH, help="Training data: a folder or a file.")
+@click.option("-o", "--out", type=PATH, required=True, help="Folder to make; checkpoints go there.")
+@click.option("--stage", help="One stage of the recipe, by name; default: all.")
+@click.option("--steps", type=int, help="Steps of each stage; default: the recipe's own.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
+@click.option("--init", help="Start from a saved folder, or from a model's weights by its name.")
+@device_option
+@quiet_option
+@set_option
+def train(
+    model: str,
+    data: Path | None,
+    out: Path,
+    stage: str | None,
+    steps: int | None,
+    seed: int,
+    resume: bool,
+    init: str | None,
+    device: str,
+    quiet: bool,
+    settings: tuple[str, ...],
+) -> None:
+    """Train MODEL with its method's recipe. Ctrl-C is safe: --resume goes on."""
+    folder = api.train(
+        api.entry_of(model),
+        out,
+        data=data,
+        seed=seed,
+        steps=steps,
+        stage=stage,
+        resume=resume,
+        init=init,
+        device=device,
+        progress=not quiet,
+        options=parse_settings(settings),
+    )
+    click.echo(f'{folder}: load it with zoo.load("./{folder}")')
+
+
+@click.command()
+@model_argument
+@click.option("-o", "--out", type=PATH, required=True, help="File to write.")
+@click.option("--format", "kind", default="onnx", show_default=True, help="Format to write.")
+@force_option
+@set_option
+def export(model: str, out: Path, kind: str, force: bool, settings: tuple[str, ...]) -> None:
+    """Write MODEL in a format for other runtimes."""
+    from ..weights import check_target
+    from .options import split_settings
+
+    entry = api.entry_of(model)
+    check_target(out, overwrite=force)
+    given = parse_settings(settings)
+    loaded = api.load(model, **{k: v for k, v in given.items() if k in entry.options.get("load", {})})
+    _, keywords = split_settings(given, entry, loaded.export)
+    click.echo(loaded.export(out, kind, **keywords))
+
+
+@click.command()
+@model_argument
+@json_option
+def pull(model: str, as_json: bool) -> None:
+    """Bring MODEL's weights to this machine, each file checked against its hash."""
+    found = api.pull(model)
+    if as_json:
+        return echo_json({"folder": found.folder, "source": found.source, "revision": found.revision})
+    if found.folder is None:
+        return click.echo(f"{model} has no files of its own; nothing to pull.")
+    click.echo(f"{found.folder} ({found.source}, verified)")
+
+
+@click.command()
+@model_argument
+@device_option
+@json_option
+def verify(model: str, device: str, as_json: bool) -> None:
+    """Check MODEL's hashes, and its output on a known input."""
+    started = time.perf_counter()
+    loaded = api.load(model, device=device)
+    off = api.verify(loaded)
+    seconds = time.perf_counter() - started
+    check = loaded.entry.check
+    assert check is not None  # api.verify has said so otherwise
+    if as_json:
+        return echo_json({"model": model, "deviation": off, "atol": check.atol, "seconds": seconds})
+    click.echo(
+        f"{model}: files match their hashes; output within {off:.2g} of what it should be "
+        f"(allowed {check.atol:g}); weights from: {loaded.source}; {seconds:.1f} s"
+    )
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@model_argument
+@click.argument("name")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run(ctx: click.Context, model: str, name: str, args: tuple[str, ...]) -> None:
+    """Run NAME, one of MODEL's own commands (`zoo info MODEL` lists them), with ARGS."""
+    from .. import plugins
+    from ..errors import OptionError
+    from ..registry import catalogue
+
+    entry = api.entry_of(model)
+    if name not in entry.commands:
+        known = ", ".join(entry.commands) or "none"
+        raise OptionError(f"{entry.name} has no command {name!r}. It has: {known}.")
+    loaded = api.load(model)
+    command = plugins.import_object(catalogue().owner(entry), entry.commands[name].run, entry)
+    ctx.exit(int(command(loaded, [*args]) or 0))
