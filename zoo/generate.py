@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import bench, spec
 from .cli import VERBS
-from .plugins import first_party_registry
+from .plugins import own_registry
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = ROOT / "zoo" / "__init__.pyi"
@@ -23,7 +23,7 @@ README = ROOT / "README.md"
 
 def stub() -> str:
     """``zoo/__init__.pyi``: each of our models' classes for ``zoo.load``, ``Any`` for other names."""
-    registry = spec.read(first_party_registry())
+    registry = own_registry()
     loadable = {n: e.class_ for n, e in registry.models.items() if e.class_}
     classes = sorted(set(loadable.values()))
     lines = [
@@ -63,7 +63,7 @@ def stub() -> str:
 
 def models_table() -> str:
     """The catalogue, for the README."""
-    registry = spec.read(first_party_registry())
+    registry = own_registry()
     rows = [
         [f"`{e.name}`", e.interface, e.status, e.summary, e.paper.get("id", "")]
         for e in registry.models.values()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Fn: TypeAlias = "Callable[[torch.Tensor], torch.Tensor | Iterable[torch.Tensor]]"
 
 # Pillow reads more, but some of it through other programs (EPS) and most of it is not photographs.
-_READ = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
+_READ = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 _WRITE = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -94,7 +94,9 @@ def read(image: str | Path | Image.Image) -> Image.Image:
                 upright = ImageOps.exif_transpose(image)
             else:
                 _check_file(Path(image), name)
-                with Image.open(image, formats=_READ) as opened:
+                Image.init()  # a Pillow without AVIF fails on its name
+                known = [name for name in _READ if name in Image.OPEN]
+                with Image.open(image, formats=known) as opened:
                     upright = ImageOps.exif_transpose(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(
@@ -391,3 +393,12 @@ def _name(path: str | Path) -> str:
     """The path for a message of one line, whatever was handed in as a path."""
     text = ascii(str(path))[1:-1] if not str(path).isprintable() else str(path)
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """A PIL image as a float32 tensor (3, H, W) in [0, 1], colours only."""
+    import numpy as np
+    import torch
+
+    pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
@@ -68,9 +67,15 @@ def first_party_registry() -> Path:
 
 
 @cache
+def own_registry() -> RegistryFile:
+    """zoo's own registry file, checked."""
+    return spec.read(first_party_registry())
+
+
+@cache
 def discover() -> tuple[Plugin, ...]:
     """Every installed plugin, ours first, then by distribution and package. Imports none of them."""
-    own = spec.read(first_party_registry())
+    own = own_registry()
     ours = {entry.plugin for entry in own.models.values()} | {b.plugin for b in own.bases.values()}
     found = [_inspect(point, own, ours) for point in _entry_points()]
     found.sort(key=lambda p: (not p.first_party, p.distribution, p.package))
@@ -302,6 +307,7 @@ def check(plugin: Plugin, *, timeout: float = 60.0) -> str | None:
     process is caught too: only a token that the process prints at the very end counts as success.
     """
     import secrets
+    import subprocess
 
     if plugin.state in ("blocked", "fault"):
         return _state(plugin)

@@ -77,7 +77,7 @@ class Catalogue:
 @cache
 def catalogue() -> Catalogue:
     """Merge the registry files of all plugins, ours first."""
-    own = spec.read(plugins.first_party_registry())
+    own = plugins.own_registry()
     models: dict[str, list[Entry]] = {
         name: [replace(entry, distribution=HOST)] for name, entry in own.models.items()
     }
@@ -116,5 +116,6 @@ def catalogue() -> Catalogue:
 
 def forget() -> None:
     """Forget what was found, so that the next look sees plugins installed since."""
+    plugins.own_registry.cache_clear()
     plugins.discover.cache_clear()
     catalogue.cache_clear()

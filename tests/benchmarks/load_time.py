@@ -2,9 +2,10 @@
 
     python tests/benchmarks/load_time.py
 
-The same network, an 86 M-parameter ViT-B/16, from the same safetensors file on the CPU. Ours: SHA-256
-of the file, header against network, meta device, assign. Timm's: create_model("local-dir:...",
-pretrained=True). The two take turns; the minimum of five each counts, and our aim is at most 0.5.
+The same network, an 86 M-parameter ViT-B/16, from the same safetensors file on the CPU. Ours:
+SHA-256 of the file, header against network, meta device, assign. Timm's:
+create_model("local-dir:...", pretrained=True). The two take turns; the minimum of five each
+counts, and our aim is at most 0.5.
 """
 
 from __future__ import annotations
