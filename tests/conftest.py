@@ -1,0 +1,144 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# No test may reach the real Hub: those about the network bring a loopback Hub of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+for variable in ("ZOO_PLUGINS", "ZOO_PLUGINS_DISABLE", "ZOO_HUB_TIMEOUT"):
+    os.environ.pop(variable, None)
+
+MINIMAL_REGISTRY = """
+schema: 1
+zoo_api: 1
+models:
+  {name}:
+    interface: SRModel
+    status: ready
+    summary: a stranger's model
+    class: "{package}.model:Model"
+"""
+MINIMAL_INIT = """
+from zoo.hookspecs import hookimpl
+
+@hookimpl
+def zoo_build(request):
+    from .model import Model
+    return Model(request)
+"""
+MINIMAL_MODEL = """
+from zoo.interfaces import SRModel
+from zoo.images import transform
+
+class Model(SRModel):
+    scales = (2,)
+
+    def upscale(self, images, *, scale=None, prompt=None, seed=0, tile="auto", progress=False):
+        def double(rgb):
+            return rgb.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        return transform(images, double, scale=2)
+"""
+
+
+class Site:
+    """A folder on sys.path, like site-packages, in which a test installs made-up plugins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def plugin(
+        self,
+        package: str,
+        *,
+        distribution: str | None = None,
+        version: str = "1.0",
+        registry: str | None = "",
+        init: str = MINIMAL_INIT,
+        model: str | None = MINIMAL_MODEL,
+        entry_point: str | None = None,
+    ) -> Path:
+        """Install one. ``registry``: its text, "" for a minimal one, None for no file."""
+        folder = self.path / package
+        folder.mkdir()
+        (folder / "__init__.py").write_text(init, "utf-8")
+        if model is not None:
+            (folder / "model.py").write_text(model, "utf-8")
+        if registry is not None:
+            text = registry or MINIMAL_REGISTRY.format(name=package.replace("_", "-"), package=package)
+            (folder / "registry.yaml").write_text(text, "utf-8")
+        name = distribution or package
+        info = self.path / f"{name}-{version}.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", "utf-8"
+        )
+        points = info / "entry_points.txt"
+        old = points.read_text("utf-8") if points.exists() else "[zoo.plugins]\n"
+        points.write_text(f"{old}{package} = {entry_point or package}\n", "utf-8")
+        return folder
+
+    def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run ``python *args`` in a process of its own that sees the plugins."""
+        return subprocess.run(
+            [sys.executable, *args],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(self.path), **env},
+            timeout=120,
+        )
+
+    def zoo(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the command ``zoo *args`` in a process of its own that sees the plugins."""
+        return self.run("-c", "from zoo.cli import main; main()", *args, **env)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """An empty place for made-up plugins, seen by subprocesses only."""
+    path = tmp_path / "site"
+    path.mkdir()
+    return Site(path)
+
+
+@pytest.fixture
+def here(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The same, seen by this process too; what was imported from it is forgotten afterwards."""
+    from zoo import plugins, registry
+
+    monkeypatch.syspath_prepend(str(site.path))
+    before = set(sys.modules)
+    registry.forget()
+    yield site
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        if file.startswith(str(site.path)):
+            del sys.modules[name]
+    plugins._managers.clear()
+    monkeypatch.undo()
+    registry.forget()
+
+
+@pytest.fixture
+def zoo_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``zoo *args`` in a process of its own, in an empty folder."""
+
+    def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", "from zoo.cli import main; main()", *args],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **env},
+            timeout=300,
+        )
+
+    return run
