@@ -31,10 +31,9 @@ BUILDERS = ("pip", "hatchling", "editables")
 SIBLINGS = {"zoo_edge_sd_sr": ("zoo_yonos_sr",)}
 """The only imports from one plugin package to another that are allowed."""
 
-_SOURCES = (
-    "zoo plugins tests hub_cards registry.yaml pyproject.toml constraints.txt Makefile README.md "
-    "CHANGELOG.md SECURITY.md CONTRIBUTING.md LICENSE .gitignore"
-).split()
+_SOURCES = ["zoo", "plugins", "tests", "hub_cards", "registry.yaml", "pyproject.toml"]
+_SOURCES += ["constraints.txt", "Makefile", "README.md", "CHANGELOG.md", "SECURITY.md"]
+_SOURCES += ["CONTRIBUTING.md", "LICENSE", ".gitignore"]
 
 
 # --- views ----------------------------------------------------------------------------------------
@@ -109,10 +108,9 @@ class Environment:
     def run(
         self, *command: str | Path, ok: bool = True, timeout: float = 300, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command; where ``ok``, anything but exit code 0 is an error that shows its output."""
-        kept = {
-            k: v for k, v in os.environ.items() if not re.match("PYTHON|PIP_|HF_|ZOO_|VIRTUAL", k)
-        }
+        """Run a command; where ``ok``, an exit code but 0 is an error that shows its output."""
+        leaks = re.compile("PYTHON|PIP_|HF_|ZOO_|VIRTUAL")
+        kept = {name: value for name, value in os.environ.items() if not leaks.match(name)}
         kept |= {
             "HOME": str(self.home),
             "HF_HUB_OFFLINE": "1",
@@ -156,7 +154,7 @@ class Environment:
 
 
 def snapshot(target: Path) -> Path:
-    """A copy of the project's sources, so that building neither writes to the checkout nor sees it change."""
+    """A copy of the sources: building neither writes to the checkout nor sees it change."""
     target.mkdir(parents=True)
     for name in _SOURCES:
         source = ROOT / name
@@ -236,7 +234,7 @@ def _project_text(name: str, version: str, needs: Iterable[str], packages: Itera
 def slice_registry(text: str, package: str) -> str:
     """The part of our registry file that is one plugin's, as a stranger would write it.
 
-    Works on lines, so that whatever an entry says is passed on as it stands; ``plugin`` is left out,
+    Works on lines, so that what an entry says is passed on as it stands; ``plugin`` is left out,
     for a stranger's entries belong to the package they lie in.
     """
     kept = ["schema: 1", "zoo_api: 1"]
