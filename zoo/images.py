@@ -85,6 +85,8 @@ def read(image: str | Path | Image.Image) -> Image.Image:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     name = "the PIL image" if isinstance(image, Image.Image) else _name(image)
+    if not isinstance(image, Image.Image):
+        _check_file(Path(image), name)
     try:
         with warnings.catch_warnings():
             # A warning for us is an error: half of a bomb is one too. Others (odd EXIF) are noise.
@@ -93,7 +95,6 @@ def read(image: str | Path | Image.Image) -> Image.Image:
             if isinstance(image, Image.Image):
                 upright = ImageOps.exif_transpose(image)
             else:
-                _check_file(Path(image), name)
                 Image.init()  # a Pillow without AVIF fails on its name
                 known = [name for name in _READ if name in Image.OPEN]
                 with Image.open(image, formats=known) as opened:
@@ -107,8 +108,6 @@ def read(image: str | Path | Image.Image) -> Image.Image:
         raise InputError(
             f"{name} is not an image of a known format ({', '.join(_READ)}). Convert it to PNG."
         ) from None
-    except InputError:
-        raise
     except _DAMAGED as error:
         raise InputError(f"{name} is cut short or damaged ({error}). Get it again.") from error
     if 0 in upright.size:
@@ -208,20 +207,11 @@ def _pil(image: Image.Image, fn: Fn, scale: int) -> Image.Image:
         grey = mode in ("1", "L", "LA", "La")
         alpha = image.has_transparency_data
         target = ("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB")
-        array = np.asarray(image if mode == target else _converted(image, target))
+        array = np.asarray(image if mode == target else image.convert(target))
     made = Image.fromarray(_array(array, fn, scale))
     if (profile := image.info.get("icc_profile")) and mode != "CMYK":
         made.info["icc_profile"] = profile
     return made
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    try:
-        return image.convert(mode)
-    except ValueError:  # no direct way, such as LAB to RGB
-        raise InputError(
-            f"an image of mode {image.mode} cannot be used; convert it to RGB first."
-        ) from None
 
 
 def _checked_array(array: Any) -> np.ndarray:
@@ -345,12 +335,14 @@ def _bands(source: torch.Tensor, fn: Fn, scale: int) -> Iterable[tuple[int, torc
     row = 0
     for band in [made] if isinstance(made, torch.Tensor) or made is None else made:
         shape = tuple(band.shape) if isinstance(band, torch.Tensor) else type(band).__name__
-        if not (isinstance(shape, tuple) and len(shape) == 3 and shape[::2] == (3, width)):
+        if not (
+            isinstance(shape, tuple) and len(shape) == 3 and shape[::2] == (3, width) and shape[1]
+        ):
             raise PluginError(f"the model returned {shape} where (3, rows, {width}) was due.")
         if row + band.shape[1] > height:
             raise PluginError(f"the model returned more than {height} rows.")
         band = band.detach().to("cpu", torch.float32)
-        if not torch.isfinite(band).all():
+        if not all(edge.isfinite() for edge in band.aminmax()):  # NaN is both; quicker than each
             raise PluginError("the model returned NaN or infinity. Try dtype='float32'.")
         band = band.mean(0, keepdim=True) if channels == 1 else band
         yield row, band.clamp(0, 1)

@@ -27,7 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DeviceError, OutputError, PluginError, WeightsError, WeightsNotFoundError
+from . import __version__
+from .errors import (
+    DeviceError,
+    OutputError,
+    PluginError,
+    WeightsError,
+    WeightsNotFoundError,
+    ZooError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -63,13 +71,14 @@ _DTYPES: Mapping[str, tuple[str, int]] = {
     "F64": ("float64", 8),
     "C64": ("complex64", 8),
 }
-_TIED = "zoo.tied"  # metadata: JSON {name: name of the tensor that is stored for both}
 _MANIFEST: Mapping[str, Any] = {
     **dict.fromkeys(("zoo", "plugin", "distribution", "model", "kind", "class"), str),
     **dict.fromkeys(("config", "options", "files"), dict),
     "interface": str | None,
     "base": dict | None,
 }
+# What a body that writes may raise because of the disk; its other errors are its own.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -99,77 +108,59 @@ def verify(path: str | Path, size: int, digest: str) -> None:
             )
 
 
-def header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name -> (torch dtype name, shape) of every tensor in a safetensors file.
-
-    Reads and checks the header only: nothing of it can make a later read go wrong. Raises
-    WeightsError for a file that is cut short, damaged, or not safetensors at all.
-    """
-    parsed = _Header.read(Path(path))
-    return {name: (slot.dtype, slot.shape) for name, slot in parsed.all().items()}
-
-
 @dataclass(frozen=True)
 class _Slot:
+    """Where a tensor lies in its file, from the file's first byte."""
+
     dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
 
 
-@dataclass(frozen=True)
-class _Header:
-    path: Path
-    slots: Mapping[str, _Slot]
-    """In the order in which they lie in the file; start and end count from its first byte."""
-    tied: Mapping[str, str]
+def header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (torch dtype name, shape) of every tensor in a safetensors file.
 
-    def all(self) -> dict[str, _Slot]:
-        """Tied names too."""
-        return dict(self.slots) | {name: self.slots[kept] for name, kept in self.tied.items()}
+    Reads and checks the header only: nothing of it can make a later read go wrong. Raises
+    WeightsError for a file that is cut short, damaged, or not safetensors at all.
+    """
+    return {name: (slot.dtype, slot.shape) for name, slot in _slots(Path(path)).items()}
 
-    @classmethod
-    def read(cls, path: Path) -> _Header:
-        def bad(why: str) -> WeightsError:
-            return WeightsError(f"{path} {why}")
 
-        with _opened(path) as file:
-            total = os.fstat(file.fileno()).st_size
-            start = file.read(9)
-            if total < 9:
-                raise bad(f"is no safetensors file: it has only {total} bytes. Get it again.")
-            length = struct.unpack("<Q", start[:8])[0]
-            # A length may begin with any byte; only where it makes no sense, say what it may be.
-            if start[8:] != b"{" or length > MAX_HEADER:
-                raise bad(_what_else(start))
-            file.seek(8)
-            if 8 + length > total:
-                raise bad(f"is cut short: its header alone has {length} bytes. Get it again.")
-            text = file.read(length)
-        try:
-            raw = _json(text)
-        except ValueError as error:
-            raise bad(f"has a damaged header ({error}). Get it again.") from None
-        metadata = raw.pop("__metadata__", {})
-        slots = {}
-        for name, value in raw.items():
-            try:
-                slots[name] = _slot(value, 8 + length)
-            except (KeyError, TypeError, ValueError) as error:
-                raise bad(f"has a damaged header: {name!r}: {error}. Get it again.") from None
-        slots = dict(sorted(slots.items(), key=lambda item: (item[1].start, item[1].end)))
-        at = 8 + length
-        for name, slot in slots.items():
-            if slot.start != at:
-                raise bad(f"has a damaged header: tensor {name!r} leaves a gap or overlaps.")
-            at = slot.end
-        if at != total:
-            raise bad(
-                f"is cut short: it has {total} bytes and promises {at}. Get it again."
-                if at > total
-                else f"has {total - at} bytes after its last tensor: it is damaged. Get it again."
-            )
-        return cls(path, slots, _tied(metadata, slots, path))
+def _slots(path: Path) -> dict[str, _Slot]:
+    """The checked header, in the order in which the tensors lie in the file."""
+
+    def bad(why: str) -> WeightsError:
+        return WeightsError(f"{path} {why} Get it again.")
+
+    with _opened(path) as file:
+        total = os.fstat(file.fileno()).st_size
+        start = file.read(9)
+        if total < 9:
+            raise bad(f"is no safetensors file: it has only {total} bytes.")
+        at = 8 + struct.unpack("<Q", start[:8])[0]
+        # A length may begin with any byte; only where it makes no sense, say what it may be.
+        if start[8:] != b"{" or at > MAX_HEADER:
+            raise WeightsError(f"{path} {_what_else(start)}")
+        if at > total:
+            raise bad(f"is cut short: its header alone has {at - 8} bytes.")
+        text = b"{" + file.read(at - 9)
+    try:
+        raw = _json(text)
+        raw.pop("__metadata__", None)
+        slots = {name: _slot(name, value, at) for name, value in raw.items()}
+    except ValueError as error:
+        raise bad(f"has a damaged header: {error}.") from None
+    slots = dict(sorted(slots.items(), key=lambda item: (item[1].start, item[1].end)))
+    for name, slot in slots.items():
+        if slot.start != at:
+            raise bad(f"has a damaged header: {name!r} leaves a gap or overlaps.")
+        at = slot.end
+    if at > total:
+        raise bad(f"is cut short: it has {total} bytes and promises {at}.")
+    if at < total:
+        raise bad(f"has {total - at} bytes after its last tensor.")
+    return slots
 
 
 def _what_else(start: bytes) -> str:
@@ -183,51 +174,38 @@ def _what_else(start: bytes) -> str:
     return "is no safetensors file: it does not start with a header. Get it again."
 
 
-def _slot(value: Any, offset: int) -> _Slot:
-    code, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
-    if code not in _DTYPES:
-        raise ValueError(f"unknown dtype {code!r}")
-    numbers = [start, end, *shape]
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError("shape and offsets must be whole numbers")
-    dtype, size = _DTYPES[code]
-    if end - start != math.prod(shape) * size:
-        raise ValueError(f"{end - start} bytes for {dtype} of shape {tuple(shape)}")
+def _slot(name: str, value: Any, offset: int) -> _Slot:
+    try:
+        shape, (start, end) = value["shape"], value["data_offsets"]
+        dtype, size = _DTYPES[value["dtype"]]
+        fits = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in [*shape, start])
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits or type(end) is not int or end - start != math.prod(shape) * size:
+        raise ValueError(f"{name!r} is {value!r:.100}")
     return _Slot(dtype, tuple(shape), offset + start, offset + end)
 
 
-def _tied(metadata: Any, slots: Mapping[str, _Slot], path: Path) -> dict[str, str]:
-    if not isinstance(metadata, dict) or _TIED not in metadata:
-        return {}
-    try:
-        tied = _json(metadata[_TIED])
-    except (TypeError, ValueError):
-        tied = {"": ""}
-    if any(name in slots or str(kept) not in slots for name, kept in tied.items()):
-        raise WeightsError(f"{path} has damaged metadata under {_TIED!r}. Get it again.")
-    return tied
-
-
-def _tensors(parsed: _Header, names: Set[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The stored tensors of these names, in file order, each in memory of its own."""
+def _tensors(
+    path: Path, slots: Mapping[str, _Slot], skip: Set[str] = frozenset()
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in file order, each in memory of its own."""
     import torch
 
-    with _opened(parsed.path) as file:
-        for name, slot in parsed.slots.items():
-            if name not in names:
+    with _opened(path) as file:
+        for name, slot in slots.items():
+            if name in skip:
                 continue
             tensor = torch.empty(slot.shape, dtype=getattr(torch, slot.dtype))
             file.seek(slot.start)
             if file.readinto(tensor.reshape(-1).view(torch.uint8).numpy()) != slot.end - slot.start:
-                raise WeightsError(f"{parsed.path} changed while it was read. Try again.")
+                raise WeightsError(f"{path} changed while it was read. Try again.")
             yield name, tensor
 
 
 def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, on the CPU, by name; no two share memory."""
-    parsed = _Header.read(Path(path))
-    tensors = dict(_tensors(parsed, parsed.slots.keys()))
-    return tensors | {name: tensors[kept].clone() for name, kept in parsed.tied.items()}
+    """All tensors of a safetensors file, on the CPU, by name."""
+    return dict(_tensors(Path(path), _slots(Path(path))))
 
 
 def load_module(
@@ -254,7 +232,7 @@ def load_module(
     target = getattr(torch, dtype, None)
     if not isinstance(target, torch.dtype) or not target.is_floating_point:
         raise DeviceError(f"dtype={dtype!r} is no floating-point dtype. Try 'float32'.")
-    headers = _parts(Path(file))
+    parts = {part: _slots(part) for part in _parts(Path(file))}
     with torch.device("meta"):
         module = build()
     expected = {
@@ -262,22 +240,21 @@ def load_module(
         for name, tensor in module.state_dict(keep_vars=True).items()
         if isinstance(tensor, torch.Tensor)
     }
-    tied = _tied_names(expected)
-    stored = {name: slot for part in headers for name, slot in part.all().items()}
+    first: dict[int, str] = {}
+    tied = {name: first.setdefault(id(tensor), name) for name, tensor in expected.items()}
+    stored = {name: slot for slots in parts.values() for name, slot in slots.items()}
     _compare(Path(file), type(module).__name__, expected, stored, tied)
 
-    first = {name: tied.get(name, name) for name in expected}
     values: dict[str, torch.Tensor] = {}  # by the first name of each tensor
-    for part in headers:
-        needed = {first[name]: name for name in part.slots if first[name] not in values}
-        for name, tensor in _tensors(part, set(needed.values())):
-            tensor = tensor.to(device, target if tensor.dtype.is_floating_point else None)
-            values[first[name]] = _like(expected[name], tensor)
-        for name, kept in part.tied.items():
-            if first[name] not in values:  # one tensor when saved, two in this network
-                values[first[name]] = _like(expected[name], values[first[kept]].detach().clone())
-    tensors = {name: values[first[name]] for name in expected}
-    del expected
+    for part, slots in parts.items():
+        twice = {name for name in slots if tied[name] != name and tied[name] in stored}
+        for name, tensor in _tensors(part, slots, skip=twice):
+            value = tensor.to(device, target if tensor.dtype.is_floating_point else None)
+            if isinstance(old := expected[name], torch.nn.Parameter):
+                # Assigned as it is, a Parameter stays one object under all its names.
+                value = torch.nn.Parameter(value, requires_grad=old.requires_grad)
+            values[tied[name]] = value
+    tensors = {name: values[kept] for name, kept in tied.items()}
     try:
         module.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
@@ -299,48 +276,21 @@ def load_module(
     return module.to(device).eval()
 
 
-def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """A Parameter where the old one is: assigned as it is, it stays one object under tied names."""
-    import torch
-
-    if isinstance(old, torch.nn.Parameter):
-        return torch.nn.Parameter(new, requires_grad=old.requires_grad)
-    return new
-
-
-def _tied_names(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Name -> the first name of the same tensor, for every further name of it."""
-    first: dict[int, str] = {}
-    tied = {}
-    for name, tensor in state.items():
-        kept = first.setdefault(id(tensor), name)
-        if kept != name:
-            tied[name] = kept
-    return tied
-
-
-def _parts(file: Path) -> list[_Header]:
+def _parts(file: Path) -> list[Path]:
     if not file.is_dir():
-        return [_Header.read(file)]
+        return [file]
     if (file / WEIGHTS).is_file():
-        return [_Header.read(file / WEIGHTS)]
-    if not (file / INDEX).is_file():
+        return [file / WEIGHTS]
+    index = file / INDEX
+    if not index.is_file():
         raise WeightsNotFoundError(f"{file} has neither {WEIGHTS} nor {INDEX}.")
     try:
-        where = _json(_small(file / INDEX))["weight_map"]
-        names = sorted(set(where.values()))
-        if any(not _inside(name) or not name.endswith(".safetensors") for name in names):
+        names = sorted(set(_json(_small(index))["weight_map"].values()))
+        if not all(_inside(name) and name.endswith(".safetensors") for name in names):
             raise ValueError("a part is not a safetensors file in this folder")
     except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise WeightsError(f"{file / INDEX} is no index of parts ({error}).") from None
-    parts = [_Header.read(file / name) for name in names]
-    for name, part in where.items():
-        if name not in parts[names.index(part)].all():
-            raise WeightsError(f"{file / part} lacks {name!r}, which {INDEX} promises.")
-    count = sum(len(part.all()) for part in parts)
-    if count != len(where):
-        raise WeightsError(f"{file}: its parts hold {count} tensors, {INDEX} lists {len(where)}.")
-    return parts
+        raise WeightsError(f"{index} is no index of parts ({error}).") from None
+    return [file / name for name in names]
 
 
 def _compare(
@@ -350,8 +300,8 @@ def _compare(
     stored: Mapping[str, _Slot],
     tied: Mapping[str, str],
 ) -> None:
-    have = {tied.get(name, name) for name in stored}
-    missing = [name for name in expected if tied.get(name, name) not in have]
+    have = {tied[name] for name in stored if name in tied}
+    missing = [name for name in expected if tied[name] not in have]
     extra = [name for name in stored if name not in expected]
     shapes, kinds = [], []
     for name, slot in stored.items():
@@ -391,9 +341,8 @@ def save_tensors(
 ) -> Path:
     """Write tensors to a safetensors file, whole or not at all; returns the path.
 
-    Any device and stride. One tensor under two names is stored once and read back under both;
-    tensors that merely overlap are each stored in full. Raises WeightsError for what is no dense
-    tensor with values, OutputError where the file cannot be written.
+    Any device and stride; tensors that share memory are each stored in full. Raises WeightsError
+    for what is no dense tensor with values, OutputError where the file cannot be written.
     """
     import torch
     from safetensors import SafetensorError
@@ -401,8 +350,6 @@ def save_tensors(
 
     known = {name for name, _ in _DTYPES.values()}
     ready: dict[str, torch.Tensor] = {}
-    seen: dict[tuple[Any, ...], str] = {}
-    tied: dict[str, str] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
@@ -413,21 +360,15 @@ def save_tensors(
             raise WeightsError(f"cannot save {name!r}: it is {what}, no dense tensor of values.")
         if name == "__metadata__":
             raise WeightsError("cannot save '__metadata__': safetensors reserves this name.")
-        tensor = tensor.detach()
-        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), dtype)
-        if tensor.numel() and seen.setdefault(key, name) != name:
-            tied[name] = seen[key]
-            continue
-        cpu = tensor.cpu().contiguous()
+        cpu = tensor.detach().cpu().contiguous()
         # safetensors refuses two tensors in one storage, so the second one is copied.
-        memory = cpu.untyped_storage().data_ptr()
-        ready[name] = cpu.clone() if memory in storages else cpu
-        storages.add(memory)
-    extra = {_TIED: json.dumps(tied, sort_keys=True)} if tied else {}
+        storage = cpu.untyped_storage().data_ptr()
+        ready[name] = cpu.clone() if storage in storages else cpu
+        storages.add(storage)
     path = Path(path)
     with atomic_file(path, overwrite=overwrite) as temporary:
         try:
-            save_file(ready, temporary, metadata={"format": "pt", **(metadata or {}), **extra})
+            save_file(ready, temporary, metadata={"format": "pt", **(metadata or {})})
         except SafetensorError as error:
             raise OutputError(f"cannot write {path}: {error}.") from error
     return path
@@ -468,7 +409,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     try:
         with _in_words(path):
             temporary.touch(exist_ok=False)
-        with _disk_full(path):
+        with _in_words(path, _FULL):
             yield temporary
             _sync(temporary)
         check_target(path, overwrite=overwrite)
@@ -494,7 +435,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     try:
         with _in_words(path):
             temporary.mkdir()
-        with _disk_full(path):
+        with _in_words(path, _FULL):
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
@@ -547,25 +488,15 @@ def _real(path: Path) -> Path:
 
 
 @contextmanager
-def _in_words(path: Path) -> Iterator[None]:
+def _in_words(path: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
+    """Errors of the operating system as an OutputError; with ``only``, just those error numbers."""
     try:
         yield
     except (OSError, ValueError) as error:
-        if isinstance(error, OutputError):
+        if isinstance(error, ZooError) or (only and getattr(error, "errno", None) not in only):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"cannot write {path}: {reason}. Choose another place.") from error
-
-
-@contextmanager
-def _disk_full(path: Path) -> Iterator[None]:
-    """Only errors that are about writing get our words: the body may fail for its own reasons."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OutputError(f"cannot write {path}: {error.strerror}. Free some space.") from error
 
 
 def _sync(path: Path) -> None:
@@ -608,7 +539,7 @@ def save_model(model: Model, path: str | Path, *, overwrite: bool = False) -> Pa
         refuse_pickles(folder)
         manifest = {
             "format": FORMAT,
-            "zoo": _version(),
+            "zoo": __version__,
             "plugin": entry.plugin,
             "distribution": entry.distribution,
             "model": entry.name,
@@ -779,12 +710,3 @@ def _inside(name: Any) -> bool:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return ", ".join(names[:10]) + more
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("edgezoo")
-    except PackageNotFoundError:
-        return "0"

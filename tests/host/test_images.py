@@ -321,6 +321,9 @@ BAD_RESULTS = {
     "flat": (lambda x: x.flatten(), "(60,)"),
     "an array": (lambda x: x.numpy(), "ndarray"),
     "nothing": (lambda x: None, "NoneType"),
+    "an empty band": (lambda x: [x[:, :0], x], "(3, 0, 5) where (3, rows, 5)"),
+    "infinity": (lambda x: torch.where(x == x.max(), torch.inf, x), "NaN or infinity"),
+    "one NaN": (lambda x: torch.where(x == x.max(), torch.nan, x), "NaN or infinity"),
     "no bands": (lambda x: [], "returned 0 rows"),
     "NaN": (lambda x: x * torch.nan, "NaN or infinity"),
 }

@@ -113,7 +113,7 @@ def test_tied_parameters_may_be_stored_once(tmp_path: Path, kept: str) -> None:
     assert torch.equal(loaded.embed.weight, net().embed.weight)
 
 
-def test_tied_in_the_file_but_not_in_the_network(tmp_path: Path) -> None:
+def test_shared_when_saved_but_not_in_the_network(tmp_path: Path) -> None:
     one = torch.randn(3, 3)
     file = weights.save_tensors(
         tmp_path / "w.safetensors", {"1.weight": one, "0.weight": one, "0.bias": torch.ones(3)}
@@ -196,8 +196,7 @@ def test_parts(tmp_path: Path) -> None:
     assert torch.equal(loaded(torch.arange(6)), net()(torch.arange(6)))
 
     for bad, message in (
-        ({**where, "ghost": "part-0.safetensors"}, "lacks 'ghost'"),
-        ({n: where[n] for n in names[1:]}, "lists 7"),
+        ({"x": "part-0.safetensors"}, "4 missing"),
         ({**where, "x": "../part-0.safetensors"}, "not a safetensors file in this folder"),
         ({**where, "x": "part-0.bin"}, "not a safetensors file in this folder"),
         ({**where, "x": "part-9.safetensors"}, "part-9.safetensors is missing"),
@@ -215,14 +214,13 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-@pytest.mark.parametrize(("dtype", "limit"), [("F32", 1.15), ("F16", 1.4)])
-def test_memory_is_that_of_the_weights(tmp_path: Path, dtype: str, limit: float) -> None:
-    """300 MB once in memory; from half precision one layer more while it is cast."""
+def test_memory_is_that_of_the_weights(tmp_path: Path) -> None:
+    """300 MB, once."""
     layers, side = 12, 2560
-    size = {"F32": 4, "F16": 2}[dtype] * side * side
+    size = 4 * side * side
     head = {
         f"{i}.weight": {
-            "dtype": dtype, "shape": [side, side], "data_offsets": [i * size, (i + 1) * size]
+            "dtype": "F32", "shape": [side, side], "data_offsets": [i * size, (i + 1) * size]
         }
         for i in range(layers)
     }  # fmt: skip
@@ -252,7 +250,7 @@ def test_memory_is_that_of_the_weights(tmp_path: Path, dtype: str, limit: float)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
-    assert 0.9 < float(done.stdout) <= limit
+    assert 0.9 < float(done.stdout) <= 1.15
 
 
 # --- files that are not what they seem ------------------------------------------------------------
@@ -284,23 +282,20 @@ DAMAGED = {
     "twice": (struct.pack("<Q", 15) + b'{"a":{},"a":{}}', "a key appears twice"),
 }
 BAD_HEADERS = {
-    "no dtype": ({"a": {}}, 0, "'a': 'dtype'"),
-    "not a mapping": ({"a": 3}, 0, "damaged header: 'a'"),
-    "unknown dtype": ({"a": entry(0, 4, [1], "F3")}, 4, "unknown dtype 'F3'"),
+    "no dtype": ({"a": {}}, 0, "damaged header: 'a' is {}"),
+    "not a mapping": ({"a": 3}, 0, "damaged header: 'a' is 3"),
+    "unknown dtype": ({"a": entry(0, 4, [1], "F3")}, 4, "'F3'"),
     "dtype of another type": ({"a": entry(0, 4, [1], [])}, 4, "'a'"),  # type: ignore[arg-type]
-    "negative shape": ({"a": entry(0, 4, [-1, -1])}, 4, "whole numbers"),
-    "true as a number": ({"a": entry(0, 4, [True])}, 4, "whole numbers"),
-    "float shape": ({"a": entry(0, 4, [1.0])}, 4, "whole numbers"),
+    "negative shape": ({"a": entry(0, 4, [-1, -1])}, 4, "damaged header: 'a' is"),
+    "true as a number": ({"a": entry(0, 4, [True])}, 4, "damaged header: 'a' is"),
+    "float shape": ({"a": entry(0, 4, [1.0])}, 4, "damaged header: 'a' is"),
     "shape of another type": ({"a": entry(0, 4, {"1": 1})}, 4, "'a'"),  # type: ignore[arg-type]
-    "size": ({"a": entry(0, 8, [1])}, 8, "8 bytes for float32 of shape (1,)"),
+    "size": ({"a": entry(0, 8, [1])}, 8, "'shape': [1], 'data_offsets': [0, 8]"),
     "gap": ({"a": entry(4, 8, [1])}, 8, "'a' leaves a gap or overlaps"),
     "overlap": ({"a": entry(0, 8, [2]), "b": entry(4, 8, [1])}, 8, "'b' leaves a gap"),
     "cut": ({"a": entry(0, 400, [100])}, 399, "cut short"),
     "too long": ({"a": entry(0, 4, [1])}, 6, "2 bytes after its last tensor"),
     "offsets past the file": ({"a": entry(0, 2**62, [2**60])}, 4, "cut short"),
-    "metadata lies": ({"__metadata__": {"zoo.tied": '{"b": "c"}'}}, 0, "damaged metadata"),
-    "metadata is no JSON": ({"__metadata__": {"zoo.tied": "x"}}, 0, "damaged metadata"),
-    "metadata of lists": ({"__metadata__": {"zoo.tied": '{"b": []}'}}, 0, "damaged metadata"),
 }
 
 
@@ -410,8 +405,6 @@ def test_shared_memory(tmp_path: Path) -> None:
     loaded = weights.load_tensors(path)
     assert all(torch.equal(loaded[n], t) for n, t in tensors.items())
     assert len({t.data_ptr() for t in loaded.values()}) == len(tensors)
-    # the tensor under two names is stored once
-    assert path.stat().st_size < 1024 + 4 * (12 + 3 + 12 + 12 + 4 + 2)
 
 
 @pytest.mark.parametrize(
