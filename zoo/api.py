@@ -93,8 +93,8 @@ def _load_entry(
     dtype: Any,
     options: Mapping[str, Any],
 ) -> Model:
-    checked = entry.checked_options("load", options)
     plugin = require_code(entry)
+    checked = entry.checked_options("load", options)
     _check_base(entry, base)
     if entry.status == "untrained" and weights is None:
         raise NotReadyError(untrained_message(entry))
@@ -161,7 +161,8 @@ def _build(
     return model
 
 
-def _usable(entry: Entry) -> Plugin:
+def require_code(entry: Entry) -> Plugin:
+    """The plugin of an entry, not imported. Raises NotReadyError where it is only planned."""
     if entry.status == "planned":
         raise NotReadyError(
             f"{entry.name} is planned: it is in the catalogue, its code is not there yet. "
@@ -196,7 +197,7 @@ def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _
         return _Weights(folder, source)
     saved = read_saved(folder)
     mine = _entry_of(saved)
-    if mine.method != entry.method or mine.plugin != entry.plugin:
+    if (mine.plugin, mine.method or mine.name) != (entry.plugin, entry.method or entry.name):
         raise UsageError(
             f"weights={str(weights)!r} were made by {mine.name}, not by {entry.name}. "
             f"Load them with zoo.load({str(folder)!r})."
@@ -378,7 +379,11 @@ def as_folder(text: str | Path) -> Path | None:
 
 def _refuse_bare_folder(text: str, what: str) -> None:
     """An unknown name that also is a folder here: say how to mean the folder, do not guess."""
-    if Path(text).is_dir():
+    try:
+        there = bool(text) and Path(text).is_dir()
+    except OSError:  # too long for a path
+        there = False
+    if there:
         raise UsageError(
             f"{what}={text!r}: no such name is known, but there is a folder {text!r}. "
             f"Write './{text}' if you mean the folder."
