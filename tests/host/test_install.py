@@ -1,0 +1,293 @@
+"""What is built is what is here, and it works where it is installed: ours, a stranger's, split."""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import json
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests import overlay
+from tests.overlay import Environment
+from zoo import plugins, spec
+
+FIRST = "edge-sd-sr"
+"""The model of the README: it must be ready, and work from its bundle."""
+
+OWN = plugins.own_registry()
+PRESENT = {name: entry for name, entry in OWN.models.items() if entry.status != "planned"}
+BUNDLED = {n: e for n, e in PRESENT.items() if e.files and not (e.hub and e.hub.revision)} | {
+    n: b for n, b in OWN.bases.items() if not (b.hub and b.hub.revision)
+}
+PACKAGES = sorted({e.plugin for e in PRESENT.values()} | {b.plugin for b in OWN.bases.values()})
+
+OFFLINE = """
+import sys
+def refuse(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise SystemExit(f"went to the network: {event} {args}")
+sys.addaudithook(refuse)
+"""
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """The files of a wheel but for its ``dist-info``."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if ".dist-info/" not in n]
+        return {name: archive.read(name) for name in names}
+
+
+def entry_points(wheel: Path) -> dict[str, dict[str, str]]:
+    """The wheel's entry points by group."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("dist-info/entry_points.txt"))
+        parser = configparser.ConfigParser(delimiters=("=",))
+        parser.read_string(archive.read(name).decode())
+    return {section: dict(parser[section]) for section in parser.sections()}
+
+
+def tree(sources: Path) -> dict[str, bytes]:
+    """What the wheel should hold."""
+    roots = [sources / "zoo", *(p for p in (sources / "plugins").iterdir() if p.is_dir())]
+    found = {
+        path.relative_to(root.parent).as_posix(): path.read_bytes()
+        for root in roots
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+    return {**found, "zoo/registry.yaml": (sources / "registry.yaml").read_bytes()}
+
+
+# --- what is built --------------------------------------------------------------------------------
+
+
+def test_the_wheel_holds_every_file_of_the_tree_and_no_other(sources: Path, wheel: Path) -> None:
+    # hatchling leaves out, in silence, a package that does not exist and what .gitignore matches
+    built, wanted = contents(wheel), tree(sources)
+    assert sorted(wanted.keys() - built.keys()) == []
+    assert sorted(built.keys() - wanted.keys()) == []
+    assert [name for name in wanted if wanted[name] != built[name]] == []
+
+
+def test_the_wheel_holds_every_plugin_with_its_marker_and_its_bundled_files(wheel: Path) -> None:
+    built = contents(wheel)
+    for package in ("zoo", "zoo_yonos_sr", *PACKAGES):
+        assert f"{package}/__init__.py" in built
+        assert f"{package}/py.typed" in built
+    assert "zoo/__init__.pyi" in built
+    for name, entry in BUNDLED.items():
+        for file in entry.files:
+            data = built[f"{entry.plugin}/weights/{name}/{file.path}"]
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
+
+
+def test_entry_points_are_the_projects_and_name_every_plugin_with_models(wheel: Path) -> None:
+    about = overlay.pyproject()["project"]
+    built = entry_points(wheel)
+    assert built == {"console_scripts": about["scripts"], **about["entry-points"]}
+    assert sorted(built[plugins.GROUP].values()) == PACKAGES
+
+
+def test_every_extra_of_a_model_exists() -> None:
+    extras = overlay.pyproject()["project"]["optional-dependencies"]
+    for name, entry in PRESENT.items():
+        assert entry.extra in extras, name
+    everything = set(overlay.extra_needs("all"))
+    wanted = {need for entry in PRESENT.values() for need in overlay.extra_needs(entry.extra or "")}
+    assert wanted <= everything
+
+
+def test_the_wheel_built_from_the_sdist_is_the_same(
+    sources: Path, wheel: Path, workshop: Path
+) -> None:
+    sdist = overlay.build(sources, "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(workshop / "unpacked", filter="data")
+    (folder,) = (workshop / "unpacked").iterdir()
+    assert contents(overlay.build(folder)) == contents(wheel)
+    assert {"LICENSE", "README.md", "constraints.txt", "Makefile", "tests"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+# --- the bare host --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bare(environment: Callable[[str], Environment], wheel: Path) -> Environment:
+    """What ``pip install edgezoo`` gives: no torch."""
+    made = environment("base")
+    made.install(wheel)
+    return made
+
+
+def test_the_bare_host_lists_and_informs(bare: Environment) -> None:
+    assert bare.code("import zoo; print(zoo.__version__)").strip()
+    assert bare.code("import zoo; print(zoo.list_models())").strip() == str([*OWN.models])
+    listed = json.loads(bare.zoo("list", "--json").stdout)
+    assert [model["name"] for model in listed] == [*OWN.models]
+    found = json.loads(bare.zoo("plugins", "--json").stdout)
+    assert [(p["package"], p["state"]) for p in found] == [(p, "ok") for p in PACKAGES]
+    assert json.loads(bare.zoo("info", FIRST, "--json").stdout)["bundled"] is True
+    # the package that runs is the installed one, and its registry lies inside it
+    where = bare.code("from zoo import plugins; print(plugins.first_party_registry())").strip()
+    assert Path(where) == bare.site / "zoo" / "registry.yaml"
+
+
+def test_the_bare_host_checks_weights_without_torch(bare: Environment) -> None:
+    bare.zoo("pull", FIRST)
+
+
+def test_the_bare_host_says_which_extra_is_missing(bare: Environment) -> None:
+    advice = f'pip install "edgezoo[{PRESENT[FIRST].extra}]"'
+    text = bare.code(
+        f"import zoo\ntry:\n    zoo.load({FIRST!r})\n"
+        "except ImportError as error:\n    print(type(error).__name__, error)"
+    )
+    assert text.startswith("MissingDependencyError")
+    assert "torch" in text
+    assert advice in text
+    Image.new("RGB", (8, 8)).save(bare.home / "small.png")
+    failed = bare.zoo("upscale", FIRST, "small.png", ok=False)
+    assert failed.returncode == 1
+    assert advice in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+# --- with everything ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full(environment: Callable[[str], Environment], wheel: Path) -> Environment:
+    """What ``pip install edgezoo[all]`` gives."""
+    made = environment("all")
+    made.install(f"{wheel}[all]")
+    return made
+
+
+def test_the_first_model_works_from_its_bundle_without_network(full: Environment) -> None:
+    assert OWN.models[FIRST].status == "ready"
+    Image.linear_gradient("L").resize((24, 17)).convert("RGB").save(full.home / "small.png")
+    text = full.code(
+        OFFLINE
+        + "import zoo\n"
+        + f"model = zoo.load({FIRST!r})\n"
+        + "large = model.upscale('small.png')\n"
+        + "print(model.source, *large.size, model.scales[0], zoo.__file__)"
+    )
+    source, width, height, scale, file = text.split()
+    assert source == "bundled"
+    assert (int(width), int(height)) == (24 * int(scale), 17 * int(scale))
+    assert Path(file).is_relative_to(full.site)
+
+
+# --- a stranger's plugin --------------------------------------------------------------------------
+
+
+def names(env: Environment, **variables: str) -> list[str]:
+    """What ``zoo list`` lists."""
+    return [m["name"] for m in json.loads(env.zoo("list", "--json", **variables).stdout)]
+
+
+def states(env: Environment, *args: str, **variables: str) -> dict[str, str]:
+    """The strangers that ``zoo plugins`` shows."""
+    found = json.loads(env.zoo("plugins", "--json", *args, **variables).stdout)
+    return {p["package"]: p["state"] for p in found if p["distribution"] != "edgezoo"}
+
+
+def test_a_strangers_wheel_is_found_loaded_blocked_and_gone(
+    full: Environment, nearest: Path, nearest_wheel: Path
+) -> None:
+    bundled = {name.split("/")[-1] for name in contents(nearest_wheel) if "/weights/" in name}
+    assert bundled == {"model.safetensors", "check.png", "check.safetensors"}
+
+    full.install(nearest_wheel)
+    assert names(full) == [*OWN.models, "nearest-x2"]
+    assert states(full) == {"zoo_nearest": "ok"}
+    assert states(full, "--check") == {"zoo_nearest": "ok"}
+    full.zoo("verify", "nearest-x2")
+    # its own tests pass where it is installed
+    shutil.copytree(nearest / "tests", full.home / "its-tests")
+    full.run(full.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", full.home / "its-tests")
+
+    loaded = (
+        "import sys, zoo\ntry:\n    print(zoo.load('nearest-x2').source)\n"
+        "except zoo.ZooError as error:\n    print(error, 'zoo_nearest' in sys.modules)"
+    )
+    assert full.code(OFFLINE + loaded) == "bundled\n"
+    assert full.code(loaded, ZOO_PLUGINS="zoo_nearest") == "bundled\n"
+    for variables in ({"ZOO_PLUGINS": "zoo_other"}, {"ZOO_PLUGINS_DISABLE": "zoo_nearest"}):
+        text = full.code(loaded, **variables)
+        assert "blocked" in text
+        assert next(iter(variables)) in text
+        assert text.endswith("False\n")  # its code never ran
+        assert states(full, **variables) == {"zoo_nearest": "blocked"}
+
+    full.uninstall("zoo-nearest")
+    assert names(full) == [*OWN.models]
+    assert states(full) == {}
+    assert "no model is called 'nearest-x2'" in full.code(loaded)
+
+
+def test_a_strangers_editable_install_is_found(bare: Environment, nearest: Path) -> None:
+    # the bare host lacks torch, which the plugin asks for: pip must refuse, and name it
+    refused = bare.install("--editable", nearest, ok=False)
+    assert refused.returncode == 1
+    assert "torch" in refused.stderr
+    bare.install("--no-deps", "--editable", nearest)
+    assert names(bare) == [*OWN.models, "nearest-x2"]
+    assert states(bare) == {"zoo_nearest": "ok"}
+    bare.zoo("pull", "nearest-x2")  # its bundle is found in the project's folder
+    bare.uninstall("zoo-nearest")
+    assert states(bare) == {}
+
+
+# --- our own plugins as strangers -----------------------------------------------------------------
+
+
+def test_there_is_something_to_split() -> None:
+    assert "zoo_edge_sd_sr" in PACKAGES
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_plugin_of_ours_works_from_a_project_of_its_own(
+    package: str,
+    environment: Callable[[str], Environment],
+    sources: Path,
+    bare_wheel: Path,
+    workshop: Path,
+) -> None:
+    mine = {n: e for n, e in PRESENT.items() if e.plugin == package}
+    extras = {entry.extra for entry in mine.values() if entry.extra}
+    project = overlay.split_plugin(sources, package, workshop / f"split-{package}", extras)
+    sliced = spec.read(project / package / "registry.yaml", package=package)
+    assert [*sliced.models] == [n for n, e in OWN.models.items() if e.plugin == package]
+    assert [*sliced.bases] == [n for n, b in OWN.bases.items() if b.plugin == package]
+
+    env = environment("all")
+    env.install(bare_wheel, overlay.build(project))
+    assert sorted(names(env)) == sorted(sliced.models)
+    assert states(env, "--check") == {package: "ok"}
+    ready = [n for n, e in mine.items() if e.status == "ready"]
+    text = env.code(
+        OFFLINE
+        + "import zoo\nfrom zoo import api\n"
+        + f"for name in {ready!r}:\n"
+        + "    model = zoo.load(name)\n"
+        + "    print(type(model).__module__, model.entry.distribution)\n"
+        + "    if model.entry.check: api.verify(model)\n"
+    )
+    dist = f"split-{package}".replace("_", "-")
+    assert text.split() == [w for n in ready for w in (mine[n].class_.split(":")[0], dist)]
+    for name, entry in mine.items():
+        if entry.status == "untrained":
+            failed = env.zoo("pull", name, ok=False)
+            assert "no trained weights" in failed.stderr
+            assert failed.returncode == 1
