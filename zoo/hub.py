@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 SAFE_TYPES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 CONVERT = (
-    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.clone() for k, v in '
-    "torch.load('FILE', weights_only=True).items()}, 'model.safetensors')\""
+    'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() '
+    "for k, v in torch.load('FILE', weights_only=True).items()}, 'model.safetensors')\""
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPO = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
-_REVISION = re.compile(r"\w[\w./+-]{0,254}", re.ASCII)
+_REVISION = re.compile(r"(?=.{1,250}$)\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 _VARIANT = re.compile(r"\.(fp16|non_ema)(?=\.safetensors$)")
 _ATTEMPTS = 3  # in a row without a new byte, before a download is given up
 
@@ -422,17 +422,17 @@ def _ask(repo: str, revision: str | None) -> tuple[str, dict[str, _File]]:
     The request has a thread of its own, because only so a dead name server or an answer that drips
     ends in time too.
     """
-    from urllib.parse import quote
-
-    from huggingface_hub import constants, get_session, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
     if _offline():
         raise _Failure(
             WeightsNotFoundError,
             "hub: not asked, because HF_HUB_OFFLINE is set",
             "Unset HF_HUB_OFFLINE, or pass a folder that has the files (./folder).",
         )
+    from urllib.parse import quote
+
+    from huggingface_hub import constants, get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
     seconds = _patience()
     url = f"{constants.ENDPOINT}/api/models/{repo}"
     url += f"/revision/{quote(revision, safe='')}" if revision else ""
@@ -575,7 +575,7 @@ def _download(
                         if kept and response.status_code != 206:  # it sends all of it again
                             out.truncate(0)
                             kept, have, hasher = 0, 0, _hasher(file)
-                        for chunk in response.iter_bytes(1 << 20):
+                        for chunk in response.iter_bytes():  # as they come: none is lost
                             have += len(chunk)
                             if have > file.size:
                                 break
@@ -585,6 +585,8 @@ def _download(
             except HTTPError as error:
                 cause = error
         if have < file.size:
+            if have == 0:
+                part.unlink()
             status = getattr(getattr(cause, "response", None), "status_code", 0)
             if cause and 400 <= status < 500 and status not in (408, 416, 429):
                 raise _refusal(cause, repo, commit) from cause

@@ -50,6 +50,8 @@ FAULTS: Mapping[str, str] = {
 }
 """Every fault there is, and what the server does then."""
 
+# huggingface_hub 2.4's LFS upload uses an argument that its own HTTP client has deprecated.
+_ITS_OWN_WARNING = "ignore:Use 'content=:DeprecationWarning"
 LFS_TYPES = (".safetensors", ".bin", ".pt", ".png")
 
 
@@ -99,15 +101,13 @@ class LoopbackHub:
         self._faults: list[_Fault] = []
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+
+    def __enter__(self) -> Self:
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), daemon=True
         )
-
-    def __enter__(self) -> Self:
-        self._server.server_bind()
-        self._server.server_activate()
         self._thread.start()
         return self
 
@@ -227,7 +227,7 @@ class LoopbackHub:
     ) -> subprocess.CompletedProcess[str]:
         """Run Python code in a process of its own, where warnings are errors; captures output."""
         return subprocess.run(
-            [sys.executable, "-W", "error", "-c", code],
+            [sys.executable, "-W", "error", "-W", _ITS_OWN_WARNING, "-c", code],
             env=self.environment(home, **more),
             capture_output=True,
             text=True,
@@ -307,7 +307,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(302, b"", {"Location": fault.details["to"] + self.path})
 
     def _read_body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while length := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(length))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def _route(self, path: str) -> None:
         for method, pattern, answer in _ROUTES:
@@ -454,6 +461,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         hub, wish = self.server.hub, json.loads(self.body)
         repo = f"{wish.get('organization') or 'user'}/{wish['name']}"
+        url = f"{hub.endpoint}/{repo}"
         with hub._lock:
             exists = repo in hub._repos
             if not exists:
@@ -461,9 +469,9 @@ class _Handler(BaseHTTPRequestHandler):
                 known = hub._repos[repo] = _Repo(private=bool(private))
                 hub._commit(known, {".gitattributes": b""}, "main")
         if exists:
-            self._error(409, None, "You already created this model repo", {})
+            self._error(409, None, "You already created this model repo", url=url)
         else:
-            self._json({"url": f"{hub.endpoint}/{repo}", "name": repo})
+            self._json({"url": url, "name": repo})
 
     def _on_yaml(self) -> None:
         self._json({"errors": [], "warnings": []})
@@ -533,11 +541,16 @@ class _Handler(BaseHTTPRequestHandler):
     # --- answers ----------------------------------------------------------------------------------
 
     def _error(
-        self, status: int, code: str | None, message: str, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        code: str | None,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        **more: str,
     ) -> None:
-        more = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-        text = json.dumps({"error": message}).encode()
-        self._send(status, text, {"Content-Type": "application/json"} | more | dict(headers or {}))
+        named = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        text = json.dumps({"error": message} | more).encode()
+        self._send(status, text, {"Content-Type": "application/json", **named, **(headers or {})})
 
     def _json(self, value: Any) -> None:
         data, headers = json.dumps(value).encode(), {"Content-Type": "application/json"}
