@@ -76,6 +76,30 @@ def transform(images: Images, fn: Fn, *, scale: int = 1) -> Any:
     return _one(images, fn, scale)
 
 
+def each(images: Images, fn: Callable[[torch.Tensor], Any]) -> Any:
+    """What ``fn`` says of each image's colours: for models that look at images and make none.
+
+    ``fn`` gets what ``transform`` gives it. One result for one image, a list for a list or an
+    (N, C, H, W) tensor. Raises InputError as ``transform`` does.
+    """
+    if isinstance(images, list | tuple):
+        made = []
+        for i, image in enumerate(images):
+            try:
+                made.append(each(image, fn))
+            except InputError as error:
+                raise InputError(f"image {i} of the list: {error}") from error
+        return made
+    found: list[Any] = []
+
+    def look(colours: torch.Tensor) -> torch.Tensor:
+        found.append(fn(colours.clone()))
+        return colours
+
+    transform(images, look)
+    return found if getattr(images, "ndim", 0) == 4 else found[0]
+
+
 def read(image: str | Path | Image.Image) -> Image.Image:
     """The image of a file (or a PIL image), decoded, upright, with its ICC profile and no EXIF.
 

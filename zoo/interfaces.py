@@ -60,11 +60,15 @@ class Model(abc.ABC):
     module: torch.nn.Module | None = None
 
     def __init__(self, request: Any) -> None:
+        """``request``: a BuildRequest, or the model that this one is made from (a reader from its
+        generator, a quantized model from its quantizer): it then is saved and loaded as that one's.
+        """
         self.entry = request.entry
         self.options = dict(request.options)
         self.config = dict(request.config)
-        self.source = "none"
-        self.base = None
+        made_from = request if isinstance(request, Model) else None
+        self.source = made_from.source if made_from else "none"
+        self.base = made_from.base if made_from else None
 
     @property
     def device(self) -> torch.device:
@@ -242,7 +246,9 @@ class QuantizedModel(Model):
 
     @abc.abstractmethod
     def report(self) -> Mapping[str, Any]:
-        """Bit widths, sizes in bytes before and after, and the calibration's error for each layer."""
+        """JSON-like. ``bytes_before`` and ``bytes_after`` of all weights; ``layers``: name -> bit
+        widths and the calibration's error; a method may add more.
+        """
 
 
 class Quantizer(Model):
