@@ -11,7 +11,7 @@ is used, so keep it light: import torch inside the hook. Minimal plugin:
         from .model import MyModel
         return MyModel.build(request)
 
-Names of hooks and of request fields are public API, versioned by ``API_VERSION``.
+Names of hooks and of request fields are public API, versioned by ``API_VERSION`` (``zoo_api`` in a registry file).
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from .spec import API_VERSION as API_VERSION
+
 if TYPE_CHECKING:
     from .interfaces import Model, Results
     from .spec import Entry
-
-API_VERSION = 1
-"""What a registry file's ``zoo_api`` must be; a plugin made for another version is not loaded."""
 
 hookspec = pluggy.HookspecMarker("zoo")
 hookimpl = pluggy.HookimplMarker("zoo")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import spec
 from .errors import MissingDependencyError, NotReadyError, PluginError, RegistryError, ZooError
+from .spec import API_VERSION
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 GROUP = "zoo.plugins"
 HOST = "edgezoo"
 """Our own distribution. Its plugins' models are in the host's registry file."""
-API_VERSION = 1  # hookspecs.API_VERSION; repeated so that listing does not import pluggy
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,35 @@ def own_registry() -> RegistryFile:
 def discover() -> tuple[Plugin, ...]:
     """Every installed plugin, ours first, then by distribution and package. Imports none of them."""
     own = own_registry()
-    ours = {entry.plugin for entry in own.models.values()} | {b.plugin for b in own.bases.values()}
-    found = [_inspect(point, own, ours) for point in _entry_points()]
+    ours = {"zoo"} | {e.plugin for e in (*own.models.values(), *own.bases.values())}
+    points, found = _entry_points()
+    found += [_inspect(point, own, ours) for point in points]
     found.sort(key=lambda p: (not p.first_party, p.distribution, p.package))
     return tuple(_without_doubles(found))
 
 
-def _entry_points() -> list[EntryPoint]:
-    from importlib.metadata import entry_points
+def _entry_points() -> tuple[list[EntryPoint], list[Plugin]]:
+    """Entry points, and a fault for each distribution whose metadata cannot be read."""
+    from importlib.metadata import distributions, entry_points
 
-    return list(entry_points(group=GROUP))
+    try:
+        return list(entry_points(group=GROUP)), []
+    except Exception:  # one distribution's damaged metadata; find out which
+        points, faults = [], []
+        for dist in distributions():
+            try:
+                points += dist.entry_points.select(group=GROUP)
+            except Exception as error:
+                name = Path(str(getattr(dist, "_path", "unknown"))).name
+                text = f"its metadata cannot be read ({type(error).__name__}); reinstall or remove it"
+                faults.append(Plugin(name, name, state="fault", reason=text))
+        return points, faults
 
 
 def _inspect(point: EntryPoint, own: RegistryFile, ours: set[str]) -> Plugin:
     dist = point.dist
-    name = normalised(dist.name) if dist else "unknown"
-    plugin = Plugin(point.value, name, dist.version if dist else "")
+    name = normalised(dist.name or "unknown") if dist else "unknown"
+    plugin = Plugin(point.value, name, (dist.version or "") if dist else "")
     if not point.value.isidentifier():
         return _fault(
             plugin, f"its entry point must name a top-level package alone, not {point.value!r}"
@@ -244,12 +257,8 @@ def _register(plugin: Plugin, entry: Entry | None) -> PluginManager:
     manager = pluggy.PluginManager("zoo")
     manager.add_hookspecs(hookspecs)
     module = _guarded(lambda: import_module(plugin.package), plugin, "import", entry)
-    try:
-        manager.register(module, plugin.package)
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        detail = " ".join(str(error).split())
-        raise PluginError(f"{plugin.package}: {detail}. {_blame(plugin)}") from error
+    _guarded(lambda: manager.register(module, plugin.package), plugin, "registration", entry)
+    _guarded(manager.check_pending, plugin, "registration", entry)
     if plugin.registry and plugin.registry.models and not manager.hook.zoo_build.get_hookimpls():
         raise PluginError(
             f"{plugin.package} has models but no zoo_build hook in its __init__.py. {_blame(plugin)}"
@@ -265,7 +274,7 @@ def _guarded(action: Any, plugin: Plugin, what: str, entry: Entry | None) -> Any
         raise
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        if missing and missing != plugin.package:
+        if missing and missing not in (plugin.package, "zoo"):
             extra = entry.extra if entry else None
             advice = f'pip install "{plugin.distribution}[{extra}]"' if extra else f"install {missing}"
             raise MissingDependencyError(
@@ -274,7 +283,9 @@ def _guarded(action: Any, plugin: Plugin, what: str, entry: Entry | None) -> Any
                 name=missing,
             ) from error
         raise PluginError(_failed(plugin, what, error)) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too, and whatever else a plugin may come up with
         raise PluginError(_failed(plugin, what, error)) from error
 
 
@@ -308,32 +319,35 @@ def check(plugin: Plugin, *, timeout: float = 60.0) -> str | None:
     """
     import secrets
     import subprocess
+    import tempfile
 
     if plugin.state in ("blocked", "fault"):
         return _state(plugin)
     token = secrets.token_hex(16)
-    command = [sys.executable, "-m", "zoo.plugins", plugin.distribution, plugin.package]
-    try:
-        done = subprocess.run(
-            command,
-            input=token,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except subprocess.TimeoutExpired:
-        return f"did not finish within {timeout:g} s"
-    if done.returncode == 0 and done.stdout.rstrip().endswith(token):
+    # -P: what lies in the current folder is not imported. Files, not pipes: a process that the
+    # plugin leaves behind would hold a pipe open, and we would wait for it.
+    command = [sys.executable, "-P", "-m", "zoo.plugins", plugin.distribution, plugin.package]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            done = subprocess.run(
+                command, input=token.encode(), stdout=out, stderr=err, timeout=timeout
+            )
+        except subprocess.TimeoutExpired:
+            return f"did not finish within {timeout:g} s"
+        said = []
+        for file in (out, err):
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            said.append(file.read().decode("utf-8", "replace").splitlines())
+    if done.returncode == 0 and token in said[0]:
         return None
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in said[1] if line.strip()]
     return lines[-1] if lines else f"the process ended early, with exit code {done.returncode}"
 
 
 def _check_here(distribution: str, package: str) -> None:
     plugin = next(p for p in discover() if (p.distribution, p.package) == (distribution, package))
     token = sys.stdin.readline().strip()  # before its code runs, so that it cannot be read there
+    out = sys.stdout
     _register(plugin, None)
     for entry in plugin.registry.models.values() if plugin.registry else ():
         if entry.status != "planned" and entry.class_:
@@ -341,7 +355,7 @@ def _check_here(distribution: str, package: str) -> None:
             expected = spec.INTERFACES[entry.interface]
             if not (isinstance(found, type) and issubclass(found, expected)):
                 raise PluginError(f"{entry.name}: {entry.class_} is not a {entry.interface} class.")
-    print(token)
+    print(f"\n{token}", file=out, flush=True)
 
 
 if __name__ == "__main__":

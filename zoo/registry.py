@@ -116,6 +116,9 @@ def catalogue() -> Catalogue:
 
 def forget() -> None:
     """Forget what was found, so that the next look sees plugins installed since."""
+    import importlib
+
+    importlib.invalidate_caches()
     plugins.own_registry.cache_clear()
     plugins.discover.cache_clear()
     catalogue.cache_clear()

@@ -8,11 +8,14 @@ neither run code nor exhaust the stack or the memory. Scalars get their type fro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +24,8 @@ from .errors import OptionError, RegistryError
 from .interfaces import INTERFACES
 
 SCHEMA = 1
+API_VERSION = 1
+"""What a registry file's ``zoo_api`` must be; a plugin made for another version is not loaded."""
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 16
 MAX_MISTAKES = 50  # enough to mend a file, short enough to read
@@ -77,12 +82,12 @@ class Option:
         if self.type == "str":
             return value if isinstance(value, str) else None
         if self.type == "bool":
-            return value if isinstance(value, bool) else _BOOLEANS.get(value)
+            return value if isinstance(value, bool) else _BOOLEANS.get(str(value))
         if isinstance(value, bool):
             return None
         try:
             if self.type == "int":
-                return int(value) if isinstance(value, str | int) else None
+                return int(value) if isinstance(value, str) else operator.index(value)
             number = float(value)
         except (TypeError, ValueError, OverflowError):
             return None
@@ -254,7 +259,7 @@ def parse(text: str, *, path: Path, package: str | None = None) -> RegistryFile:
     checker = _Checker()
     result = None
     try:
-        tree = _tree(text)
+        tree = _tree(text, checker.wrong)
     except _Malformed as error:
         checker.wrong(error.line, error.text)
     else:
@@ -289,7 +294,8 @@ class _Malformed(Exception):
         self.line, self.text = line, text
 
 
-def _tree(text: str) -> _Node:
+def _tree(text: str, wrong: Callable[[int, str], None]) -> _Node:
+    """The tree. ``wrong`` is told of what can be read on past; the rest raises _Malformed."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -299,15 +305,17 @@ def _tree(text: str) -> _Node:
     try:
         for event in yaml.parse(text, Loader=loader):
             line = event.start_mark.line + 1
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-                raise _Malformed(line, "anchors and aliases are not allowed; write the value out")
+            if getattr(event, "anchor", None) is not None:  # an alias has one too
+                wrong(line, "anchors and aliases are not allowed; write the value out")
             if getattr(event, "tag", None) is not None:
-                raise _Malformed(line, f"tags are not allowed: {event.tag}")
+                wrong(line, f"tags are not allowed: {event.tag}")
             if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
                 stack.pop()
                 keys.pop()
                 continue
-            if isinstance(event, yaml.ScalarEvent):
+            if isinstance(event, yaml.AliasEvent):
+                node = _Node(line, "", plain=True)
+            elif isinstance(event, yaml.ScalarEvent):
                 node = _Node(line, event.value, plain=not event.style)
             elif isinstance(event, yaml.MappingStartEvent):
                 node = _Node(line, {})
@@ -320,22 +328,24 @@ def _tree(text: str) -> _Node:
             if not stack:
                 root = node
             else:
-                _attach(stack[-1], keys, node)
+                _attach(stack[-1], keys, node, wrong)
             if not isinstance(node.value, str):
                 if len(stack) >= MAX_DEPTH:
                     raise _Malformed(line, f"nested deeper than {MAX_DEPTH} levels")
                 stack.append(node)
                 keys.append(None)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise _Malformed(mark.line + 1 if mark else 1, f"not YAML: {problem}") from None
     if root is None:
         raise _Malformed(1, "the file is empty")
     return root
 
 
-def _attach(parent: _Node, keys: list[_Node | None], node: _Node) -> None:
+def _attach(
+    parent: _Node, keys: list[_Node | None], node: _Node, wrong: Callable[[int, str], None]
+) -> None:
     if isinstance(parent.value, list):
         parent.value.append(node)
         return
@@ -345,11 +355,11 @@ def _attach(parent: _Node, keys: list[_Node | None], node: _Node) -> None:
         if not isinstance(node.value, str):
             raise _Malformed(node.line, "a key must be plain text")
         if node.value in parent.value:
-            raise _Malformed(node.line, f"duplicate key {node.value!r}")
+            wrong(node.line, f"duplicate key {node.value!r}")
         keys[-1] = node
     else:
         assert isinstance(key.value, str)
-        parent.value[key.value] = node
+        parent.value.setdefault(key.value, node)
         keys[-1] = None
 
 
@@ -357,11 +367,11 @@ def _attach(parent: _Node, keys: list[_Node | None], node: _Node) -> None:
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_OBJECT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-_PACKAGE = re.compile(r"[A-Za-z_]\w*")
+_OBJECT = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_PACKAGE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 _MODEL_KEYS = (
     "interface plugin status method size domain summary paper license extra params config class "
@@ -382,7 +392,15 @@ class _Checker:
         self.mistakes: list[tuple[int, str]] = []
 
     def wrong(self, line: int, text: str) -> None:
-        self.mistakes.append((line, text))
+        """Note a mistake; what it quotes from the file can neither flood nor steer a terminal."""
+        text = text if len(text) <= 400 else text[:397] + "..."
+        self.mistakes.append((line, "".join(c if c.isprintable() else "\ufffd" for c in text)))
+
+    def unknown(self, line: int, text: str, word: str, known: Sequence[str]) -> None:
+        """Note an unknown word, with the known one that it looks like."""
+        hint = near(word, known) if len(self.mistakes) <= MAX_MISTAKES and len(word) <= 64 else []
+        also = f"; did you mean {hint[0]!r}?" if hint else f"; known: {', '.join(known)}"
+        self.wrong(line, f"{text} {_shortened(word)}{also}")
 
     # scalars
 
@@ -408,7 +426,7 @@ class _Checker:
             if not math.isfinite(number):
                 raise ValueError
             return number
-        except ValueError:
+        except (ValueError, OverflowError):
             word = "a whole number" if kind is int else "a number"
             self.wrong(node.line, f"{what}: expected {word}, not {_shown(node)}")
             return None
@@ -417,12 +435,7 @@ class _Checker:
         value = self.text(node, what)
         known = list(known)
         if node is not None and value and value not in known:
-            hint = near(value, known)
-            self.wrong(
-                node.line,
-                f"{what}: unknown {value!r}"
-                + (f"; did you mean {hint[0]!r}?" if hint else f"; known: {', '.join(known)}"),
-            )
+            self.unknown(node.line, f"{what}: unknown", value, known)
         return value
 
     # containers
@@ -431,7 +444,7 @@ class _Checker:
         self, node: _Node | None, what: str, known: Iterable[str] | None, required: str = ""
     ) -> dict[str, _Node]:
         """The children by key; unknown and missing keys are mistakes. ``known`` None: any key."""
-        if node is None or node.null:
+        if node is None or (node.null and not required):
             return {}
         if not isinstance(node.value, dict):
             self.wrong(node.line, f"{what}: expected a mapping, not {_shown(node)}")
@@ -440,12 +453,7 @@ class _Checker:
             known = list(known)
             for key, child in node.value.items():
                 if key not in known:
-                    hint = near(key, known)
-                    self.wrong(
-                        child.line,
-                        f"{what}: unknown key {key!r}"
-                        + (f"; did you mean {hint[0]!r}?" if hint else f"; known: {', '.join(known)}"),
-                    )
+                    self.unknown(child.line, f"{what}: unknown key", key, known)
         for key in required.split():
             if key not in node.value:
                 self.wrong(node.line, f"{what}: {key} is missing")
@@ -467,12 +475,15 @@ class _Checker:
             return [self.json(child, what) for child in node.value]
         if node.null:
             return None
-        if not node.plain:
-            return node.value
-        try:
-            return json.loads(node.value, parse_constant=_no_constant)
-        except ValueError:
-            return node.value
+        value: Any = node.value
+        if node.plain:
+            with contextlib.suppress(ValueError):
+                value = json.loads(node.value, parse_constant=_no_constant)
+        if isinstance(value, float) and not math.isfinite(value):
+            self.wrong(node.line, f"{what}: {_shown(node)} is too large for a number")
+        if isinstance(value, str) and not re.sub(r"[\n\t]", "", value).isprintable():
+            self.wrong(node.line, f"{what}: {_shown(node)} holds a control character")
+        return value
 
     # the file
 
@@ -482,6 +493,8 @@ class _Checker:
         if schema is not None and schema != SCHEMA:
             self.wrong(top["schema"].line, f"schema: {schema} is not known; this zoo reads {SCHEMA}")
         api = self.number(top.get("zoo_api"), "zoo_api", int)
+        if not self.mistakes and api != API_VERSION:  # this version's rules say nothing about it
+            return RegistryFile(path, api)
         models = self.mapping(top.get("models"), "models", None)
         bases = self.mapping(top.get("bases"), "bases", None)
         for name in models.keys() & bases.keys():
@@ -590,16 +603,18 @@ class _Checker:
 
     def files(self, node: _Node | None, name: str) -> tuple[FileSpec, ...]:
         files: list[FileSpec] = []
+        seen: set[str] = set()
         for child in self.sequence(node, f"{name}: files"):
             keys = self.mapping(
                 child, f"{name}: files", ("path", "size", "sha256", "dtype"), "path size sha256"
             )
             path = self.relative(keys.get("path"), f"{name}: files: path")
-            if path and any(path.casefold() == f.path.casefold() for f in files):
+            if path and path.casefold() in seen:
                 self.wrong(child.line, f"{name}: files: {path!r} is listed twice")
+            seen.add(path.casefold())
             size = self.number(keys.get("size"), f"{name}: files: size", int) or 0
             if size < 0:
-                self.wrong(child.line, f"{name}: files: size {size} is negative")
+                self.wrong(keys["size"].line, f"{name}: files: size {size} is negative")
             files.append(
                 FileSpec(
                     path,
@@ -611,9 +626,9 @@ class _Checker:
         return tuple(files)
 
     def hub(self, node: _Node | None, name: str) -> HubSpec | None:
-        keys = self.mapping(node, f"{name}: hub", ("repo", "revision"), "repo")
-        if not keys:
+        if node is None or node.null:
             return None
+        keys = self.mapping(node, f"{name}: hub", ("repo", "revision"), "repo")
         revision = keys.get("revision")
         return HubSpec(
             self.text(keys.get("repo"), f"{name}: hub: repo", _REPO),
@@ -623,20 +638,23 @@ class _Checker:
         )
 
     def check(self, node: _Node | None, name: str) -> CheckSpec | None:
+        if node is None or node.null:
+            return None
         what = f"{name}: check"
         keys = self.mapping(node, what, ("input", "expected", "atol"), "input expected atol")
-        if not keys:
-            return None
+        atol = self.number(keys.get("atol"), f"{what}: atol", float) or 0.0
+        if atol < 0:
+            self.wrong(keys["atol"].line, f"{what}: atol {atol:g} is negative")
         return CheckSpec(
             self.relative(keys.get("input"), f"{what}: input"),
             self.relative(keys.get("expected"), f"{what}: expected"),
-            self.number(keys.get("atol"), f"{what}: atol", float) or 0.0,
+            atol,
         )
 
     def base(self, node: _Node | None, name: str) -> BaseSpec | None:
-        keys = self.mapping(node, f"{name}: base", ("kind", "default"), "kind")
-        if not keys:
+        if node is None or node.null:
             return None
+        keys = self.mapping(node, f"{name}: base", ("kind", "default"), "kind")
         default = keys.get("default")
         return BaseSpec(
             self.text(keys.get("kind"), f"{name}: base: kind", _NAME),
@@ -710,10 +728,11 @@ class _Checker:
         try:
             value = option.check(value)
         except OptionError:
-            self.wrong(default.line, f"{what}: default {value!r} is not {option.expected}")
+            self.wrong(default.line, f"{what}: default {_shown(default)} is not {option.expected}")
         return Option(word, kind, value, low, high, choices, option.help)
 
 
+@cache
 def _verb_keywords(interface: str) -> frozenset[str]:
     """Every parameter of the interface's verbs: ``-O`` could not tell an option of that name apart."""
     import inspect
@@ -733,8 +752,12 @@ def _no_constant(text: str) -> Callable[[], None]:
 
 def _shown(node: _Node) -> str:
     if isinstance(node.value, str):
-        return repr(node.value) if len(node.value) <= 60 else repr(node.value[:57] + "...")
+        return "nothing" if node.null else _shortened(node.value)
     return "a mapping" if isinstance(node.value, dict) else "a list"
+
+
+def _shortened(text: str) -> str:
+    return repr(text) if len(text) <= 60 else repr(text[:57] + "...")
 
 
 _MEANING: Mapping[re.Pattern[str], str] = {
