@@ -336,8 +336,10 @@ def _tree(text: str, wrong: Callable[[int, str], None]) -> _Node:
                 keys.append(None)
     except (yaml.YAMLError, UnicodeEncodeError) as error:
         mark = getattr(error, "problem_mark", None)
+        offset = getattr(error, "position", 0)  # of a character that YAML does not allow
+        line = mark.line + 1 if mark else text.encode("utf-8", "replace")[:offset].count(b"\n") + 1
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-        raise _Malformed(mark.line + 1 if mark else 1, f"not YAML: {problem}") from None
+        raise _Malformed(line, f"not YAML: {problem}") from None
     if root is None:
         raise _Malformed(1, "the file is empty")
     return root
@@ -359,6 +361,7 @@ def _attach(
         keys[-1] = node
     else:
         assert isinstance(key.value, str)
+        node.line = key.line  # a block's own mark is at its first entry
         parent.value.setdefault(key.value, node)
         keys[-1] = None
 
