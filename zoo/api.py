@@ -164,9 +164,10 @@ def _build(
 def require_code(entry: Entry) -> Plugin:
     """The plugin of an entry, not imported. Raises NotReadyError where it is only planned."""
     if entry.status == "planned":
+        ready = [e.name for e in catalogue().entries() if e.status == "ready"]
         raise NotReadyError(
             f"{entry.name} is planned: it is in the catalogue, its code is not there yet. "
-            f"Ready now: {', '.join(e.name for e in catalogue().entries() if e.status == 'ready')}."
+            f"Ready now: {', '.join(ready) or 'none'}."
         )
     return catalogue().owner(entry)
 

@@ -6,10 +6,11 @@ once. Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import NoReturn
 
 import click
 
@@ -81,40 +82,49 @@ def cli() -> None:
     """
 
 
-def main(argv: Sequence[str] | None = None) -> Any:
+def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; the entry point of the script ``zoo``."""
     args = list(sys.argv[1:] if argv is None else argv)
-    own = args[: args.index("--")] if "--" in args else args
-    debug = "--debug" in own
-    if debug:
-        args.remove("--debug")
+    end = args.index("--") if "--" in args else len(args)
+    debug = "--debug" in args[:end]
+    args = [word for word in args[:end] if word != "--debug"] + args[end:]
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows a "?" for it
+            stream.reconfigure(errors="replace")
+    if "_ZOO_COMPLETE" in os.environ:  # click's shell completion
+        cli.main(args, prog_name="zoo")
     try:
-        sys.exit(cli.main(args, prog_name="zoo", standalone_mode=False) or 0)
-    except click.exceptions.Abort:
+        # Not cli.main: it takes an EOFError from anywhere for Ctrl-C, and a closed pipe for a failure.
+        with cli.make_context("zoo", args) as context:
+            cli.invoke(context)
+        sys.exit(0)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _say("interrupted; nothing half-written is left.")
         sys.exit(130)
-    except KeyboardInterrupt:
-        _say("interrupted; nothing half-written is left.")
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except ZooError as error:
-        if debug:
-            raise
-        _say(str(error))
-        sys.exit(error.exit_code)
     except BrokenPipeError:  # `zoo list | head`: the reader has gone, and that is fine
-        import os
-
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except click.ClickException as error:
+        if len(error.format_message().splitlines()) > 1:  # `zoo` alone: the message is the help
+            error.show()
+        else:
+            context_of = getattr(error, "ctx", None)
+            path = context_of.command_path if context_of else "zoo"
+            _say(f"{error.format_message()} (`{path} --help` explains)")
+        sys.exit(error.exit_code)
     except Exception as error:
         if debug:
-            raise
-        text = " ".join(str(error).split())
-        _say(f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)")
-        sys.exit(1)
+            import traceback
+
+            traceback.print_exc()
+        elif isinstance(error, ZooError):
+            _say(str(error))
+        else:
+            text = " ".join(str(error).split())
+            _say(f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)")
+        sys.exit(error.exit_code if isinstance(error, ZooError) else 1)
 
 
 def _say(text: str) -> None:

@@ -156,7 +156,7 @@ def _facts(facts: dict[str, Any]) -> None:
             text = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
             click.echo(f"{key:{width}}  {text}")
         else:
-            click.echo(f"{key:{width}}  {value}")
+            click.echo(f"{key:{width}}  {' '.join(str(value).split())}")
 
 
 def _option(option: Any) -> str:
@@ -168,9 +168,14 @@ def _option(option: Any) -> str:
     return f"{declared.expected}, default {declared.default}. {declared.help}"
 
 
+def _tame(text: str) -> str:
+    """What a plugin says may not steer the terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def _columns(rows: Any) -> None:
     """Print rows in aligned columns; the last one is as long as it likes, on one line."""
-    rows = [[" ".join(str(cell).split()) for cell in row] for row in rows]
+    rows = [[_tame(" ".join(str(cell).split())) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     for row in rows:
         line = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))

@@ -51,13 +51,14 @@ def upscale(
     Example: zoo upscale edge-sd-sr photo.jpg -o large.png
     """
     from .. import images
-    from ..api import entry_of, load
+    from ..api import entry_of, load, require_code
     from ..errors import NotReadyError, OptionError
     from ..interfaces import SRModel
 
     entry = entry_of(model)
     if entry.interface != "SRModel":
         raise NotReadyError(f"{entry.name} is a {entry.interface}; it does not upscale.")
+    require_code(entry)
     given = parse_settings(settings)
     load_options, call_options = split_settings(given, entry, _verb(model))
     tiled: int | str | None = {"auto": "auto", "none": None}.get(tile, tile)
@@ -65,23 +66,23 @@ def upscale(
         if not tiled.isdecimal():
             raise OptionError(f"--tile {tile!r}: expected a number of pixels, auto or none.")
         tiled = int(tiled)
+    call = {
+        "scale": scale,
+        "seed": seed,
+        "tile": tiled,
+        "progress": not quiet and not as_json,
+        **call_options,
+    }
     for path in inputs:
         images.read(path)  # every input is looked at before the first long computation
     loaded: SRModel = load(model, device=device, **load_options)
-    targets = _targets(inputs, out, scale or loaded.scales[0])
+    targets = _targets(inputs, out, call["scale"] or loaded.scales[0])
     for target in targets:
         images.check_output(target, overwrite=force)
     done = []
     for source, target in zip(inputs, targets, strict=True):
         started = time.perf_counter()
-        result = loaded.upscale(
-            source,
-            scale=scale,
-            seed=seed,
-            tile=tiled,  # type: ignore[arg-type]
-            progress=not quiet and not as_json,
-            **call_options,
-        )
+        result = loaded.upscale(source, **call)
         images.save(result, target, overwrite=force)
         done.append(
             {
