@@ -157,7 +157,7 @@ def fetch(
     snapshot = storage / "snapshots" / (known or ref)
     files = _select(repo_id, _recorded_files(storage, known), patterns) if known else []
     faults = (f"{snapshot / f.path} {why}" for f in files if (why := _fault(snapshot / f.path, f)))
-    wrong = next(faults, None) if files else f"{snapshot} is not complete"
+    wrong = next(faults, None) if files else f"{storage} has no complete copy"
     tried = [f"cache: {wrong}"]
     if not wrong and (pinned or revision is None):
         return Located(snapshot, "cache", repo_id, known)
@@ -500,7 +500,7 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> _Failure:
     code, said = headers.get("X-Error-Code"), headers.get("X-Error-Message") or "no reason given"
     where, log_in = f"hub: {_where(repo)}", "log in (hf auth login) or set HF_TOKEN"
     kind: type[WeightsError] = HubError
-    if isinstance(error, ValueError | KeyError | TypeError | AttributeError):
+    if response is None and isinstance(error, ValueError | KeyError | TypeError | AttributeError):
         why = f"gave an answer that is not a Hub's: {error}"
         advice = "Check HF_ENDPOINT, and that no login page of the network is in between."
     elif status is None:

@@ -425,6 +425,14 @@ CASES = [
         seconds=1,
     ),
     Case(
+        "bad-request",
+        "the Hub does not understand the request",
+        ("answered 400", "try again"),
+        "HubError",
+        call=answering("status", status=400),
+        seconds=1,
+    ),
+    Case(
         "rate-limit",
         "the Hub had too many requests",
         ("answered 429", "try again"),
@@ -869,9 +877,18 @@ def test_a_killed_download_goes_on_where_it_was(hub: LoopbackHub, folder: Path) 
     resumed(world, out)
 
 
+def test_huggingface_hubs_variables_say_where_the_cache_is(hub: LoopbackHub, folder: Path) -> None:
+    world = World(hub, folder / "variable")
+    source = published()(world, "variable")
+    out = call(world, "variable", source, HF_HUB_CACHE=str(folder / "mine"))
+    assert Path(out.folder).is_relative_to(folder / "mine" / "models--org--variable")
+    whole(world, out)
+    assert not world.home.exists()
+
+
 def test_two_processes_at_once_download_once(hub: LoopbackHub, folder: Path) -> None:
     world = World(hub, folder / "two")
-    source = published()(world, "two")
+    source = published("slow", seconds=1.5)(world, "two")
     two = [start(world, script_of({"two": source})) for _ in range(2)]
     for out in [finish(process)["two"] for process in two]:
         assert out.error == "", out.message

@@ -41,6 +41,7 @@ FAULTS: Mapping[str, str] = {
     "drip": "answers, one byte every half second",
     "stall": "sends a file up to its middle, then nothing, and keeps the connection open",
     "cut": "sends a file up to its middle, then closes the connection",
+    "slow": "waits before it sends a file (seconds=...)",
     "flip": "flips one bit in the middle of a file",
     "long": "sends 7 bytes more than the file has",
     "whole": "ignores Range and sends all of the file",
@@ -414,12 +415,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_content(self, data: bytes, headers: dict[str, str]) -> None:
         hub = self.server.hub
-        kinds = ("drip", "stall", "cut", "flip", "long", "whole")
+        kinds = ("slow", "drip", "stall", "cut", "flip", "long", "whole")
         fault = hub._fault_for(unquote(urlsplit(self.path).path), kinds)
         kind = fault.kind if fault else None
         if kind == "flip":
             middle = len(data) // 2
             data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+        elif fault and kind == "slow":
+            hub._closing.wait(fault.details["seconds"])
         elif kind == "long":
             data += b"surplus"
         status, start = 200, 0
