@@ -162,14 +162,20 @@ def _build(
 
 
 def require_code(entry: Entry) -> Plugin:
-    """The plugin of an entry, not imported. Raises NotReadyError where it is only planned."""
+    """The plugin of an entry, not imported.
+
+    Raises NotReadyError where it is only planned, PluginError where it is blocked or broken: said
+    here, before torch is imported or a file is fetched for nothing.
+    """
     if entry.status == "planned":
         ready = [e.name for e in catalogue().entries() if e.status == "ready"]
         raise NotReadyError(
             f"{entry.name} is planned: it is in the catalogue, its code is not there yet. "
             f"Ready now: {', '.join(ready) or 'none'}."
         )
-    return catalogue().owner(entry)
+    plugin = catalogue().owner(entry)
+    plugins.require_usable(plugin, entry)
+    return plugin
 
 
 def untrained_message(entry: Entry) -> str:

@@ -96,7 +96,9 @@ def _entry_points() -> tuple[list[EntryPoint], list[Plugin]]:
                 points += dist.entry_points.select(group=GROUP)
             except Exception as error:
                 name = Path(str(getattr(dist, "_path", "unknown"))).name
-                text = f"its metadata cannot be read ({type(error).__name__}); reinstall or remove it"
+                text = (
+                    f"its metadata cannot be read ({type(error).__name__}); reinstall or remove it"
+                )
                 faults.append(Plugin(name, name, state="fault", reason=text))
         return points, faults
 
@@ -238,9 +240,14 @@ def import_object(plugin: Plugin, target: str, entry: Entry) -> Any:
 _managers: dict[tuple[str, str], PluginManager] = {}
 
 
-def _activate(plugin: Plugin, entry: Entry) -> PluginManager:
+def require_usable(plugin: Plugin, entry: Entry) -> None:
+    """Raise PluginError where discovery found the plugin blocked or broken."""
     if plugin.state in ("blocked", "fault"):
         raise PluginError(f"{entry.name}: its plugin {plugin.package} is {_state(plugin)}.")
+
+
+def _activate(plugin: Plugin, entry: Entry) -> PluginManager:
+    require_usable(plugin, entry)
     key = (plugin.distribution, plugin.package)
     if key not in _managers:
         _managers[key] = _register(plugin, entry)
@@ -276,7 +283,9 @@ def _guarded(action: Any, plugin: Plugin, what: str, entry: Entry | None) -> Any
         missing = (error.name or "").split(".")[0]
         if missing and missing not in (plugin.package, "zoo"):
             extra = entry.extra if entry else None
-            advice = f'pip install "{plugin.distribution}[{extra}]"' if extra else f"install {missing}"
+            advice = (
+                f'pip install "{plugin.distribution}[{extra}]"' if extra else f"install {missing}"
+            )
             raise MissingDependencyError(
                 f"{entry.name if entry else plugin.package} needs {missing}, which is not "
                 f"installed. Run: {advice}",
