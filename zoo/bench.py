@@ -7,8 +7,10 @@ INTERFACE`` measures every installed model of a kind, ours or not, in the same w
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, api, plugins
-from .errors import InputError, NotReadyError, UsageError, ZooError
+from .errors import InputError, NotReadyError, PluginError, UsageError, ZooError
 from .hookspecs import BenchRequest
 from .interfaces import Claim, Data, Metric, Results
 from .registry import catalogue
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 FILE = "results.json"
 KEYS = (
-    "model command code date hardware seeds data seconds table higher_is_better claims pictures"
+    "model command code date hardware weights seeds data seconds table higher_is_better claims pictures"
 ).split()
 
 
@@ -52,6 +54,7 @@ def run(
     ``out`` takes the pictures. Raises PluginError where the plugin's results break the schema.
     """
     started = time.perf_counter()
+    plugin = api.require_code(entry)
     request = BenchRequest(
         entry=entry,
         out=out,
@@ -62,19 +65,34 @@ def run(
         progress=progress,
         options=entry.checked_options("bench", options or {}),
     )
-    api.require_code(entry)
-    results = plugins.call(catalogue().owner(entry), "zoo_bench", request)
-    return record(entry.name, results, command, time.perf_counter() - started)
+    results = plugins.call(plugin, "zoo_bench", request)
+    weights = {f.path: f.sha256 for f in entry.files if f.path.endswith(".safetensors")}
+    if not isinstance(results, Results):
+        raise PluginError(
+            f"{entry.plugin}: zoo_bench returned a {type(results).__name__}, which is not Results."
+        )
+    seconds = time.perf_counter() - started
+    try:
+        return check(record(entry.name, results, command, seconds, weights), entry.name)
+    except (InputError, TypeError, AttributeError) as error:
+        raise PluginError(f"{entry.plugin}: zoo_bench broke the schema of results: {error}") from error
 
 
-def record(model: str, results: Results, command: str, seconds: float) -> dict[str, Any]:
-    """Results with what makes them repeatable: command, commit, date, hardware."""
-    return {
+def record(
+    model: str,
+    results: Results,
+    command: str,
+    seconds: float,
+    weights: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Results with what makes them repeatable: command, commit, date, hardware, hashes of weights."""
+    found = {
         "model": model,
         "command": command,
         "code": _code_version(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": hardware(),
+        "weights": dict(weights or {}),
         "seeds": list(results.seeds),
         "data": [asdict(item) for item in results.data],
         "seconds": round(seconds, 1),
@@ -86,6 +104,9 @@ def record(model: str, results: Results, command: str, seconds: float) -> dict[s
         "claims": [asdict(claim) for claim in results.claims],
         "pictures": list(results.pictures),
     }
+    # Numbers and truth values may come from numpy or torch: to plain ones, as a file has them.
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=lambda value: value.item()))
+    return plain
 
 
 def check(found: Any, where: str) -> dict[str, Any]:
@@ -95,33 +116,88 @@ def check(found: Any, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: expected a JSON object.")
     wrong += [f"{key} is missing" for key in KEYS if key not in found]
     wrong += [f"unknown key {key!r}" for key in found if key not in KEYS]
+    wrong += [
+        f"{key} cannot be {_short(found[key])}"
+        for key, fits in _FITS.items()
+        if key in found and not fits(found[key])
+    ]
     if not wrong:
         for row, cells in found["table"].items():
             for metric, value in cells.items():
                 wrong += _misfit(value, Metric, f"table: {row}: {metric}")
-        for claim in found["claims"]:
-            wrong += _misfit(claim, Claim, f"claim {claim.get('id', '?')}")
-            if claim.get("holds") not in (True, False, None):
-                wrong.append(f"claim {claim.get('id')}: holds must be true, false or null")
-        for item in found["data"]:
-            wrong += _misfit(item, Data, "data")
+        for i, claim in enumerate(found["claims"]):
+            wrong += _misfit(claim, Claim, f"claim {i}")
+        for i, item in enumerate(found["data"]):
+            wrong += _misfit(item, Data, f"data {i}")
     if wrong:
         raise InputError(f"{where}: " + "; ".join(wrong))
     return found
 
 
 def _misfit(value: Any, schema: type[Any], what: str) -> list[str]:
-    names = {f.name for f in fields(schema)}
-    if not isinstance(value, dict) or set(value) != names:
-        return [f"{what}: expected the keys {', '.join(sorted(names))}"]
-    return []
+    types = {f.name: str(f.type) for f in fields(schema)}
+    if not isinstance(value, dict) or set(value) != set(types):
+        return [f"{what}: expected the keys {', '.join(sorted(types))}"]
+    return [
+        f"{what}: {name} cannot be {_short(value[name])}"
+        for name, kind in types.items()
+        if not _IS[kind](value[name])
+    ]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _dict_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+_IS: Mapping[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "int": lambda value: type(value) is int,
+    "float": _number,
+    "bool | None": lambda value: value is None or isinstance(value, bool),
+}
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "model": _text,
+    "command": _text,
+    "code": _text,
+    "date": lambda value: _text(value) and bool(re.fullmatch(r"\d{4}-\d\d-\d\d", value)),
+    "hardware": _text,
+    "weights": _dict_of(_text),
+    "seeds": _list_of(_IS["int"]),
+    "data": _list_of(lambda value: isinstance(value, dict)),
+    "seconds": _number,
+    "table": _dict_of(lambda value: isinstance(value, dict)),
+    "higher_is_better": _dict_of(lambda value: isinstance(value, bool)),
+    "claims": _list_of(lambda value: isinstance(value, dict)),
+    "pictures": _list_of(_text),
+}
 
 
 def read(path: Path) -> dict[str, Any]:
     """Read and check a ``results.json``."""
     try:
         return check(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ZooError):
+            raise
         raise InputError(f"{path}: not JSON: {error}.") from error
 
 
@@ -168,7 +244,7 @@ def claims_text(found: Mapping[str, Any]) -> str:
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, padded so that it also reads well as text."""
-    table = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    table = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in [head, *rows]]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + " |" for r in table]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

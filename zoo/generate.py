@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import bench, spec
+from . import bench
 from .cli import VERBS
+from .interfaces import INTERFACES
 from .plugins import own_registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +41,7 @@ def stub() -> str:
         "from .errors import ZooError as ZooError",
         *(
             f"from .interfaces import {name} as {name}"
-            for name in sorted([*spec.INTERFACES, "Model"])
+            for name in sorted([*INTERFACES, "Model"])
         ),
         "",
         "__version__: str",
@@ -106,7 +107,7 @@ def readme(text: str) -> str:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(f"README.md has no place for {name}")
-        text = pattern.sub(lambda m, body=make(): f"{m[1]}{body}\n{m[2]}", text)  # type: ignore[misc]
+        text = pattern.sub(lambda m, body=make(): f"{m[1]}{body}\n{m[2]}", text)
     return text
 
 

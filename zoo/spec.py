@@ -155,6 +155,30 @@ class CommandSpec:
 
 
 @dataclass(frozen=True)
+class TrainingData:
+    """A data set that the weights were trained on."""
+
+    name: str
+    license: str
+
+
+@dataclass(frozen=True)
+class CardSpec:
+    """What the model's card says and no command can know."""
+
+    about: str = ""
+    """A sentence or two beyond the summary."""
+    limits: tuple[str, ...] = ()
+    """What the model is not, and is not good for."""
+    data: tuple[TrainingData, ...] = ()
+    training: str = ""
+    """The command that trains these weights again."""
+    picture: str | None = None
+    """File name beside the card, and what it shows."""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One model of a registry file."""
 
@@ -180,6 +204,7 @@ class Entry:
     files: tuple[FileSpec, ...] = ()
     hub: HubSpec | None = None
     check: CheckSpec | None = None
+    card: CardSpec = CardSpec()
     commands: Mapping[str, CommandSpec] = field(default_factory=dict)
     distribution: str = ""
     """Normalised name of the distribution that brought it; set by the registry."""
@@ -378,7 +403,7 @@ _PACKAGE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 _MODEL_KEYS = (
     "interface plugin status method size domain summary paper license extra params config class "
-    "options base files hub check commands"
+    "options base files hub check card commands"
 ).split()
 _BASE_KEYS = "plugin summary files hub license".split()
 _OPTION_KEYS = "type default min max choices help".split()
@@ -562,6 +587,7 @@ class _Checker:
             files=files,
             hub=hub,
             check=check,
+            card=self.card(get("card"), f"{name}: card"),
             commands=self.commands(get("commands"), name, owner),
             line=node.line,
         )
@@ -652,6 +678,30 @@ class _Checker:
             self.relative(keys.get("input"), f"{what}: input"),
             self.relative(keys.get("expected"), f"{what}: expected"),
             atol,
+        )
+
+    def card(self, node: _Node | None, what: str) -> CardSpec:
+        known = ("about", "limits", "data", "training", "picture", "caption")
+        keys = self.mapping(node, what, known)
+        data = []
+        for child in self.sequence(keys.get("data"), f"{what}: data"):
+            item = self.mapping(child, f"{what}: data", ("name", "license"), "name license")
+            data.append(
+                TrainingData(
+                    self.text(item.get("name"), f"{what}: data: name"),
+                    self.text(item.get("license"), f"{what}: data: license"),
+                )
+            )
+        return CardSpec(
+            about=self.text(keys.get("about"), f"{what}: about"),
+            limits=tuple(
+                self.text(child, f"{what}: limits")
+                for child in self.sequence(keys.get("limits"), f"{what}: limits")
+            ),
+            data=tuple(data),
+            training=self.text(keys.get("training"), f"{what}: training"),
+            picture=self.relative(keys.get("picture"), f"{what}: picture") or None,
+            caption=self.text(keys.get("caption"), f"{what}: caption"),
         )
 
     def base(self, node: _Node | None, name: str) -> BaseSpec | None:

@@ -28,6 +28,11 @@ VERBS = {
     "pull": ("work", "Bring a model's weights to this machine."),
     "verify": ("work", "Check a model's weights and its output on a known input."),
     "run": ("work", "Run one of a method's own commands."),
+    "card": ("cards", "Write or check a model's card."),
+    "publish": ("cards", "Upload a model and its card to the Hub, and pin the commit."),
+    "install": ("install", "Install a plugin with pip, into this environment."),
+    "uninstall": ("install", "Remove a plugin."),
+    "cache": ("cache", "Show or free the space that fetched weights take."),
     "doctor": ("doctor", "Look for what is wrong with this installation."),
     "demo": ("demo", "Upscale a photograph and make a picture of it."),
 }

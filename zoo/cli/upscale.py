@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -101,7 +103,7 @@ def upscale(
         echo_json(done)
 
 
-def _verb(model: str) -> object:
+def _verb(model: str) -> Callable[..., Any]:
     """The upscale method of the model's class: its keywords are what -O may set."""
     from .. import plugins
     from ..api import entry_of
@@ -109,7 +111,10 @@ def _verb(model: str) -> object:
 
     entry = entry_of(model)
     assert entry.class_ is not None
-    return plugins.import_object(catalogue().owner(entry), entry.class_, entry).upscale
+    verb: Callable[..., Any] = plugins.import_object(
+        catalogue().owner(entry), entry.class_, entry
+    ).upscale
+    return verb
 
 
 def _targets(inputs: tuple[Path, ...], out: Path | None, scale: int) -> list[Path]:

@@ -1,0 +1,241 @@
+"""Model cards: rendered from a registry entry and ``results.json``, and checked without a network.
+
+A card is ``hub_cards/<model>/README.md``, exactly as it goes to the Hub. Nothing in it is typed
+twice: facts come from the registry, numbers from ``results.json``, which names the command that
+makes them again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import bench
+from .errors import InputError, NotReadyError, ZooError
+from .spec import Entry
+
+PIPELINE_TAGS: Mapping[str, str | None] = {
+    "SRModel": "image-to-image",
+    "VLAligner": "zero-shot-image-classification",
+    "Quantizer": "text-generation",
+    "DataSelector": None,  # the Hub has no tag for choosing data
+    "Detector": "object-detection",
+    "QAGenerator": "question-answering",
+}
+USE: Mapping[str, str] = {
+    "SRModel": 'model.upscale("small.png").save("large.png")',
+    "VLAligner": "model.align(images, texts).similarity(images, texts)",
+    "Quantizer": 'model.quantize("./my-language-model").save_pretrained("./quantized")',
+    "DataSelector": "model.fit(train, target).select(fraction=0.5)",
+    "Detector": 'model.detect("photo.jpg")',
+    "QAGenerator": "model.generate(text).pairs",
+}
+"""The third of the three lines that show how to use a model of each interface."""
+# The Hub's identifiers of the licences that models here may have (others: add them here).
+LICENSES = frozenset(
+    "apache-2.0 mit cc0-1.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 bsd-3-clause unlicense openrail "
+    "openrail++ creativeml-openrail-m other".split()
+)
+_PLACEHOLDER = re.compile(r"\b(TODO|TBD|FIXME|XXX|lorem ipsum)\b|\{\{|<(your|insert)[^>]*>", re.IGNORECASE)
+_MEASURED = re.compile(r"\d+\.\d+|\d\s*(%|dB\b)")
+
+
+def render(entry: Entry, results: Mapping[str, Any] | None) -> str:
+    """The card's whole text. ``results``: the checked record of ``results.json``, or None."""
+    from huggingface_hub import ModelCardData
+
+    card = entry.card
+    data = ModelCardData(
+        license=(entry.license.get("weights") or entry.license.get("code") or "other").lower(),
+        library_name="zoo",
+        pipeline_tag=PIPELINE_TAGS[entry.interface],
+        base_model=_hub_base(entry),
+        tags=["zoo", entry.interface, *([entry.method] if entry.method else []), *_paper_tag(entry)],
+        model_name=entry.name,
+        eval_results=_eval_results(entry, results) or None,
+    )
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {entry.name}", _first_line(entry)]
+    if card.about:
+        parts.append(_plain(card.about))
+    if card.picture:
+        parts.append(f"![{_plain(card.caption)}]({card.picture})\n\n{_plain(card.caption)}")
+    parts += ["## Use", f"```python\n{usage(entry)}\n```"]
+    if entry.extra:
+        parts.append(f"Needs `pip install '{entry.distribution}[{entry.extra}]'`.")
+    if card.limits:
+        parts += ["## What it is not good for", "\n".join(f"- {_plain(t)}" for t in card.limits)]
+    parts += ["## Training", _training(entry)]
+    parts += ["## What was measured", _measured(results)]
+    parts += ["## Licence and source", _source(entry)]
+    return "\n\n".join(parts) + "\n"
+
+
+def usage(entry: Entry) -> str:
+    """Three lines that use the model; a test runs them."""
+    return f'import zoo\nmodel = zoo.load("{entry.name}")\n{USE[entry.interface]}'
+
+
+def _first_line(entry: Entry) -> str:
+    kind = {
+        "tiny": "A **tiny variant trained by the project that ships it; not the paper's model**",
+        "full": "The paper's size",
+    }.get(entry.size or "", "A model")
+    size = f", {entry.params / 1e6:.2g} M parameters" if entry.params else ""
+    return f"{kind}{size}: {_plain(entry.summary)}."
+
+
+def _training(entry: Entry) -> str:
+    lines = [f"- {_plain(d.name)} ({_plain(d.license)})" for d in entry.card.data]
+    text = "\n".join(lines) if lines else "No training: the method has no weights of its own."
+    if entry.card.training:
+        text += f"\n\nTrained by:\n\n```console\n$ {entry.card.training}\n```"
+    return text
+
+
+def _measured(results: Mapping[str, Any] | None) -> str:
+    if results is None:
+        return "Nothing yet."
+    data = "; ".join(f"{d['name']} ({d['size']}, {d['license']})" for d in results["data"])
+    seeds = ", ".join(map(str, results["seeds"])) or "none"
+    parts = [bench.table_text(results)]
+    if results["claims"]:
+        parts.append(bench.claims_text(results))
+    parts.append(
+        f"Made by the command below on {results['hardware']}, {results['date']}, at "
+        f"`{results['code'][:12]}`, in {results['seconds']:.0f} s. Data: {_plain(data)}. "
+        f"Seeds: {seeds}.\n\n```console\n$ {results['command']}\n```"
+    )
+    return "\n\n".join(parts)
+
+
+def _source(entry: Entry) -> str:
+    licenses = ", ".join(f"{what}: {name}" for what, name in entry.license.items())
+    text = f"Licence of {licenses}." if licenses else ""
+    if entry.paper.get("title"):
+        where = f" ({entry.paper['id']})" if entry.paper.get("id") else ""
+        text += f"\n\nMethod: {_plain(entry.paper['title'])}{where}. This is an independent implementation."
+    return text.strip()
+
+
+def _hub_base(entry: Entry) -> str | None:
+    return entry.base.default if entry.base and "/" in (entry.base.default or "") else None
+
+
+def _paper_tag(entry: Entry) -> list[str]:
+    kind, _, number = entry.paper.get("id", "").partition(":")
+    return [f"arxiv:{number}"] if kind.lower() == "arxiv" else []
+
+
+def _eval_results(entry: Entry, results: Mapping[str, Any] | None) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    if results is None or entry.name not in results["table"]:
+        return []
+    names = ", ".join(d["name"] for d in results["data"])
+    return [
+        EvalResult(
+            task_type=PIPELINE_TAGS[entry.interface] or "other",
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", names.lower()).strip("-"),
+            dataset_name=names,
+            metric_type=re.sub(r"[^a-z0-9]+", "-", metric.lower()).strip("-"),
+            metric_name=metric,
+            metric_value=round(value["mean"], 4),
+        )
+        for metric, value in results["table"][entry.name].items()
+    ]
+
+
+def _plain(text: str) -> str:
+    """Registry text as text: nothing in it becomes markup, a link or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
+
+
+# --- a card on disk -------------------------------------------------------------------------------
+
+
+def folder_results(entry: Entry, folder: Path) -> dict[str, Any] | None:
+    """The record beside a card, or None where nothing was measured."""
+    path = folder / bench.FILE
+    return bench.read(path) if path.is_file() else None
+
+
+def write(entry: Entry, folder: Path) -> Path:
+    """Render the card into ``folder`` (``hub_cards/<model>``), whole or not at all."""
+    from .weights import atomic_file
+
+    if entry.status == "planned":
+        raise NotReadyError(f"{entry.name} is planned; there is nothing to write a card about.")
+    text = render(entry, folder_results(entry, folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / "README.md") as temporary:
+        temporary.write_text(text, "utf-8")
+    return folder / "README.md"
+
+
+def faults(entry: Entry, folder: Path) -> list[str]:
+    """What is wrong with the card in ``folder``; nothing is asked of the network."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return [f"there is no {path}; write it with `zoo card {entry.name}`"]
+    text = path.read_text("utf-8")
+    try:
+        results = folder_results(entry, folder)
+        wanted = render(entry, results)
+    except ZooError as error:
+        return [str(error)]
+    found = []
+    if text != wanted:
+        found.append(f"stale: registry or results have changed; run `zoo card {entry.name}`")
+    found += _metadata_faults(text)
+    found += [f"placeholder: {m[0]!r}" for m in _PLACEHOLDER.finditer(text)]
+    for said in (entry.summary, entry.card.about, entry.card.caption, *entry.card.limits):
+        for number in _MEASURED.finditer(said):
+            found.append(f"number without a source: {number[0]!r} in {said[:60]!r}; numbers belong to results.json")
+    if entry.card.picture and not (folder / entry.card.picture).is_file():
+        found.append(f"the picture {entry.card.picture} is missing")
+    if entry.status == "ready" and not entry.card.limits:
+        found.append("it does not say what the model is not good for (card: limits)")
+    if entry.files and not entry.card.data:
+        found.append("it does not say what the weights were trained on (card: data)")
+    return found + (_results_faults(entry, results) if results else [])
+
+
+def _metadata_faults(text: str) -> list[str]:
+    from huggingface_hub import ModelCard
+
+    try:
+        data = ModelCard(text).data.to_dict()
+    except Exception as error:  # whatever the YAML reader or the Hub's client raises: it is not valid
+        return [f"the metadata block cannot be read: {' '.join(str(error).split())}"]
+    found = []
+    if data.get("license") not in LICENSES:
+        found.append(f"licence {data.get('license')!r} is none of the Hub's that we use")
+    if data.get("pipeline_tag") not in PIPELINE_TAGS.values():
+        found.append(f"pipeline_tag {data.get('pipeline_tag')!r} is unknown")
+    if data.get("library_name") != "zoo":
+        found.append(f"library_name is {data.get('library_name')!r}, not 'zoo'")
+    return found
+
+
+def _results_faults(entry: Entry, results: Mapping[str, Any]) -> list[str]:
+    found = []
+    if results["model"] != entry.name:
+        found.append(f"results.json is about {results['model']!r}")
+    if results["code"].endswith("+"):
+        found.append("results.json was made with uncommitted changes; run the benchmark again")
+    measured = results["weights"]
+    current = {f.path: f.sha256 for f in entry.files if f.path.endswith(".safetensors")}
+    if any(measured.get(path) != digest for path, digest in current.items() if path in measured):
+        found.append("results.json was measured with other weights; run the benchmark again")
+    if not results["command"]:
+        found.append("results.json names no command")
+    return found
+
+
+def require_valid(entry: Entry, folder: Path) -> None:
+    """Raise InputError with every fault of a card."""
+    wrong = faults(entry, folder)
+    if wrong:
+        raise InputError(f"{folder / 'README.md'}: " + "; ".join(wrong) + ".")

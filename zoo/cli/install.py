@@ -1,0 +1,59 @@
+"""``zoo install`` and ``zoo uninstall``: pip, in this interpreter, for plugins."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import subprocess
+import sys
+
+import click
+
+from .. import plugins, registry
+from ..errors import NotReadyError, UsageError
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("distributions", nargs=-1, required=True, metavar="DIST...")
+def install(distributions: tuple[str, ...]) -> None:
+    """Install the plugin distributions DIST with pip, into the environment that zoo runs in.
+
+    DIST is what pip takes: a name, a path, a wheel. What follows `--` goes to pip as it is.
+    """
+    before = {(p.distribution, p.package) for p in registry.catalogue().plugins}
+    _pip("install", *distributions)
+    importlib.invalidate_caches()
+    registry.forget()
+    new = [p for p in registry.catalogue().plugins if (p.distribution, p.package) not in before]
+    for plugin in new:
+        models = ", ".join(plugin.registry.models) if plugin.registry else plugin.reason
+        click.echo(f"{plugin.package} ({plugin.state}): {models}")
+    if not new:
+        click.echo("no new plugin: it was there already, or it has no entry point in zoo.plugins.")
+
+
+@click.command()
+@click.argument("distribution", metavar="DIST")
+def uninstall(distribution: str) -> None:
+    """Remove the plugin distribution DIST with pip."""
+    name = plugins.normalised(distribution)
+    known = {p.distribution for p in registry.catalogue().plugins} - {plugins.HOST}
+    if name not in known:
+        have = ", ".join(sorted(known)) or "none"
+        raise UsageError(
+            f"{distribution!r} brings no third-party plugin (there are: {have}). "
+            "Other packages are pip's affair."
+        )
+    _pip("uninstall", "--yes", name)
+
+
+def _pip(*args: str) -> None:
+    """Run pip in this interpreter. Raises NotReadyError with the command where there is no pip."""
+    from importlib.util import find_spec
+
+    if find_spec("pip") is None:
+        command = shlex.join(["pip", "--python", sys.executable, *args])
+        raise NotReadyError(f"this environment has no pip. With one from elsewhere, run: {command}")
+    done = subprocess.run([sys.executable, "-m", "pip", *args], check=False)
+    if done.returncode:
+        raise click.exceptions.Exit(1)  # pip has said why

@@ -1,0 +1,183 @@
+"""Publishing: what goes to the Hub, in one commit, and pinning that commit in the registry file.
+
+Only what the plan lists is uploaded. Of the registry file only the scalars that changed are
+replaced: comments and layout stay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import api, bench, cards, hub, plugins, spec
+from .errors import NotReadyError, OutputError, UsageError
+from .registry import catalogue
+from .spec import Entry
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be uploaded, and the registry file to pin (None for a saved folder)."""
+
+    entry: Entry
+    files: Mapping[str, Path | bytes]
+    """Path in the repository -> file, or its content."""
+    registry: Path | None = None
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Path -> size and sha256 of the entry's files as they are now."""
+
+    def listing(self) -> dict[str, int]:
+        """Path in the repository -> size in bytes."""
+        return {
+            path: len(source) if isinstance(source, bytes) else source.stat().st_size
+            for path, source in self.files.items()
+        }
+
+
+def plan(model: str, cards_folder: Path, registry: Path | None = None) -> Plan:
+    """Everything that publishing a model would upload; nothing is asked of the network.
+
+    ``model``: a name, whose files, card, results and picture go; or a saved folder, whose listed
+    files and a plain card go. Raises InputError where the card is not valid, OutputError where the
+    registry file belongs to an installed copy, and WeightsError where a file is not the registry's.
+    """
+    from .weights import manifest, read_saved
+
+    entry = api.entry_of(model)
+    folder = api.as_folder(model)
+    if folder is not None:
+        saved = read_saved(folder)
+        files: dict[str, Path | bytes] = {name: folder / name for name in saved.manifest["files"]}
+        files["zoo.json"] = folder / "zoo.json"
+        files["README.md"] = cards.render(entry, None).encode()
+        return Plan(entry, files)
+    if entry.status != "ready" or not entry.files:
+        raise NotReadyError(f"{entry.name} has no weights of its own to publish.")
+    registry = registry or _checkout_registry(entry)
+    page = cards_folder / entry.name
+    cards.require_valid(entry, page)
+    files = {file.path: _weights(entry) / file.path for file in entry.files}
+    facts = file_facts(files)
+    files["zoo.json"] = json.dumps(manifest(entry, facts), indent=2).encode()
+    extras = ["README.md", bench.FILE, *([entry.card.picture] if entry.card.picture else [])]
+    for name in extras:
+        if (page / name).is_file():
+            if name in files:
+                raise UsageError(f"{page / name} would replace a weight file of that name; rename it.")
+            files[name] = page / name
+    return Plan(entry, files, registry, facts)
+
+
+def file_facts(files: Mapping[str, Path | bytes]) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of each file on disk."""
+    from .weights import sha256
+
+    return {
+        path: {"size": source.stat().st_size, "sha256": sha256(source)}
+        for path, source in files.items()
+        if isinstance(source, Path)
+    }
+
+
+def upload(plan: Plan, repo: str, *, private: bool = False) -> str:
+    """Make the repository if need be, upload in one commit, pin it; returns the commit."""
+    text = plan.registry.read_text("utf-8") if plan.registry else ""
+
+    def pinned(commit: str) -> str:
+        assert plan.registry is not None
+        changes: dict[tuple[Any, ...], Any] = {("hub", "repo"): repo, ("hub", "revision"): commit}
+        for i, file in enumerate(plan.entry.files):
+            for fact, value in plan.facts[file.path].items():
+                changes["files", i, fact] = value
+        return pin(text, plan.registry, plan.entry, changes)
+
+    if plan.registry:
+        pinned("0" * 40)  # find out before uploading that it can be pinned
+    name = plan.entry.name
+    commit = hub.upload(repo, plan.files, message=f"Publish {name}", private=private)
+    if plan.registry:
+        from .weights import atomic_file
+
+        with atomic_file(plan.registry) as temporary:
+            temporary.write_text(pinned(commit), "utf-8")
+    return commit
+
+
+def pin(text: str, path: Path, entry: Entry, changes: Mapping[tuple[Any, ...], Any]) -> str:
+    """The registry text with scalars of one entry replaced; all else stays as it is.
+
+    ``changes``: path of keys and indices below the entry -> value. Raises UsageError where a path
+    is not in the text, RegistryError where the result would not be a registry file.
+    """
+    wanted = {("models", entry.name, *key): value for key, value in changes.items()}
+    spots = {key: span for key, span in _scalars(text) if key in wanted}
+    missing = [".".join(map(str, key[2:])) for key in wanted if key not in spots]
+    if missing:
+        raise UsageError(
+            f"{path}: {entry.name} has nowhere to write {', '.join(missing)}. "
+            "Add to it, to be filled in: hub: {repo: org/name, revision: null}"
+        )
+    for key, (start, end) in sorted(spots.items(), key=lambda item: -item[1][0]):
+        text = f"{text[:start]}{json.dumps(wanted[key])}{text[end:]}"
+    spec.parse(text, path=path, package=None if _first_party(entry) else entry.plugin)
+    return text
+
+
+def _scalars(text: str) -> list[tuple[tuple[Any, ...], tuple[int, int]]]:
+    """Every scalar value with its path of keys and indices, and where it stands in the text."""
+    import yaml
+
+    found = []
+    path: list[Any] = []  # the key or index of each open container's current child
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+            path.pop()
+        elif isinstance(event, yaml.ScalarEvent) and path and path[-1] is None:
+            path[-1] = event.value  # a key: its value comes next
+            continue
+        elif isinstance(event, yaml.ScalarEvent):
+            start, end = event.start_mark, event.end_mark
+            assert start is not None  # only hand-made events have no marks
+            assert end is not None
+            found.append((tuple(path), (start.index, end.index)))
+        elif isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
+            path.append(None if isinstance(event, yaml.MappingStartEvent) else 0)
+            continue
+        else:
+            continue
+        if path:  # that was a whole child: on to the next one
+            path[-1] = path[-1] + 1 if isinstance(path[-1], int) else None
+    return found
+
+
+def _checkout_registry(entry: Entry) -> Path:
+    """The registry file to pin: one that lies in a project, not in an installed copy."""
+    plugin = catalogue().owner(entry)
+    if _first_party(entry):
+        path = plugins.first_party_registry()
+    else:
+        assert plugin.folder is not None
+        path = plugin.folder / "registry.yaml"
+    if any((parent / "pyproject.toml").is_file() for parent in path.parents):
+        return path
+    raise OutputError(
+        f"{path} belongs to an installed copy. Publish from the project's checkout (pip install "
+        "-e .), or name its file with --registry."
+    )
+
+
+def _first_party(entry: Entry) -> bool:
+    return entry.distribution == plugins.HOST
+
+
+def _weights(entry: Entry) -> Path:
+    """The folder of the entry's files: the project's own, which may be newer than its registry."""
+    bundle = api.bundled_folder(catalogue().owner(entry), entry)
+    if bundle is not None and all((bundle / file.path).is_file() for file in entry.files):
+        return bundle
+    located = api.pull(f"{entry.distribution}:{entry.name}").folder
+    assert located is not None  # the entry has files
+    return located
