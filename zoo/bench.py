@@ -23,7 +23,6 @@ from . import __version__, api, plugins
 from .errors import InputError, NotReadyError, PluginError, UsageError, ZooError
 from .hookspecs import BenchRequest
 from .interfaces import Claim, Data, Metric, Results
-from .registry import catalogue
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
 
 FILE = "results.json"
 KEYS = (
-    "model command code date hardware weights seeds data seconds table higher_is_better claims pictures"
+    "model command code date hardware weights seeds data seconds table "
+    "higher_is_better claims pictures"
 ).split()
 
 
