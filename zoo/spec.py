@@ -563,7 +563,8 @@ class _Checker:
         check = self.check(get("check"), name)
         for path in (check.input, check.expected) if check else ():
             if path not in {f.path for f in files}:
-                self.wrong(node.line, f"{name}: check: {path!r} is not among its files")
+                line = keys["check"].line
+                self.wrong(line, f"{name}: check: {path!r} is not among its files")
         return Entry(
             name=self.name(name, node),
             interface=interface,
