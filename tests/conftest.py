@@ -49,6 +49,14 @@ class Model(SRModel):
 """
 
 
+def forget() -> None:
+    """Let this process look for plugins anew."""
+    from zoo import plugins, registry
+
+    plugins._managers.clear()
+    registry.forget()
+
+
 class Site:
     """A folder on sys.path, like site-packages, in which a test installs made-up plugins."""
 
@@ -73,7 +81,8 @@ class Site:
         if model is not None:
             (folder / "model.py").write_text(model, "utf-8")
         if registry is not None:
-            text = registry or MINIMAL_REGISTRY.format(name=package.replace("_", "-"), package=package)
+            name = package.replace("_", "-")
+            text = registry or MINIMAL_REGISTRY.format(name=name, package=package)
             (folder / "registry.yaml").write_text(text, "utf-8")
         name = distribution or package
         info = self.path / f"{name}-{version}.dist-info"
@@ -84,6 +93,7 @@ class Site:
         points = info / "entry_points.txt"
         old = points.read_text("utf-8") if points.exists() else "[zoo.plugins]\n"
         points.write_text(f"{old}{package} = {entry_point or package}\n", "utf-8")
+        forget()
         return folder
 
     def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -112,19 +122,17 @@ def site(tmp_path: Path) -> Site:
 @pytest.fixture
 def here(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """The same, seen by this process too; what was imported from it is forgotten afterwards."""
-    from zoo import plugins, registry
-
     monkeypatch.syspath_prepend(str(site.path))
+    monkeypatch.setenv("PYTHONPATH", str(site.path))  # for the processes that it starts
     before = set(sys.modules)
-    registry.forget()
+    forget()
     yield site
     for name in set(sys.modules) - before:
         file = getattr(sys.modules[name], "__file__", None) or ""
         if file.startswith(str(site.path)):
             del sys.modules[name]
-    plugins._managers.clear()
     monkeypatch.undo()
-    registry.forget()
+    forget()
 
 
 @pytest.fixture
