@@ -1,0 +1,403 @@
+"""The rules that keep the host small and the plugins apart, checked on the source itself."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import io
+import json
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import zoo
+from tests.overlay import ROOT, SIBLINGS, pyproject
+from zoo import errors, generate, plugins, spec
+from zoo.cli import VERBS
+
+OWN = plugins.own_registry()
+PRESENT = {name: entry for name, entry in OWN.models.items() if entry.status != "planned"}
+PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.is_dir())
+
+LAYERS = [
+    {"cli", "generate", "__main__"},
+    {"cards", "publish", "bench", "scaffold", "testing"},
+    {"api"},
+    {"registry", "hub", "weights", "images"},
+    {"plugins"},
+    {"spec", "hookspecs"},
+    {"interfaces"},
+    {"errors", "progress", "metrics", "__init__"},
+]
+"""From the top: a module imports from its own row or one below. ``__init__`` is zoo's own."""
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "bench"}
+PUBLIC |= {"metrics", "progress", "testing"}
+"""What a plugin may import of the host."""
+UPWARD = {
+    ("interfaces", "save_pretrained", "weights"),
+    ("interfaces", "from_pretrained", "api"),
+    ("interfaces", "run_check", "images"),
+}
+"""(module, function, imported): the listed exceptions to the direction."""
+AT_ONCE = {("cli", "click"), ("hookspecs", "pluggy"), ("testing", "pytest")}
+"""(module of the host, package) that may be imported as soon as the module is."""
+HEAVY = {"torch", "numpy", "timm", "transformers", "diffusers", "open_clip", "huggingface_hub"}
+HEAVY |= {"PIL", "safetensors", "skimage", "scipy", "onnx", "onnxruntime", "matplotlib"}
+
+MEGABYTE = 1024 * 1024
+CORE_LINES = 4500
+"""What there is and a little room, command and cards included: lower it when it shrinks."""
+LOAD_PATH_LINES = 3200
+LOAD_PATH = {"__init__", "api", "registry", "hub", "weights", "images", "plugins", "spec"}
+LOAD_PATH |= {"hookspecs", "interfaces", "errors", "progress"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module."""
+
+    module: str
+    """In full: ``zoo.weights``, ``torch``."""
+    function: str
+    """Where it is imported: "" for the module itself, so as soon as that is imported."""
+    line: int
+
+
+def tracked() -> list[Path]:
+    """The files of the repository; in an unpacked sdist, those that lie here."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    names = done.stdout.split("\0") if done.returncode == 0 else []
+    if not names:
+        hidden = {".venv", "__pycache__", ".git", "node_modules"}
+        names = [
+            str(path.relative_to(ROOT))
+            for path in ROOT.rglob("*")
+            if not hidden & {*path.parts} and not any(p.endswith("_cache") for p in path.parts)
+        ]
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+TRACKED = tracked()
+
+
+def sources(*folders: str) -> list[Path]:
+    """Python files below these folders of the checkout."""
+    return [p for folder in folders for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def dotted(path: Path) -> str:
+    """The name that a file is imported by."""
+    base = ROOT if path.is_relative_to(ROOT / "zoo") else ROOT / "plugins"
+    parts = path.relative_to(base).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """What a file imports, ``if TYPE_CHECKING:`` aside; relative names written out."""
+    package = dotted(path).split(".")
+    if path.name != "__init__.py":
+        package.pop()
+
+    def visit(node: ast.AST, function: str) -> Iterator[Import]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            function = getattr(node, "name", "lambda")
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, function, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:  # `from . import hub` names a module, `from .hub import x` not
+                full = f"{module}.{alias.name}"
+                yield Import(full if is_module(full) else module, function, node.lineno)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, function)
+
+    return visit(ast.parse(path.read_text("utf-8")), "")
+
+
+def is_module(name: str) -> bool:
+    """Is this one of our own modules?"""
+    parts = name.split(".")
+    for base in (ROOT, ROOT / "plugins"):
+        path = base.joinpath(*parts)
+        if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file():
+            return parts[0] == "zoo" or parts[0] in PLUGINS
+    return False
+
+
+def part(module: str) -> str:
+    """``zoo.cli.work`` -> ``cli``; ``zoo`` -> ``__init__``."""
+    return [*module.split("."), "__init__"][1]
+
+
+# --- who imports whom -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sources("zoo"), ids=dotted)
+def test_the_host_imports_downwards_and_nothing_heavy_at_once(path: Path) -> None:
+    wrong = []
+    mine = part(dotted(path))
+    assert mine in RANK, f"say in LAYERS where zoo.{mine} belongs"
+    for found in imports(path):
+        top = found.module.split(".")[0]
+        where = f"{path.relative_to(ROOT)}:{found.line} imports {found.module}"
+        if top in PLUGINS:
+            wrong.append(f"{where}: a plugin")
+        elif top == "zoo":
+            theirs = part(found.module)
+            if theirs not in RANK:
+                wrong.append(f"{where}, which has no layer")
+            elif RANK[theirs] < RANK[mine] and (mine, found.function, theirs) not in UPWARD:
+                wrong.append(f"{where}: upwards")
+        elif not (found.function or top in sys.stdlib_module_names or (mine, top) in AT_ONCE):
+            wrong.append(f"{where} as soon as it is imported")
+    assert wrong == []
+
+
+def test_the_host_has_no_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in sources("zoo"):
+        mine = part(dotted(path))
+        for found in imports(path):
+            theirs = part(found.module)
+            apart = found.module.startswith("zoo") and theirs not in (mine, "__init__")
+            if apart and (mine, found.function, theirs) not in UPWARD:
+                graph.setdefault(mine, set()).add(theirs)
+    done: set[str] = set()
+
+    def walk(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above, name])
+        if name not in done:
+            for child in sorted(graph.get(name, ())):
+                walk(child, (*above, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        walk(name, ())
+
+
+def test_the_listed_exceptions_are_needed() -> None:
+    found = {
+        (part(dotted(path)), i.function, part(i.module))
+        for path in sources("zoo")
+        for i in imports(path)
+        if i.module.startswith("zoo")
+    }
+    assert found >= UPWARD
+
+
+@pytest.mark.parametrize("path", sources("plugins"), ids=dotted)
+def test_a_plugin_imports_only_public_modules_and_its_siblings(path: Path) -> None:
+    mine = dotted(path).split(".")[0]
+    allowed = {mine, "zoo_worlds", *SIBLINGS.get(mine, ())}
+    wrong = []
+    for found in imports(path):
+        top = found.module.split(".")[0]
+        where = f"{path.relative_to(ROOT)}:{found.line} imports {found.module}"
+        if top == "zoo" and part(found.module) not in PUBLIC:
+            wrong.append(f"{where}, which is not public")
+        elif top in PLUGINS and top not in allowed:
+            wrong.append(f"{where}: another plugin")
+    assert wrong == []
+
+
+def test_importing_a_plugin_imports_nothing_heavy() -> None:
+    code = "import sys, json\nfor name in sys.argv[1:]: __import__(name)\n"
+    code += "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *PLUGINS], capture_output=True, text=True, check=True
+    )
+    assert HEAVY & {*json.loads(done.stdout)} == set()
+
+
+# --- what no file may say -------------------------------------------------------------------------
+
+ATTRIBUTES = {
+    "pickle": {"load", "loads", "Unpickler"},
+    "torch": {"load", "save"},
+    "yaml": {"load", "load_all", "full_load", "unsafe_load", "safe_load", "compose", "compose_all"},
+    "os": {"system", "popen"},
+    "marshal": {"load", "loads"},
+}
+KEYWORDS = {"shell", "trust_remote_code", "allow_pickle", "weights_only"}
+SHIPPED_NEVER = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in TRACKED if p.suffix == ".py"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_no_file_runs_what_it_reads(path: Path) -> None:
+    wrong = []
+    shipped = path.is_relative_to(ROOT / "zoo") or path.is_relative_to(ROOT / "plugins")
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Name) and node.id in ("eval", "exec", "__import__"):
+            wrong.append(f"{line}: {node.id}")
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            plain = node.attr == "safe_load" and not shipped
+            if node.attr in ATTRIBUTES.get(node.value.id, ()) and not plain:
+                wrong.append(f"{line}: {node.value.id}.{node.attr}")
+        elif isinstance(node, ast.keyword) and node.arg in KEYWORDS:
+            wrong.append(f"{line}: {node.arg}=")
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None) or ""
+            names = {a.name for a in node.names}
+            never = SHIPPED_NEVER if shipped else set()
+            if never & {module, *names} or names & ATTRIBUTES.get(module, set()):
+                wrong.append(f"{line}: {ast.unparse(node)}")
+    assert wrong == []
+
+
+def test_no_module_is_a_drawer() -> None:
+    drawers = {"utils", "util", "helpers", "common", "misc"}
+    assert [p for p in sources("zoo", "plugins") if {p.stem, *p.parts} & drawers] == []
+
+
+@pytest.mark.parametrize("path", TRACKED, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_names_this_machine_or_a_package_index(path: Path) -> None:
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        return  # weights and pictures
+    index = r"\bpypi\.|pythonhosted|--(?:extra-)?index-url|--find-links|\.whl\b.*https?:"
+    machine = rf"(?<![\w.~-])/(?:work|root|home|Users|mnt)/\w|{re.escape(str(ROOT))}\b"
+    found = [m[0] for m in re.finditer(f"{index}|{machine}", text)]
+    assert [f for f in found if path != Path(__file__)] == []
+
+
+def test_no_tracked_file_is_large() -> None:
+    assert [p for p in TRACKED if p.stat().st_size >= 8 * MEGABYTE] == []
+    for package in PLUGINS:
+        files = [p for p in TRACKED if p.is_relative_to(ROOT / "plugins" / package / "weights")]
+        assert sum(p.stat().st_size for p in files) < 8 * MEGABYTE, package
+
+
+def test_a_plugin_holds_code_weights_and_its_page() -> None:
+    allowed = re.compile(r"(?:[\w/]+\.py|py\.typed|README\.md|weights/[\w.-]+/[\w.-]+)")
+    stray = [
+        path.relative_to(ROOT)
+        for path in TRACKED
+        if path.is_relative_to(ROOT / "plugins")
+        and not allowed.fullmatch("/".join(path.relative_to(ROOT / "plugins").parts[1:]))
+    ]
+    assert stray == []
+
+
+# --- everything that is named is there ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_the_class_of_an_entry_is_of_its_interface(name: str) -> None:
+    entry = PRESENT[name]
+    module, _, attribute = (entry.class_ or "").partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    assert issubclass(found, spec.INTERFACES[entry.interface])
+    assert not getattr(found, "__abstractmethods__", None)
+    assert found.interface == entry.interface
+
+
+@pytest.mark.parametrize("name", PRESENT)
+def test_every_model_is_tested_by_name(name: str) -> None:
+    mentions = re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])")
+    files = [p for p in sources("tests/plugins") if p.name.startswith("test_")]
+    assert [p for p in files if mentions.search(p.read_text("utf-8"))] != []
+
+
+def test_every_package_is_marked_as_typed_and_shipped() -> None:
+    shipped = pyproject()["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert sorted(shipped) == sorted(["zoo", *(f"plugins/{name}" for name in PLUGINS)])
+    for folder in shipped:
+        assert (ROOT / folder / "py.typed").is_file(), folder
+        assert (ROOT / folder / "__init__.py").is_file(), folder
+
+
+def test_every_verb_has_a_command_and_one_line_of_help() -> None:
+    for verb, (module, line) in VERBS.items():
+        command = getattr(importlib.import_module(f"zoo.cli.{module}"), verb)
+        assert command.name == verb
+        assert command.help
+        assert line.endswith(".")
+
+
+def test_every_error_is_in_the_tree_at_the_top_of_its_file() -> None:
+    drawn = set(re.findall(r"\b[A-Z]\w+Error\b", (errors.__doc__ or "")))
+    made = {
+        n for n, v in vars(errors).items() if isinstance(v, type) and v.__module__ == "zoo.errors"
+    }
+    assert made <= drawn
+    for name in made - {"ZooError"}:
+        (line,) = [text for text in (errors.__doc__ or "").splitlines() if f"─ {name} " in text]
+        bases = [base.__name__ for base in getattr(errors, name).__mro__]
+        also = re.search(r"also (\w+)", line)
+        assert also is None or also[1] in bases, name
+
+
+def test_every_environment_variable_is_in_the_readme() -> None:
+    used = {
+        name
+        for path in sources("zoo", "plugins")
+        for name in re.findall(r"\bZOO_[A-Z_]+[A-Z]\b", path.read_text("utf-8"))
+    }
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert {name for name in used if f"`{name}`" not in readme} == set()
+
+
+# --- what is generated ----------------------------------------------------------------------------
+
+
+def test_generated_text_is_fresh() -> None:
+    text = generate.README.read_text("utf-8")
+    assert generate.STUB.read_text("utf-8") == generate.stub(), "run: python -m zoo.generate"
+    assert text == generate.readme(text), "run: python -m zoo.generate"
+
+
+def test_the_stub_names_what_the_module_has() -> None:
+    named = set()
+    for node in ast.parse(generate.STUB.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            named.add(node.name)
+        elif isinstance(node, ast.AnnAssign):
+            named.add(ast.unparse(node.target))
+        elif isinstance(node, ast.ImportFrom):  # `import x as x` is how a stub says public
+            named |= {a.name for a in node.names if a.asname == a.name}
+    assert named - {"__all__"} == {*zoo.__all__}
+    for name in zoo.__all__:
+        assert getattr(zoo, name) is not None
+
+
+# --- size -----------------------------------------------------------------------------------------
+
+
+def code_lines(path: Path) -> int:
+    """Lines with code: no blank ones, comments or docstrings."""
+    text = path.read_text("utf-8")
+    empty = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in empty | {tokenize.ENDMARKER}:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def test_the_host_stays_small() -> None:
+    apart = {"testing", "bench", "scaffold", "_template", "ui", "generate"}
+    sizes: dict[str, int] = {}
+    for path in sources("zoo"):
+        sizes[part(dotted(path))] = sizes.get(part(dotted(path)), 0) + code_lines(path)
+    core = sum(lines for name, lines in sizes.items() if name not in apart)
+    load = sum(lines for name, lines in sizes.items() if name in LOAD_PATH)
+    print(f"core: {core} lines of code; what zoo.load runs: {load}; {sizes}")
+    assert core <= CORE_LINES
+    assert load <= LOAD_PATH_LINES
