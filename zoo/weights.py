@@ -22,7 +22,7 @@ import stat
 import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,7 +233,7 @@ def load_module(
     if not isinstance(target, torch.dtype) or not target.is_floating_point:
         raise DeviceError(f"dtype={dtype!r} is no floating-point dtype. Try 'float32'.")
     parts = {part: _slots(part) for part in _parts(Path(file))}
-    with torch.device("meta"):
+    with torch.device("meta"), _no_normal():
         module = build()
     expected = {
         name: tensor
@@ -274,6 +274,22 @@ def load_module(
             "recompute_buffers(device) made it. Add that method, or make the buffer persistent."
         )
     return module.to(device).eval()
+
+
+def _no_normal() -> AbstractContextManager[Any]:
+    """Without drawing normal numbers: on meta it has no effect but to import sympy, for 1.5 s."""
+    from torch.overrides import TorchFunctionMode
+
+    class NoNormal(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if getattr(func, "__name__", "") == "normal_":  # of Tensor and of torch.nn.init
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **kwargs)
+
+    return NoNormal()
 
 
 def _parts(file: Path) -> list[Path]:

@@ -74,6 +74,27 @@ def test_loads_the_same_network(saved: Path) -> None:
     assert all(p.requires_grad for p in loaded.parameters())
 
 
+def test_loading_imports_little(saved: Path) -> None:
+    """Normal numbers on the meta device import sympy, which costs as much as half of torch."""
+    code = f"""
+        import sys, torch
+        from torch import nn
+        from zoo import weights
+
+        def build():
+            made = nn.Embedding(6, 4)
+            nn.init.normal_(made.weight, std=0.02)
+            nn.init.trunc_normal_(made.weight)
+            return made
+
+        file = weights.save_tensors({str(saved)!r}, {{"weight": torch.ones(6, 4)}})
+        assert "sympy" not in sys.modules, "torch does it by itself: drop this test"
+        assert weights.load_module(build, file).weight.sum() == 24
+        assert "sympy" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
 def test_a_folder_will_do(saved: Path) -> None:
     assert isinstance(weights.load_module(Net, saved.parent), Net)
 
