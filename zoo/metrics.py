@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def luma(x: Tensor) -> Tensor:
-    """Y in [16, 235] of an RGB image (3,H,W) in [0,1]: ITU-R BT.601, as MATLAB's rgb2ycbcr; (H,W)."""
+    """Y in [16, 235] of an RGB image (3,H,W) in [0,1], (H,W): BT.601, as MATLAB's rgb2ycbcr."""
     r, g, b = x.double()
     return 16 + 65.481 * r + 128.553 * g + 24.966 * b
 
@@ -49,14 +49,16 @@ def ssim_y(x: Tensor, truth: Tensor, scale: int) -> float:
     that lie inside the image. Images need at least 11 pixels a side inside the border.
     """
     import torch
-    from torch.nn import functional as F
+    from torch.nn import functional
 
     a, b = (luma(y)[None, None] for y in _pair(x, truth, scale))  # (1,1,H,W)
     taps = torch.exp(-(torch.arange(-5, 6, dtype=torch.float64) ** 2) / (2 * 1.5**2))
     taps = taps / taps.sum()
 
     def blur(y: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(y, taps[None, None, None, :]), taps[None, None, :, None])
+        return functional.conv2d(
+            functional.conv2d(y, taps[None, None, None, :]), taps[None, None, :, None]
+        )
 
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_a, mean_b = blur(a), blur(b)

@@ -45,7 +45,7 @@ class DiffusersUNet(nn.Module):
         super().__init__()
         widths, attention = config["widths"], config["attention"]
         with_attention = [level in attention for level in range(len(widths))]
-        self.net = UNet2DModel(
+        self.net: nn.Module = UNet2DModel(
             in_channels=c_in,
             out_channels=c_out,
             block_out_channels=tuple(widths),
@@ -66,7 +66,7 @@ class DiffusersUNet(nn.Module):
 
 
 def encoder(c_out: int, widths: list[int], groups: int, double: bool) -> nn.Module:
-    """diffusers' VAE encoder without attention; halves the size once for each width but the last."""
+    """diffusers' VAE encoder without attention; halves the size for each width but the last."""
     return Encoder(
         in_channels=3,
         out_channels=c_out,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from zoo_yonos_sr import schedule
 from zoo_yonos_sr.autoencoder import TinyDecoder, TinyEncoder
 from zoo_yonos_sr.networks import ResBlock, TinyUNet, conv3, zero
@@ -57,14 +57,14 @@ class LREncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,3,h,w) in [-1,1] to (B,2*latent,h,w): the mean, then the raw log-variance."""
-        return self.conv_out(F.silu(self.blocks(self.conv_in(x))))
+        return self.conv_out(functional.silu(self.blocks(self.conv_in(x))))
 
 
 class EdgeNetwork(nn.Module):
-    """The joint network behind four verbs; what its parts are made of is the configuration's affair.
+    """The joint network behind four verbs; what its parts are made of is the configuration's.
 
-    Inference uses ``lr_encoder``, ``unet`` and ``decoder`` (these three are the published 169 M at
-    the full size). ``hr_encoder`` is E_H: frozen, needed to go on training. ``decoder_base`` is D
+    Inference uses ``lr_encoder``, ``unet`` and ``decoder`` (these are the published 169 M at the
+    full size). ``hr_encoder`` is E_H: frozen, needed to go on training. ``decoder_base`` is D
     before fine-tuning: where ``fidelity`` 0 leads back to.
     """
 
@@ -85,7 +85,7 @@ class EdgeNetwork(nn.Module):
     # --- the verbs: everything else is written against these ---
 
     def encode_hr(self, x_h: Tensor) -> Tensor:
-        """x_h (B,3,H,W) in [-1,1] to z_h (B,latent,H/f,W/f). Never trained together with E_L (2.4)."""
+        """x_h (B,3,H,W) in [-1,1] to z_h (B,latent,H/f,W/f). Never trained with E_L (2.4)."""
         return self.hr_encoder(x_h)
 
     def encode(self, x_l: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +169,7 @@ class EdgeSDSR(SRModel):
     def __init__(self, request: BuildRequest, network: EdgeNetwork) -> None:
         super().__init__(request)
         self.module = network.requires_grad_(False).eval()
-        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module.to(memory_format=torch.channels_last)
         self._tuned: dict[str, Tensor] = {}
         fidelity = request.options.get("fidelity", 1.0)
         if fidelity != 1:
@@ -364,7 +364,7 @@ def _part(eps: Tensor | None, i: int) -> Tensor | None:
 def number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
     """OptionError where value is no number (or no whole one) in [low, high]."""
     kinds: tuple[type, ...] = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+    if type(value) not in kinds or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
         raise OptionError(f"{name}={value!r}: expected {kind} from {low} to {high}.")
 

@@ -36,7 +36,7 @@ from zoo_yonos_sr.resize import bicubic_up
 from zoo.errors import InputError, OptionError
 from zoo.hookspecs import TrainRequest
 
-from .model import EdgeNetwork, build_network
+from .model import build_network
 
 HELD_OUT = (
     "book-beside-flowers",
@@ -64,8 +64,8 @@ TINY_RECIPE: Mapping[str, Stage] = {
     "autoencoder": Stage(4000, 1e-3, 16, 64),
     "lr_encoder": Stage(400, 1e-3, 16, 64),
     "teacher": Stage(6000, 8e-4, 16, 96),
-    "unet": Stage(9000, 8e-4, 16, 96),
-    "decoder": Stage(2500, 4e-4, 16, 96),
+    "unet": Stage(5000, 8e-4, 16, 96),
+    "decoder": Stage(1200, 4e-4, 16, 96),
 }
 """For ``edge-sd-sr``: under an hour on two CPU cores."""
 
@@ -83,6 +83,7 @@ LR_ENCODER_RATE = 0.2  # E_L learns slower than the UNet while both learn (2.4: 
 EMA = 0.999
 CLIP = 1.0
 EVERY = 50  # steps between points of the loss curve
+SAVE_SECONDS = 60  # between checkpoints: what an interruption costs at most
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -120,14 +121,14 @@ class Photos:
         self.count = len(paths)
 
     def crops(self, rng: np.random.Generator, count: int, side: int) -> Tensor:
-        """(count,3,side,side) in [0,1]: of two candidates the one with more detail, flipped, turned."""
+        """(count,3,side,side) in [0,1]: of two candidates the more detailed, flipped, turned."""
         usable = [a for a in self.train if min(a.shape[:2]) >= side]
         if not usable:
             raise InputError(f"No training photo is at least {side} pixels wide and high.")
         area = np.array([a.shape[0] * a.shape[1] for a in usable], dtype=np.float64) ** 0.5
         batch = []
         for _ in range(count):
-            best, detail = None, -1.0
+            best, detail = usable[0][:0], -1.0
             for index in rng.choice(len(usable), 2, p=area / area.sum()):
                 a = usable[index]
                 y = int(rng.integers(a.shape[0] - side + 1))
@@ -138,7 +139,7 @@ class Photos:
                 if found > detail:
                     best, detail = crop, found
             turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-            turned = np.rot90(best if not flip else best[:, ::-1], turns)  # type: ignore[index, arg-type]
+            turned = np.rot90(best[:, ::-1] if flip else best, turns)
             batch.append(torch.from_numpy(turned.transpose(2, 0, 1).copy()))
         return torch.stack(batch).float() / 255
 
@@ -148,7 +149,8 @@ class Photos:
         for a in self.held_out.values():
             y, x = (a.shape[0] - side) // 2, (a.shape[1] - side) // 2
             if y >= 0 and x >= 0:
-                crops.append(torch.from_numpy(a[y : y + side, x : x + side].transpose(2, 0, 1).copy()))
+                crop = a[y : y + side, x : x + side].transpose(2, 0, 1).copy()
+                crops.append(torch.from_numpy(crop))
         return torch.stack(crops).float() / 255 if crops else None
 
 
@@ -303,7 +305,7 @@ class Trainer:
                     self.curve.append((name, self.step, value))
                     recent.clear()
                     now = time.monotonic()
-                    if now - saved_at > 60:  # an interruption costs about a minute
+                    if now - saved_at > SAVE_SECONDS and self.step < stage.steps:
                         self.seconds += now - saved_at
                         saved_at = now
                         self._keep_moments(optimizer, tensors, average)
@@ -345,7 +347,9 @@ class Trainer:
             key, field = name.split("|")
             parameter = tensors[key]
             # The step count stays on the CPU, as torch keeps it.
-            optimizer.state[parameter][field] = value.clone() if field == "step" else value.to(parameter)
+            optimizer.state[parameter][field] = (
+                value.clone() if field == "step" else value.to(parameter)
+            )
 
     def facts(self) -> dict[str, Any]:
         """What must agree for a checkpoint to be gone on with."""
@@ -389,7 +393,7 @@ class Trainer:
             raise InputError(f"There is no checkpoint in {str(self.out)!r} to resume from.")
         with safe_open(str(path), "pt") as file:
             state = json.loads(file.metadata()["state"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         for key, value in json.loads(json.dumps(self.facts())).items():
             if state[key] != value:
                 raise OptionError(
@@ -411,9 +415,13 @@ class Trainer:
 
     def new_teacher(self) -> nn.Module:
         """A network of the UNet's shape."""
-        return build_network(self.config).unet.requires_grad_(False).to(
-            self.device,
-            memory_format=torch.channels_last,  # type: ignore[call-overload]
+        return (
+            build_network(self.config)
+            .unet.requires_grad_(False)
+            .to(
+                self.device,
+                memory_format=torch.channels_last,  # type: ignore[call-overload]
+            )
         )
 
     def report(self) -> None:
@@ -446,7 +454,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, name: str, picture: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """PSNR-Y of ``picture``(x_h, x_l) (both in [-1,1]) and of bicubic, mean over held-out crops."""
+        """PSNR-Y of ``picture``(x_h, x_l), both in [-1,1], and of bicubic; mean over held-out."""
         from zoo.metrics import psnr_y
 
         x_h = self.photos.validation()
@@ -497,12 +505,13 @@ def train_autoencoder(run: Trainer) -> None:
     with torch.no_grad():
         z = net.encode_hr(run.batch(stage, "latent spread").x_h)  # (128,latent,h,w)
     net.decoder.load_state_dict(net.decoder_base.state_dict())
-    normalise_latents(net.hr_encoder, [net.decoder_base, net.decoder], z.std((0, 2, 3)))
+    ends: list[Any] = [net.hr_encoder.conv_out, net.decoder_base.conv_in, net.decoder.conv_in]
+    normalise_latents(ends[0], ends[1:], z.std((0, 2, 3)))
     run.validate("autoencoder", lambda x_h, x_l: net.decode(net.encode_hr(x_h)))
 
 
 def train_lr_encoder(run: Trainer) -> None:
-    """|| mu_l - E_H(up(x_l)) ||_1: the UNet shall meet something of the kind it will see (2.4, A)."""
+    """|| mu_l - E_H(up(x_l)) ||_1: the UNet shall meet the kind of thing it will see (2.4, A)."""
     net = run.net
 
     def loss(batch: Batch) -> Tensor:
@@ -665,7 +674,10 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether bfloat16 convolutions are quicker than float32: GPUs, and CPUs with AMX tiles."""
     if device.type != "cpu":
         return device.type == "cuda"
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    capabilities: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # newer than torch 2.6
+    return bool(capabilities.get("amx_bf16", False))
 
 
 def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""The tiny autoencoder: factor 4, 8 channels. Latents of the HR image stand on the grid of the LR one.
+"""The tiny autoencoder: factor 4, 8 channels. Latents of an HR image stand on the LR grid.
 
 Factor 8 with 4 channels, as Stable Diffusion has it, is too lossy at this size: its reconstruction
 is below plain bicubic x4 (Edge-SD-SR, 7.2). The rule there: reconstruction at least 4 dB above
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from .networks import ResBlock, conv3
 
@@ -29,9 +29,9 @@ class TinyEncoder(nn.Module):
         self.conv_out = conv3(coarse, latent)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.fine(self.conv_in(F.pixel_unshuffle(x, 2)))  # (B,fine,H/2,W/2)
-        h = self.coarse(self.shrink(F.pixel_unshuffle(h, 2)))  # (B,coarse,H/4,W/4)
-        return self.conv_out(F.silu(h))
+        h = self.fine(self.conv_in(functional.pixel_unshuffle(x, 2)))  # (B,fine,H/2,W/2)
+        h = self.coarse(self.shrink(functional.pixel_unshuffle(h, 2)))  # (B,coarse,H/4,W/4)
+        return self.conv_out(functional.silu(h))
 
 
 class TinyDecoder(nn.Module):
@@ -48,18 +48,19 @@ class TinyDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.coarse(self.conv_in(z))  # (B,coarse,h,w)
-        h = self.fine(F.pixel_shuffle(self.grow(F.silu(h)), 2))  # (B,fine,2h,2w)
-        return F.pixel_shuffle(self.conv_out(F.silu(h)), 2)  # (B,3,4h,4w)
+        h = self.fine(functional.pixel_shuffle(self.grow(functional.silu(h)), 2))  # (B,fine,2h,2w)
+        return functional.pixel_shuffle(self.conv_out(functional.silu(h)), 2)  # (B,3,4h,4w)
 
 
 @torch.no_grad()
-def normalise_latents(encoder: nn.Module, decoders: Sequence[nn.Module], std: Tensor) -> None:
+def normalise_latents(conv_out: nn.Conv2d, conv_ins: Sequence[nn.Conv2d], std: Tensor) -> None:
     """Give each latent channel unit variance, exactly, without a new parameter.
 
     ``std`` (C,) is the measured spread; the encoder's last layer is divided by it and the decoders'
     first is multiplied. Without this s_l and the noise level would mean nothing (section 11).
     """
-    encoder.conv_out.weight /= std[:, None, None, None]  # type: ignore[operator, union-attr]
-    encoder.conv_out.bias /= std  # type: ignore[operator, union-attr]
-    for decoder in decoders:
-        decoder.conv_in.weight *= std[None, :, None, None]  # type: ignore[operator, union-attr]
+    conv_out.weight /= std[:, None, None, None]
+    assert conv_out.bias is not None
+    conv_out.bias /= std
+    for conv_in in conv_ins:
+        conv_in.weight *= std[None, :, None, None]

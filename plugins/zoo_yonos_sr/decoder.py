@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def local_contrast(x: Tensor, window: int) -> Tensor:
     """Root mean square of the gradient in overlapping windows: (B,3,H,W) to (B,6,~2H/w,~2W/w)."""
     dy = x[..., 1:, :-1] - x[..., :-1, :-1]  # (B,3,H-1,W-1)
     dx = x[..., :-1, 1:] - x[..., :-1, :-1]
-    energy = F.avg_pool2d(torch.cat([dy, dx], 1).square(), window, stride=window // 2)
+    energy = functional.avg_pool2d(torch.cat([dy, dx], 1).square(), window, stride=window // 2)
     return (energy + 1e-4).sqrt()
 
 

@@ -1,4 +1,4 @@
-"""How LR images are made from HR images; parameters are drawn once, as data (YONOS-SR, 2.2 and 2.8).
+"""How LR images are made from HR images; parameters are drawn once, as data (YONOS-SR, 2.2, 2.8).
 
 Scale distillation needs an *easier* version of the *same* degradation for its teacher: draw the
 parameters once for the final scale, then apply them at both scales.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from .resize import bicubic, bicubic_down
 
@@ -103,9 +103,9 @@ def _gaussian_blur(x: Tensor, std: float) -> Tensor:
     taps = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (taps / std) ** 2)
     kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)  # (3,1,2r+1)
-    x = F.pad(x, (radius, radius, radius, radius), mode="replicate")
-    x = F.conv2d(x, kernel[:, :, None, :], groups=x.shape[1])
-    return F.conv2d(x, kernel[:, :, :, None], groups=x.shape[1])
+    x = functional.pad(x, (radius, radius, radius, radius), mode="replicate")
+    x = functional.conv2d(x, kernel[:, :, None, :], groups=x.shape[1])
+    return functional.conv2d(x, kernel[:, :, :, None], groups=x.shape[1])
 
 
 def _jpeg(x: Tensor, quality: int) -> Tensor:

@@ -1,9 +1,9 @@
-"""The denoising loss, with the true latent or with a teacher's answer as target (YONOS-SR, 2.1-2.2).
+"""The denoising loss; its target is the true latent or a teacher's answer (YONOS-SR, 2.1-2.2).
 
-    L    = omega(t) || z^_theta(z_t, z_l, t) - y ||^2
-    y    = z_h                                     plain training
-    y    = stopgrad z^_phi(z_t', z_l', t)          scale distillation: phi is a teacher that sees
-                                                   z_l', the same image at half the factor
+L    = omega(t) || z^_theta(z_t, z_l, t) - y ||^2
+y    = z_h                                     plain training
+y    = stopgrad z^_phi(z_t', z_l', t)          scale distillation: phi is a teacher that sees
+                                               z_l', the same image at half the factor
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from .noise import ForwardNoise
 
 ConditionalDenoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z_t (B,C,h,w), z_l (B,C,h,w), t (B,)) -> v^ (B,C,h,w)."""
+
+REVERSE_ONLY = ForwardNoise("zero", "unit")
+"""The usual process: the condition enters the network only."""
 
 
 def denoising_loss(
@@ -47,7 +50,7 @@ def teacher_target(
     eps: Tensor,
     t: Tensor,
     z_l_easy: Tensor,
-    noise: ForwardNoise = ForwardNoise(),
+    noise: ForwardNoise = REVERSE_ONLY,
 ) -> Tensor:
     """y: what the teacher makes of the same z_h, eps and t with its easier condition (B,C,h,w).
 

@@ -1,4 +1,4 @@
-"""The tiny denoiser. No norm over space and no attention: a pixel depends on its neighbourhood only.
+"""The tiny denoiser. No norm over space, no attention: a pixel depends on its neighbourhood only.
 
 GroupNorm and self-attention make a tile's result depend on all of the tile, which shows as
 brightness steps between tiles (YONOS-SR, 2.9). Without them a tiled run equals an untiled one.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def conv3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
@@ -41,15 +42,15 @@ class ResBlock(nn.Module):
         self.time = nn.Linear(time, 2 * c_out) if time else None
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(x))  # (B,c_out,h,w)
+        h = self.conv1(functional.silu(x))  # (B,c_out,h,w)
         if self.time is not None and emb is not None:
             scale, shift = self.time(emb)[:, :, None, None].chunk(2, dim=1)  # (B,c_out,1,1)
             h = h * (1 + scale) + shift
-        return self.skip(x) + self.conv2(F.silu(h))
+        return self.skip(x) + self.conv2(functional.silu(h))
 
 
 class TinyUNet(nn.Module):
-    """v^ from the latents and t: three or so levels, joined by strided convolutions and shuffles."""
+    """v^ from the latents and t: a few levels, joined by strided convolutions and shuffles."""
 
     def __init__(
         self,
@@ -68,13 +69,13 @@ class TinyUNet(nn.Module):
         self.conv_in = conv3(c_in, widths[0])
         self.down = nn.ModuleList()
         self.shrink = nn.ModuleList()
-        for width, deeper in zip(widths[:-1], widths[1:], strict=True):
+        for width, deeper in pairwise(widths):
             self.down.append(nn.ModuleList(ResBlock(width, width, time) for _ in range(blocks)))
             self.shrink.append(conv3(width, deeper, stride=2))
         self.middle = nn.ModuleList(ResBlock(widths[-1], widths[-1], time) for _ in range(blocks))
         self.grow = nn.ModuleList()
         self.up = nn.ModuleList()
-        for width, deeper in reversed(list(zip(widths[:-1], widths[1:], strict=True))):
+        for width, deeper in reversed(list(pairwise(widths))):
             self.grow.append(nn.Sequential(nn.Conv2d(deeper, 4 * width, 1), nn.PixelShuffle(2)))
             self.up.append(
                 nn.ModuleList(
@@ -89,7 +90,7 @@ class TinyUNet(nn.Module):
         h = self.conv_in(x)  # (B,w0,h,w)
         skips = []
         for blocks, shrink in zip(self.down, self.shrink, strict=True):
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks.children():
                 h = block(h, emb)
             skips.append(h)
             h = shrink(h)  # (B,w1,h/2,w/2)
@@ -97,9 +98,9 @@ class TinyUNet(nn.Module):
             h = block(h, emb)
         for grow, blocks in zip(self.grow, self.up, strict=True):
             h = torch.cat([grow(h), skips.pop()], dim=1)  # (B,2*w0,h,w)
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks.children():
                 h = block(h, emb)
-        return self.linear(x) + self.conv_out(F.silu(h))
+        return self.linear(x) + self.conv_out(functional.silu(h))
 
 
 def _embed(t: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def kl_to_unit(log_var: Tensor) -> Tensor:
     return 0.5 * (log_var.exp() - log_var - 1).mean()
 
 
-# --- a field that is addressed by position ----------------------------------------------------------
+# --- a field that is addressed by position --------------------------------------------------------
 #
 # Tiles must see the same noise where they overlap (YONOS-SR, 2.9). A field for the whole image
 # would make memory grow with the image, so each value is a function of (seed, channel, y, x).

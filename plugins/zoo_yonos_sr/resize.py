@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -12,7 +12,7 @@ def bicubic(x: Tensor, size: tuple[int, int]) -> Tensor:
     ``antialias=True`` makes torch equal PIL (cubic coefficient -0.5); without it torch uses -0.75,
     which differs by up to 21 grey levels even when enlarging.
     """
-    return F.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return functional.interpolate(x, size=size, mode="bicubic", antialias=True, align_corners=False)
 
 
 def bicubic_up(x: Tensor, scale: int) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def velocity(z_h: Tensor, n: Tensor, t: Tensor) -> Tensor:
 
 
 def x0_from_v(z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """The clean latent that v says z_t came from. At t=1 this is -v: no division by a small alpha."""
+    """The clean latent that v says z_t came from. At t=1 it is -v: no division by a small alpha."""
     t = _broadcast(t, z_t)
     return alpha(t) * z_t - sigma(t) * v
 
@@ -76,7 +77,7 @@ def ddim(denoise: Denoiser, z_T: Tensor, steps: int = 1) -> Tensor:
     """
     z_t = z_T
     times = torch.linspace(1, 0, steps + 1, dtype=z_T.dtype, device=z_T.device)
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         t, t_next = t.expand(len(z_t)), t_next.expand(len(z_t))  # (B,)
         v = denoise(z_t, t)
         z_t = forward(x0_from_v(z_t, v, t), noise_from_v(z_t, v, t), t_next)

@@ -18,7 +18,7 @@ def starts(length: int, tile: int, overlap: int, stride: int = 1) -> list[int]:
     """Where tiles begin along one axis: evenly spread, neighbours sharing at least ``overlap``.
 
     All numbers are LR pixels. Every start is a multiple of ``stride``, as the network needs it;
-    ``length``, ``tile`` and ``overlap`` must be multiples already. 512, 128, 32 gives 0, 96, ... 384.
+    ``length``, ``tile`` and ``overlap`` must be multiples already. (512, 128, 32): 0, 96, ... 384.
     """
     if length <= tile:
         return [0]
@@ -30,7 +30,7 @@ def starts(length: int, tile: int, overlap: int, stride: int = 1) -> list[int]:
 
 
 def window(size: int, low: bool, high: bool, halo: int, ramp: int) -> Tensor:
-    """A tile's weight along one axis (size,): 1 inside, falling to 0 towards edges inside the image.
+    """A tile's weight along one axis (size,): 1, falling to 0 towards edges inside the image.
 
     ``low``, ``high``: whether there is a neighbour on that side. There the outermost ``halo``
     pixels count nothing (they saw padding in place of the neighbour's pixels) and the next
@@ -49,7 +49,7 @@ def window(size: int, low: bool, high: bool, halo: int, ramp: int) -> Tensor:
 def windows(
     at: Sequence[int], length: int, tile: int, overlap: int, scale: int
 ) -> list[tuple[int, Tensor]]:
-    """(start, weight) of each tile along one axis in HR pixels; at every pixel the weights sum to 1."""
+    """(start, weight) of each tile along one axis in HR pixels; weights sum to 1 at every pixel."""
     size = min(tile, length)
     halo = overlap // 4 * scale
     ramp = overlap * scale - 2 * halo
@@ -58,8 +58,7 @@ def windows(
     for s, w in zip(at, raw, strict=True):
         total[s * scale : (s + size) * scale] += w
     return [
-        (s * scale, w / total[s * scale : (s + size) * scale])
-        for s, w in zip(at, raw, strict=True)
+        (s * scale, w / total[s * scale : (s + size) * scale]) for s, w in zip(at, raw, strict=True)
     ]
 
 
@@ -76,7 +75,7 @@ def reflect(x: Tensor, multiple: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Grid:
-    """The tiles of one image. All numbers are LR pixels; the image is padded to ``stride`` first."""
+    """The tiles of one image, all in LR pixels; the image is padded to ``stride`` first."""
 
     height: int
     width: int
