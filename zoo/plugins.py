@@ -181,6 +181,7 @@ def _without_doubles(plugins: list[Plugin]) -> list[Plugin]:
                 f"the package {plugin.package} is claimed by {' and '.join(sorted(claims))}; "
                 "uninstall one",
             )
+            plugin = replace(plugin, registry=None)
         kept.setdefault((plugin.distribution, plugin.package), plugin)
     return list(kept.values())
 
