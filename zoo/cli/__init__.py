@@ -33,6 +33,7 @@ VERBS = {
     "install": ("install", "Install a plugin with pip, into this environment."),
     "uninstall": ("install", "Remove a plugin."),
     "cache": ("cache", "Show or free the space that fetched weights take."),
+    "new": ("new", "Start a plugin of your own: a project with a working model and its tests."),
     "doctor": ("doctor", "Look for what is wrong with this installation."),
     "demo": ("demo", "Upscale a photograph and make a picture of it."),
 }
