@@ -75,7 +75,9 @@ def run(
     try:
         return check(record(entry.name, results, command, seconds, weights), entry.name)
     except (InputError, TypeError, AttributeError) as error:
-        raise PluginError(f"{entry.plugin}: zoo_bench broke the schema of results: {error}") from error
+        raise PluginError(
+            f"{entry.plugin}: zoo_bench broke the schema of results: {error}"
+        ) from error
 
 
 def record(
@@ -246,7 +248,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, padded so that it also reads well as text."""
     table = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in [head, *rows]]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + " |" for r in table]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) + " |" for r in table
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
@@ -387,7 +391,9 @@ def _photographs(data: Path | None, scale: int, most: int | None) -> Iterator[Im
     if data is None:
         from skimage import data as samples
 
-        found = [Image.fromarray(a) for a in (samples.astronaut(), samples.chelsea(), samples.coffee())]
+        found = [
+            Image.fromarray(a) for a in (samples.astronaut(), samples.chelsea(), samples.coffee())
+        ]
     else:
         paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
         if not paths:

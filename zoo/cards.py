@@ -38,7 +38,9 @@ LICENSES = frozenset(
     "apache-2.0 mit cc0-1.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 bsd-3-clause unlicense openrail "
     "openrail++ creativeml-openrail-m other".split()
 )
-_PLACEHOLDER = re.compile(r"\b(TODO|TBD|FIXME|XXX|lorem ipsum)\b|\{\{|<(your|insert)[^>]*>", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"\b(TODO|TBD|FIXME|XXX|lorem ipsum)\b|\{\{|<(your|insert)[^>]*>", re.IGNORECASE
+)
 _MEASURED = re.compile(r"\d+\.\d+|\d\s*(%|dB\b)")
 
 
@@ -52,7 +54,12 @@ def render(entry: Entry, results: Mapping[str, Any] | None) -> str:
         library_name="zoo",
         pipeline_tag=PIPELINE_TAGS[entry.interface],
         base_model=_hub_base(entry),
-        tags=["zoo", entry.interface, *([entry.method] if entry.method else []), *_paper_tag(entry)],
+        tags=[
+            "zoo",
+            entry.interface,
+            *([entry.method] if entry.method else []),
+            *_paper_tag(entry),
+        ],
         model_name=entry.name,
         eval_results=_eval_results(entry, results) or None,
     )
@@ -192,7 +199,9 @@ def faults(entry: Entry, folder: Path) -> list[str]:
     found += [f"placeholder: {m[0]!r}" for m in _PLACEHOLDER.finditer(text)]
     for said in (entry.summary, entry.card.about, entry.card.caption, *entry.card.limits):
         for number in _MEASURED.finditer(said):
-            found.append(f"number without a source: {number[0]!r} in {said[:60]!r}; numbers belong to results.json")
+            found.append(
+                f"number without a source: {number[0]!r} in {said[:60]!r}; numbers belong to results.json"
+            )
     if entry.card.picture and not (folder / entry.card.picture).is_file():
         found.append(f"the picture {entry.card.picture} is missing")
     if entry.status == "ready" and not entry.card.limits:
@@ -207,7 +216,9 @@ def _metadata_faults(text: str) -> list[str]:
 
     try:
         data = ModelCard(text).data.to_dict()
-    except Exception as error:  # whatever the YAML reader or the Hub's client raises: it is not valid
+    except (
+        Exception
+    ) as error:  # whatever the YAML reader or the Hub's client raises: it is not valid
         return [f"the metadata block cannot be read: {' '.join(str(error).split())}"]
     found = []
     if data.get("license") not in LICENSES:

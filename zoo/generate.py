@@ -39,10 +39,7 @@ def stub() -> str:
         "from .api import info as info",
         "from .api import list_models as list_models",
         "from .errors import ZooError as ZooError",
-        *(
-            f"from .interfaces import {name} as {name}"
-            for name in sorted([*INTERFACES, "Model"])
-        ),
+        *(f"from .interfaces import {name} as {name}" for name in sorted([*INTERFACES, "Model"])),
         "",
         "__version__: str",
         "__all__: list[str]",

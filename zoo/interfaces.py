@@ -98,6 +98,9 @@ class Model(abc.ABC):
 
         return save_model(self, Path(path), overwrite=overwrite)
 
+    def save_files(self, folder: Path) -> None:
+        """Write what ``save_pretrained`` shall keep beside the tensors (JSON, text, safetensors)."""
+
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
         """Load a folder written by ``save_pretrained``; same as ``zoo.load(Path(path), ...)``."""
@@ -333,7 +336,9 @@ class Detector(Model):
     interface = "Detector"
 
     @abc.abstractmethod
-    def pretrain(self, images: Any, *, seed: int = 0, progress: Progress = False) -> Mapping[str, Any]:
+    def pretrain(
+        self, images: Any, *, seed: int = 0, progress: Progress = False
+    ) -> Mapping[str, Any]:
         """Learn from images alone; returns a report of the run."""
 
     @abc.abstractmethod
@@ -384,7 +389,9 @@ class QAGenerator(Model):
         """All questions that the text's graph supports."""
 
     @abc.abstractmethod
-    def train_reader(self, qa: Sequence[QASet], *, seed: int = 0, progress: Progress = False) -> Any:
+    def train_reader(
+        self, qa: Sequence[QASet], *, seed: int = 0, progress: Progress = False
+    ) -> Any:
         """A reader: a ``Model`` with ``answer(question, text) -> str``, saved as any model is."""
 
     @abc.abstractmethod

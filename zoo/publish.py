@@ -66,7 +66,9 @@ def plan(model: str, cards_folder: Path, registry: Path | None = None) -> Plan:
     for name in extras:
         if (page / name).is_file():
             if name in files:
-                raise UsageError(f"{page / name} would replace a weight file of that name; rename it.")
+                raise UsageError(
+                    f"{page / name} would replace a weight file of that name; rename it."
+                )
             files[name] = page / name
     return Plan(entry, files, registry, facts)
 

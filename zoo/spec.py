@@ -270,7 +270,9 @@ def read(path: Path, *, package: str | None = None) -> RegistryFile:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise RegistryError(f"{path}: {size:,} bytes; a registry file has at most {MAX_BYTES:,}.")
+            raise RegistryError(
+                f"{path}: {size:,} bytes; a registry file has at most {MAX_BYTES:,}."
+            )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RegistryError(f"{path}: cannot be read: {error}.") from error
@@ -516,10 +518,14 @@ class _Checker:
     # the file
 
     def registry(self, root: _Node, path: Path, package: str | None) -> RegistryFile:
-        top = self.mapping(root, "registry", ("schema", "zoo_api", "models", "bases"), "schema zoo_api")
+        top = self.mapping(
+            root, "registry", ("schema", "zoo_api", "models", "bases"), "schema zoo_api"
+        )
         schema = self.number(top.get("schema"), "schema", int)
         if schema is not None and schema != SCHEMA:
-            self.wrong(top["schema"].line, f"schema: {schema} is not known; this zoo reads {SCHEMA}")
+            self.wrong(
+                top["schema"].line, f"schema: {schema} is not known; this zoo reads {SCHEMA}"
+            )
         api = self.number(top.get("zoo_api"), "zoo_api", int)
         if not self.mistakes and api != API_VERSION:  # this version's rules say nothing about it
             return RegistryFile(path, api)
@@ -712,7 +718,9 @@ class _Checker:
         default = keys.get("default")
         return BaseSpec(
             self.text(keys.get("kind"), f"{name}: base: kind", _NAME),
-            None if default is None or default.null else self.text(default, f"{name}: base: default"),
+            None
+            if default is None or default.null
+            else self.text(default, f"{name}: base: default"),
         )
 
     def commands(self, node: _Node | None, name: str, owner: str) -> dict[str, CommandSpec]:
@@ -757,8 +765,10 @@ class _Checker:
         )
         if ("type" in keys) == bool(choices):
             self.wrong(node.line, f"{what}: give either type (float, int, bool, str) or choices")
-        kind = "choice" if choices else self.choice(
-            keys.get("type"), f"{what}: type", ("float", "int", "bool", "str")
+        kind = (
+            "choice"
+            if choices
+            else self.choice(keys.get("type"), f"{what}: type", ("float", "int", "bool", "str"))
         )
         low = self.number(keys.get("min"), f"{what}: min", float)
         high = self.number(keys.get("max"), f"{what}: max", float)

@@ -11,18 +11,13 @@ Ctrl-C included. This module imports torch only inside the functions that need i
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import math
 import os
 import re
-import shutil
-import stat
 import struct
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +29,19 @@ from .errors import (
     PluginError,
     WeightsError,
     WeightsNotFoundError,
-    ZooError,
 )
+from .files import MANIFEST, opened
+from .files import atomic_file as atomic_file
+from .files import atomic_folder as atomic_folder
+from .files import check_target as check_target
+from .files import sha256 as sha256
+from .files import verify as verify
 
 if TYPE_CHECKING:
     import torch
 
     from .interfaces import Model
+    from .spec import Entry
 
 FORMAT = 1
 """Version of ``zoo.json`` that this zoo writes and reads."""
@@ -48,7 +49,6 @@ FORBIDDEN = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy
 """Endings of files that can hold pickled code; a folder with one of them is not loaded."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MANIFEST = "zoo.json"
 MAX_HEADER = 32 * 1024 * 1024  # a model of 100,000 tensors has a header of about 10 MB
 MAX_JSON = 1024 * 1024
 
@@ -77,35 +77,10 @@ _MANIFEST: Mapping[str, Any] = {
     "interface": str | None,
     "base": dict | None,
 }
-# What a body that writes may raise because of the disk; its other errors are its own.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 # --- reading files --------------------------------------------------------------------------------
-
-
-def sha256(path: str | Path) -> str:
-    """Lower-case hex SHA-256 of a file."""
-    with _opened(Path(path)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def verify(path: str | Path, size: int, digest: str) -> None:
-    """Compare a file's size, then its SHA-256, with what they must be; WeightsError where not."""
-    path = Path(path)
-    with _opened(path) as file:
-        found = os.fstat(file.fileno()).st_size
-        if found != size:
-            raise WeightsError(
-                f"{path} has {found} bytes, expected {size}: it is cut short or another file. "
-                "Delete it and get it again."
-            )
-        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise WeightsError(
-                f"{path} has the right size but another SHA-256 than {digest[:12]}...: it is "
-                "damaged or was changed. Delete it and get it again."
-            )
 
 
 @dataclass(frozen=True)
@@ -133,7 +108,7 @@ def _slots(path: Path) -> dict[str, _Slot]:
     def bad(why: str) -> WeightsError:
         return WeightsError(f"{path} {why} Get it again.")
 
-    with _opened(path) as file:
+    with opened(path) as file:
         total = os.fstat(file.fileno()).st_size
         start = file.read(9)
         if total < 9:
@@ -192,7 +167,7 @@ def _tensors(
     """The tensors in file order, each in memory of its own."""
     import torch
 
-    with _opened(path) as file:
+    with opened(path) as file:
         for name, slot in slots.items():
             if name in skip:
                 continue
@@ -390,137 +365,6 @@ def save_tensors(
     return path
 
 
-def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
-    """The real path of a file to be written; OutputError where writing it would fail or destroy.
-
-    Cheap: call it before long work.
-    """
-    path = Path(path)
-    real = _real(path)
-    with _in_words(path):
-        try:
-            mode = real.stat().st_mode
-        except FileNotFoundError:
-            return real
-    if stat.S_ISDIR(mode):
-        raise OutputError(f"{path} is a folder. Give the name of a file in it.")
-    if not stat.S_ISREG(mode):
-        raise OutputError(f"{path} is not a regular file and is not replaced. Choose another.")
-    if not overwrite:
-        raise _exists(path)
-    return real
-
-
-@contextmanager
-def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` (same ending) that takes its place on success.
-
-    On any exception the temporary is removed and what was there before is intact. A symbolic link
-    is followed. Raises OutputError where the folder is missing or cannot be written, or the file
-    exists and ``overwrite`` is False.
-    """
-    path = Path(path)
-    real = check_target(path, overwrite=overwrite)
-    temporary = real.with_name(f".zoo-{uuid.uuid4().hex[:12]}{real.suffix}")
-    try:
-        with _in_words(path):
-            temporary.touch(exist_ok=False)
-        with _in_words(path, _FULL):
-            yield temporary
-            _sync(temporary)
-        check_target(path, overwrite=overwrite)
-        with _in_words(path):
-            temporary.replace(real)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path`` that takes its place on success.
-
-    An empty folder counts as nothing. With ``overwrite`` a saved folder (one with ``zoo.json``) is
-    replaced; any other folder never is. On any exception the temporary is removed and what was
-    there before is intact. Raises OutputError as ``atomic_file`` does.
-    """
-    path = Path(path)
-    real = _real(path)
-    _check_folder(path, real, overwrite)
-    temporary = real.with_name(f".zoo-{uuid.uuid4().hex[:12]}")
-    aside = real.with_name(temporary.name + "-old")
-    try:
-        with _in_words(path):
-            temporary.mkdir()
-        with _in_words(path, _FULL):
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-        _check_folder(path, real, overwrite)
-        with _in_words(path):
-            if real.exists():
-                real.rename(aside)
-            temporary.rename(real)
-    finally:
-        if aside.exists() and not real.exists():
-            aside.rename(real)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _check_folder(path: Path, real: Path, overwrite: bool) -> None:
-    if not os.path.lexists(real):
-        return
-    if not real.is_dir():
-        raise OutputError(f"{path} is a file, not a folder. Choose another name.")
-    if real == Path.cwd():
-        raise OutputError(f"{path} is the current folder. Give the name of a new folder in it.")
-    with _in_words(path):
-        empty = not any(real.iterdir())
-    if empty:
-        return
-    if not overwrite:
-        raise _exists(path)
-    if not (real / MANIFEST).is_file():
-        raise OutputError(
-            f"{path} is not a saved model (no {MANIFEST}), so it is not replaced. "
-            "Choose another name, or delete it yourself."
-        )
-
-
-def _exists(path: Path) -> OutputError:
-    return OutputError(
-        f"{path} already exists. Choose another name, or pass overwrite=True / --force."
-    )
-
-
-def _real(path: Path) -> Path:
-    """Links followed, so that a link's target is replaced and not the link."""
-    with _in_words(path):
-        real = Path(os.path.realpath(path))
-        if not real.parent.is_dir():
-            raise OutputError(f"cannot write {path}: {path.parent} is no folder. Make it first.")
-        return real
-
-
-@contextmanager
-def _in_words(path: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
-    """Errors of the operating system as an OutputError; with ``only``, just those error numbers."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, ZooError) or (only and getattr(error, "errno", None) not in only):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"cannot write {path}: {reason}. Choose another place.") from error
-
-
-def _sync(path: Path) -> None:
-    # "r+b": Windows syncs only what is open for writing.
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
-
-
 # --- saved folders --------------------------------------------------------------------------------
 
 
@@ -542,46 +386,70 @@ class Saved:
 def save_model(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a model as a saved folder, whole or not at all; returns the path.
 
-    ``model.state()`` goes to ``model.safetensors`` (left out where it is empty). A model that keeps
-    more has a method ``save_files(folder)`` that writes it there (safetensors, json, text).
+    ``model.state()`` goes to ``model.safetensors`` (left out where it is empty), and what
+    ``model.save_files(folder)`` writes there stands beside it.
     """
     path = Path(path)
     entry, kind = model.entry, type(model)
     with atomic_folder(path, overwrite=overwrite) as folder:
         if state := model.state():
             save_tensors(folder / WEIGHTS, state)
-        if callable(more := getattr(model, "save_files", None)):
-            more(folder)
+        model.save_files(folder)
         refuse_pickles(folder)
-        manifest = {
-            "format": FORMAT,
-            "zoo": __version__,
-            "plugin": entry.plugin,
-            "distribution": entry.distribution,
-            "model": entry.name,
-            "kind": model.kind,
-            "interface": model.interface,
-            "class": f"{kind.__module__}:{kind.__qualname__}",
-            "config": dict(model.config),
-            "options": dict(model.options),
-            "base": dict(model.base) if model.base else None,
-            "files": {
-                file.relative_to(folder).as_posix(): {
-                    "size": file.stat().st_size,
-                    "sha256": sha256(file),
-                }
-                for file in sorted(folder.rglob("*"))
-                if file.is_file()
-            },
+        files = {
+            file.relative_to(folder).as_posix(): {
+                "size": file.stat().st_size,
+                "sha256": sha256(file),
+            }
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
         }
+        facts = manifest(
+            entry,
+            files,
+            kind=model.kind,
+            interface=model.interface,
+            class_=f"{kind.__module__}:{kind.__qualname__}",
+            config=model.config,
+            options=model.options,
+            base=model.base,
+        )
         try:
-            text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+            text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise PluginError(
                 f"{entry.name} cannot be saved: its config, options or base is not JSON ({error})."
             ) from error
         (folder / MANIFEST).write_text(text, encoding="utf-8")
     return path
+
+
+def manifest(
+    entry: Entry,
+    files: Mapping[str, Mapping[str, Any]],
+    *,
+    kind: str = "model",
+    interface: str | None = "",
+    class_: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of ``zoo.json``; what is not given is the registry entry's own."""
+    return {
+        "format": FORMAT,
+        "zoo": __version__,
+        "plugin": entry.plugin,
+        "distribution": entry.distribution,
+        "model": entry.name,
+        "kind": kind,
+        "interface": entry.interface if interface == "" else interface,
+        "class": class_ or entry.class_,
+        "config": dict(entry.config if config is None else config),
+        "options": dict(options or {}),
+        "base": dict(base) if base else None,
+        "files": dict(files),
+    }
 
 
 def read_saved(folder: str | Path) -> Saved:
@@ -671,22 +539,13 @@ def _mistakes(manifest: Mapping[str, Any]) -> list[str]:
 # --- small helpers --------------------------------------------------------------------------------
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        raise WeightsNotFoundError(f"{path} is missing. Get it again.") from None
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path}: {getattr(error, 'strerror', error)}.") from error
-
-
 def _require_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise WeightsNotFoundError(f"there is no folder {folder}.")
 
 
 def _small(path: Path) -> bytes:
-    with _opened(path) as file:
+    with opened(path) as file:
         text: bytes = file.read(MAX_JSON + 1)
     if len(text) > MAX_JSON:
         raise ValueError(f"it is larger than {MAX_JSON} bytes")

@@ -23,7 +23,10 @@ VERBS = {
     "plugins": ("catalogue", "Show the installed plugins, and what is wrong with any."),
     "upscale": ("upscale", "Enlarge images."),
     "train": ("work", "Train a model with its method's recipe."),
-    "bench": ("bench", "Run the experiment behind a method's claim, or compare all models of a kind."),
+    "bench": (
+        "bench",
+        "Run the experiment behind a method's claim, or compare all models of a kind.",
+    ),
     "export": ("work", "Write a model in a format for other runtimes."),
     "pull": ("work", "Bring a model's weights to this machine."),
     "verify": ("work", "Check a model's weights and its output on a known input."),
@@ -58,7 +61,9 @@ class _Verbs(click.Group):
             from ..spec import near
 
             hint = near(args[0], VERBS)
-            ctx.fail(f"no such verb: {args[0]!r}." + (f" Did you mean {hint[0]!r}?" if hint else ""))
+            ctx.fail(
+                f"no such verb: {args[0]!r}." + (f" Did you mean {hint[0]!r}?" if hint else "")
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -76,7 +81,11 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
     help="Show the version.",
 )
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks. Works anywhere.")
@@ -129,7 +138,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             _say(str(error))
         else:
             text = " ".join(str(error).split())
-            _say(f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)")
+            _say(
+                f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)"
+            )
         sys.exit(error.exit_code if isinstance(error, ZooError) else 1)
 
 

@@ -41,7 +41,9 @@ def card(ctx: click.Context, model: str, where: Path, check: bool) -> None:
 
 @click.command()
 @model_argument
-@click.option("--to", "repo", required=True, metavar="ORG/NAME", help="Hub repository; made if new.")
+@click.option(
+    "--to", "repo", required=True, metavar="ORG/NAME", help="Hub repository; made if new."
+)
 @click.option("--registry", type=PATH, help="Registry file to pin; default: the checkout's own.")
 @folder_option
 @click.option("--private", is_flag=True, help="Make a new repository private.")

@@ -18,7 +18,9 @@ SMALL = 128  # the photograph is brought down to this many pixels a side
 
 @click.command()
 @click.option("--model", default="edge-sd-sr", show_default=True, help="Any SRModel.")
-@click.option("-o", "--out", type=PATH, default=Path("demo.png"), show_default=True, help="Picture.")
+@click.option(
+    "-o", "--out", type=PATH, default=Path("demo.png"), show_default=True, help="Picture."
+)
 @device_option
 @force_option
 def demo(model: str, out: Path, device: str, force: bool) -> None:
@@ -66,7 +68,9 @@ def demo(model: str, out: Path, device: str, force: bool) -> None:
         scores = f"PSNR-Y {metrics.psnr_y(a, b, scale):.2f} dB, HaarPSI {metrics.haarpsi(a, b, scale):.3f}"
         click.echo(f"{name:9s} {scores}")
         captions.append(f"{name}: {scores}")
-    images.save(_side_by_side([small, plain, ours, truth], [*captions, "truth"]), out, overwrite=force)
+    images.save(
+        _side_by_side([small, plain, ours, truth], [*captions, "truth"]), out, overwrite=force
+    )
     click.echo(f"picture   {out}")
 
 

@@ -53,7 +53,9 @@ def _versions(check: bool) -> Iterator[_Finding]:
 
     from .. import __version__
 
-    yield _Finding("zoo", True, f"{__version__}, Python {platform.python_version()}, {sys.platform}")
+    yield _Finding(
+        "zoo", True, f"{__version__}, Python {platform.python_version()}, {sys.platform}"
+    )
     for name in ("huggingface_hub", "safetensors", "numpy", "pillow", "pluggy"):
         try:
             yield _Finding(name, True, version(name))
@@ -86,7 +88,9 @@ def _cache(check: bool) -> Iterator[_Finding]:
     folder = hub.cache_folder()
     place = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(place).free
-    yield _Finding("cache", None if free < 2**30 else True, f"{folder}, {free / 2**30:.1f} GiB free")
+    yield _Finding(
+        "cache", None if free < 2**30 else True, f"{folder}, {free / 2**30:.1f} GiB free"
+    )
 
 
 def _reachable(check: bool) -> Iterator[_Finding]:
@@ -105,8 +109,16 @@ def _plugins(check: bool) -> Iterator[_Finding]:
     for plugin in registry.catalogue().plugins:
         reason = plugins.check(plugin) if check and plugin.state in ("ok", "conflict") else None
         broken = plugin.state == "fault" or reason is not None
-        text = reason or plugin.reason or f"{len(plugin.registry.models) if plugin.registry else 0} models"
-        advice = f"update {plugin.distribution}, or ZOO_PLUGINS_DISABLE={plugin.package}" if broken else ""
+        text = (
+            reason
+            or plugin.reason
+            or f"{len(plugin.registry.models) if plugin.registry else 0} models"
+        )
+        advice = (
+            f"update {plugin.distribution}, or ZOO_PLUGINS_DISABLE={plugin.package}"
+            if broken
+            else ""
+        )
         ok = False if broken else (True if plugin.state == "ok" else None)
         yield _Finding(plugin.package, ok, " ".join(text.split()), advice)
 
@@ -122,7 +134,9 @@ def _weights(check: bool) -> Iterator[_Finding]:
         try:
             folder = api.bundled_folder(catalogue.owner(entry), entry)
             if folder is None or not Path(folder).is_dir():
-                yield _Finding(entry.name, None, "weights are not bundled", f"zoo pull {entry.name}")
+                yield _Finding(
+                    entry.name, None, "weights are not bundled", f"zoo pull {entry.name}"
+                )
                 continue
             hub.check_files(folder, entry.files)
             yield _Finding(entry.name, True, "bundled weights match their hashes")

@@ -125,7 +125,9 @@ def _targets(inputs: tuple[Path, ...], out: Path | None, scale: int) -> list[Pat
         targets = [path.with_name(f"{path.stem}-x{scale}.png") for path in inputs]
     elif out.is_dir() or len(inputs) > 1:
         if out.suffix and not out.is_dir():
-            raise OutputError(f"{out} is one file, but there are {len(inputs)} inputs. Give a folder.")
+            raise OutputError(
+                f"{out} is one file, but there are {len(inputs)} inputs. Give a folder."
+            )
         out.mkdir(parents=True, exist_ok=True)
         targets = [out / f"{path.stem}-x{scale}.png" for path in inputs]
     else:

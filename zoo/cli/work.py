@@ -77,7 +77,9 @@ def export(model: str, out: Path, kind: str, force: bool, settings: tuple[str, .
     entry = api.entry_of(model)
     check_target(out, overwrite=force)
     given = parse_settings(settings)
-    loaded = api.load(model, **{k: v for k, v in given.items() if k in entry.options.get("load", {})})
+    loaded = api.load(
+        model, **{k: v for k, v in given.items() if k in entry.options.get("load", {})}
+    )
     _, keywords = split_settings(given, entry, loaded.export)
     click.echo(loaded.export(out, kind, **keywords))
 
@@ -89,7 +91,9 @@ def pull(model: str, as_json: bool) -> None:
     """Bring MODEL's weights to this machine, each file checked against its hash."""
     found = api.pull(model)
     if as_json:
-        return echo_json({"folder": found.folder, "source": found.source, "revision": found.revision})
+        return echo_json(
+            {"folder": found.folder, "source": found.source, "revision": found.revision}
+        )
     if found.folder is None:
         return click.echo(f"{model} has no files of its own; nothing to pull.")
     click.echo(f"{found.folder} ({found.source}, verified)")

@@ -7,8 +7,8 @@
 
 That is a whole test file. A model that needs more to be loaded sets ``load_with`` (keywords of
 ``zoo.load``) or overrides ``load``; where the sample data does not suit it, its fixture is
-overridden (``pairs``, ``network``, ``task``, ``scenes``, ``text``; keep ``scope="class"``). Further
-tests of the author's own are ordinary methods.
+overridden (``pairs``, ``network``, ``task``, ``scenes``, ``text``). Further tests of the author's own
+are ordinary methods; they too may ask for ``model`` and ``ready``.
 
 Everything here follows from ``zoo.interfaces``; nothing is asked of a model's quality beyond what a
 toy shows: that higher is better, that what is useful weighs more.
@@ -69,17 +69,33 @@ class ModelSuite:
         assert self.name, f"set {type(self).__name__}.name to the model's name"
         return load(self.name, **{"device": "cpu", **self.load_with, **options})
 
-    @pytest.fixture(scope="class")
-    def model(self, network_calls: list[str]) -> Any:
-        """The model that most tests share."""
-        return self.load()
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made once for the whole class and kept until its last test."""
+        cls = type(self)
+        if "_kept" not in vars(cls):
+            cls._kept = {}
+        if key not in cls._kept:
+            cls._kept[key] = make()
+        return cls._kept[key]
 
-    @pytest.fixture(scope="class")
+    _kept: ClassVar[dict[str, Any]]
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        """Let go of models: a file may test several."""
+        cls._kept = {}
+
+    @pytest.fixture
+    def model(self) -> Any:
+        """The model that most tests share."""
+        return self.once("model", self.load)
+
+    @pytest.fixture
     def ready(self, model: Any) -> Any:
         """The model in the state in which it is used and saved: fitted, where it can be."""
         return model
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def sample(self) -> Any:
         """What ``outputs`` is asked about."""
         return None
@@ -88,10 +104,10 @@ class ModelSuite:
         """What a saved and loaded model must give again."""
         raise NotImplementedError
 
-    @pytest.fixture(autouse=True, scope="class")
+    @pytest.fixture(autouse=True)
     def network_calls(self) -> Iterator[list[str]]:
         """Cuts the network (this machine's own addresses stay) and notes who wanted to use it."""
-        calls: list[str] = []
+        calls: list[str] = self.once("network calls", list)
         real_connect, real_lookup = socket.socket.connect, socket.getaddrinfo
 
         def connect(self: socket.socket, address: Any) -> None:
@@ -247,7 +263,7 @@ class SRModelSuite(ModelSuite):
 
     interface = "SRModel"
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def sample(self) -> Any:
         """One image."""
         return _tensor(12, 9)
@@ -403,7 +419,7 @@ class VLAlignerSuite(ModelSuite):
 
     interface = "VLAligner"
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def pairs(self) -> tuple[Any, Any]:
         """Images and texts, row by row: here float features with a linear relation and noise."""
         import numpy as np
@@ -414,16 +430,20 @@ class VLAlignerSuite(ModelSuite):
         texts = hidden @ rng.normal(size=(6, 16)) + 0.1 * rng.normal(size=(96, 16))
         return images.astype("float32"), texts.astype("float32")
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def ready(self, model: Any, pairs: tuple[Any, Any]) -> Any:
         """Fitted on the pairs."""
-        kept = _copied(pairs)
-        fitted = model.align(*pairs)
-        assert fitted is model, "align() returns self"
-        same(kept, pairs)
-        return fitted
 
-    @pytest.fixture(scope="class")
+        def fit() -> Any:
+            kept = _copied(pairs)
+            fitted = model.align(*pairs)
+            assert fitted is model, "align() returns self"
+            same(kept, pairs)
+            return fitted
+
+        return self.once("ready", fit)
+
+    @pytest.fixture
     def sample(self, pairs: tuple[Any, Any]) -> Any:
         """A few rows: five images, seven texts."""
         return _rows(pairs[0], range(5)), _rows(pairs[1], range(7))
@@ -544,7 +564,7 @@ class QuantizerSuite(ModelSuite):
     scheme: ClassVar[str] = "w8a8"
     """One that the method supports and that loses little."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def network(self) -> Any:
         """The original: here a Llama of transformers with two layers and random weights."""
         transformers = pytest.importorskip("transformers")
@@ -557,26 +577,30 @@ class QuantizerSuite(ModelSuite):
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return transformers.LlamaForCausalLM(config).eval()
+            return self.once("network", transformers.LlamaForCausalLM(config).eval)
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def calibration(self) -> Any:
         """(N, T) token ids."""
         import torch
 
         return torch.randint(3, 64, (4, 16), generator=torch.Generator().manual_seed(1))
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def ready(self, model: Any, network: Any, calibration: Any) -> Any:
         """The quantized model; the original is left as it was."""
-        before = _copied(dict(network.state_dict()))
-        training = network.training
-        made = model.quantize(network, calibration, scheme=self.scheme)
-        same(before, dict(network.state_dict()), 0)
-        assert network.training == training, "the original changed its mode"
-        return made
 
-    @pytest.fixture(scope="class")
+        def quantize() -> Any:
+            before = _copied(dict(network.state_dict()))
+            training = network.training
+            made = model.quantize(network, calibration, scheme=self.scheme)
+            same(before, dict(network.state_dict()), 0)
+            assert network.training == training, "the original changed its mode"
+            return made
+
+        return self.once("ready", quantize)
+
+    @pytest.fixture
     def sample(self) -> Any:
         """(N, T) token ids that calibration has not seen."""
         import torch
@@ -683,7 +707,7 @@ class DataSelectorSuite(ModelSuite):
     interface = "DataSelector"
     epochs: ClassVar[int | None] = 3
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def task(self) -> SelectionTask:
         """Two classes; a third of the training set lies elsewhere and is wrongly labelled."""
         import torch
@@ -717,14 +741,18 @@ class DataSelectorSuite(ModelSuite):
             epochs=self.epochs, **keywords,
         )  # fmt: skip
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def ready(self, model: Any, task: SelectionTask) -> Any:
         """Fitted on the task."""
-        kept = _copied((task.train, task.target))
-        fitted = self.fit(model, task)
-        assert fitted is model, "fit() returns self"
-        same(kept, (task.train, task.target), 0)
-        return fitted
+
+        def fit() -> Any:
+            kept = _copied((task.train, task.target))
+            fitted = self.fit(model, task)
+            assert fitted is model, "fit() returns self"
+            same(kept, (task.train, task.target), 0)
+            return fitted
+
+        return self.once("ready", fit)
 
     def outputs(self, ready: Any, sample: Any) -> Any:
         """Weights and a selection."""
@@ -824,7 +852,7 @@ class DetectorSuite(ModelSuite):
     finds: ClassVar[bool] = True
     """Does the model, fine-tuned on ``scenes``, find their objects? False for another domain."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def scenes(self) -> tuple[list[Any], list[Detections]]:
         """Images and what is in them: here bright rectangles on dark ground, wider than high."""
         import numpy as np
@@ -848,7 +876,7 @@ class DetectorSuite(ModelSuite):
             )
         return images, truth
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def sample(self, scenes: tuple[list[Any], list[Detections]]) -> Any:
         """The images."""
         return scenes[0]
@@ -857,14 +885,18 @@ class DetectorSuite(ModelSuite):
         """Detections, the weak ones too."""
         return ready.detect(sample, threshold=0.05)
 
-    @pytest.fixture(scope="class")
-    def tuned(self, scenes: tuple[list[Any], list[Detections]], network_calls: list[str]) -> Any:
+    @pytest.fixture
+    def tuned(self, scenes: tuple[list[Any], list[Detections]]) -> Any:
         """A model of its own, fine-tuned on the scenes."""
-        model = self.load()
-        kept = _copied(scenes)
-        assert model.finetune(*scenes, seed=0) is model, "finetune() returns self"
-        same(kept, scenes, 0)
-        return model
+
+        def finetune() -> Any:
+            model = self.load()
+            kept = _copied(scenes)
+            assert model.finetune(*scenes, seed=0) is model, "finetune() returns self"
+            same(kept, scenes, 0)
+            return model
+
+        return self.once("tuned", finetune)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_kind_of_image(self, model: Any, kind: str, tmp_path: Path) -> None:
@@ -1026,12 +1058,12 @@ class QAGeneratorSuite(ModelSuite):
 
     interface = "QAGenerator"
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def text(self) -> str:
         """A procedure that the method can make questions about."""
         return PROCEDURE
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def sample(self, text: str) -> Any:
         """The text."""
         return text
@@ -1041,16 +1073,16 @@ class QAGeneratorSuite(ModelSuite):
         made = ready.generate(sample)
         return made, ready.answer(made.pairs[0].question, sample)
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def made(self, model: Any, text: str) -> QASet:
         """The questions about the text."""
-        found: QASet = model.generate(text)
+        found: QASet = self.once("made", lambda: model.generate(text))
         return found
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def reader(self, model: Any, made: QASet) -> Any:
         """A reader trained on them."""
-        return model.train_reader([made], seed=0)
+        return self.once("reader", lambda: model.train_reader([made], seed=0))
 
     def test_pairs(self, made: QASet) -> None:
         """Some, each with words on both sides, none twice."""

@@ -44,6 +44,7 @@ FAULTS: Mapping[str, str] = {
     "slow": "waits before it sends a file (seconds=...)",
     "flip": "flips one bit in the middle of a file",
     "long": "sends 7 bytes more than the file has",
+    "endless": "sends a file and goes on sending, without saying how much there is",
     "whole": "ignores Range and sends all of the file",
     "status": "answers with this HTTP status (status=..., code=... for X-Error-Code)",
     "html": "answers 200 with a login page, as a captive portal does",
@@ -415,7 +416,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_content(self, data: bytes, headers: dict[str, str]) -> None:
         hub = self.server.hub
-        kinds = ("slow", "drip", "stall", "cut", "flip", "long", "whole")
+        kinds = ("slow", "drip", "stall", "cut", "flip", "long", "endless", "whole")
         fault = hub._fault_for(unquote(urlsplit(self.path).path), kinds)
         kind = fault.kind if fault else None
         if kind == "flip":
@@ -435,6 +436,13 @@ class _Handler(BaseHTTPRequestHandler):
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         rest = data[start:]
+        if kind == "endless":
+            self._head(status, None, headers)
+            self.wfile.write(rest)
+            while not hub._closing.wait(0.01):
+                self.wfile.write(bytes(1 << 16))
+            self.close_connection = True
+            return
         if kind not in ("drip", "stall", "cut"):
             self._send(status, rest, headers)
             return
@@ -567,11 +575,14 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, data, headers)
 
-    def _head(self, status: int, length: int, headers: Mapping[str, str]) -> None:
+    def _head(self, status: int, length: int | None, headers: Mapping[str, str]) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(length))
+        if length is None:
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(length))
         self.end_headers()
 
     def _send(self, status: int, data: bytes, headers: Mapping[str, str]) -> None:

@@ -1,0 +1,188 @@
+"""Files on disk: hashed before they are trusted, written whole or not at all.
+
+A temporary sibling is written and renamed on success; on any error, Ctrl-C included, it is removed
+and whatever was there before is intact.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputError, WeightsError, WeightsNotFoundError, ZooError
+
+MANIFEST = "zoo.json"
+"""What makes a folder a saved model: only such a folder is ever replaced."""
+# What a body that writes may raise because of the disk; its other errors are its own.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def sha256(path: str | Path) -> str:
+    """Lower-case hex SHA-256 of a file."""
+    with opened(Path(path)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: str | Path, size: int, digest: str) -> None:
+    """Compare a file's size, then its SHA-256, with what they must be; WeightsError where not."""
+    path = Path(path)
+    with opened(path) as file:
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
+            raise WeightsError(
+                f"{path} has {found} bytes, expected {size}: it is cut short or another file. "
+                "Delete it and get it again."
+            )
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise WeightsError(
+                f"{path} has the right size but another SHA-256 than {digest[:12]}...: it is "
+                "damaged or was changed. Delete it and get it again."
+            )
+
+
+def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
+    """The real path of a file to be written; OutputError where writing it would fail or destroy.
+
+    Cheap: call it before long work.
+    """
+    path = Path(path)
+    real = _real(path)
+    with _in_words(path):
+        try:
+            mode = real.stat().st_mode
+        except FileNotFoundError:
+            return real
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"{path} is a folder. Give the name of a file in it.")
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"{path} is not a regular file and is not replaced. Choose another.")
+    if not overwrite:
+        raise _exists(path)
+    return real
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` (same ending) that takes its place on success.
+
+    On any exception the temporary is removed and what was there before is intact. A symbolic link
+    is followed. Raises OutputError where the folder is missing or cannot be written, or the file
+    exists and ``overwrite`` is False.
+    """
+    path = Path(path)
+    real = check_target(path, overwrite=overwrite)
+    temporary = real.with_name(f".zoo-{uuid.uuid4().hex[:12]}{real.suffix}")
+    try:
+        with _in_words(path):
+            temporary.touch(exist_ok=False)
+        with _in_words(path, _FULL):
+            yield temporary
+            _sync(temporary)
+        check_target(path, overwrite=overwrite)
+        with _in_words(path):
+            temporary.replace(real)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path`` that takes its place on success.
+
+    An empty folder counts as nothing. With ``overwrite`` a saved folder (one with ``zoo.json``) is
+    replaced; any other folder never is. On any exception the temporary is removed and what was
+    there before is intact. Raises OutputError as ``atomic_file`` does.
+    """
+    path = Path(path)
+    real = _real(path)
+    _check_folder(path, real, overwrite)
+    temporary = real.with_name(f".zoo-{uuid.uuid4().hex[:12]}")
+    aside = real.with_name(temporary.name + "-old")
+    try:
+        with _in_words(path):
+            temporary.mkdir()
+        with _in_words(path, _FULL):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+        _check_folder(path, real, overwrite)
+        with _in_words(path):
+            if real.exists():
+                real.rename(aside)
+            temporary.rename(real)
+    finally:
+        if aside.exists() and not real.exists():
+            aside.rename(real)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_folder(path: Path, real: Path, overwrite: bool) -> None:
+    if not os.path.lexists(real):
+        return
+    if not real.is_dir():
+        raise OutputError(f"{path} is a file, not a folder. Choose another name.")
+    if real == Path.cwd():
+        raise OutputError(f"{path} is the current folder. Give the name of a new folder in it.")
+    with _in_words(path):
+        empty = not any(real.iterdir())
+    if empty:
+        return
+    if not overwrite:
+        raise _exists(path)
+    if not (real / MANIFEST).is_file():
+        raise OutputError(
+            f"{path} is not a saved model (no {MANIFEST}), so it is not replaced. "
+            "Choose another name, or delete it yourself."
+        )
+
+
+def _exists(path: Path) -> OutputError:
+    return OutputError(
+        f"{path} already exists. Choose another name, or pass overwrite=True / --force."
+    )
+
+
+def _real(path: Path) -> Path:
+    """Links followed, so that a link's target is replaced and not the link."""
+    with _in_words(path):
+        real = Path(os.path.realpath(path))
+        if not real.parent.is_dir():
+            raise OutputError(f"cannot write {path}: {path.parent} is no folder. Make it first.")
+        return real
+
+
+@contextmanager
+def _in_words(path: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
+    """Errors of the operating system as an OutputError; with ``only``, just those error numbers."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, ZooError) or (only and getattr(error, "errno", None) not in only):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"cannot write {path}: {reason}. Choose another place.") from error
+
+
+def _sync(path: Path) -> None:
+    # "r+b": Windows syncs only what is open for writing.
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def opened(path: Path) -> Any:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise WeightsNotFoundError(f"{path} is missing. Get it again.") from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {getattr(error, 'strerror', error)}.") from error
