@@ -1,7 +1,7 @@
 """Everything that can go wrong between a user and the Hub, with the real huggingface_hub client.
 
 ``CASES`` is data: the docs' table of faults is made from it (``name``, ``situation``, ``sees``,
-``source``), and each ``sees`` is what its test finds in the message. Cases of one group run in one
+``source``; see ``rows``), and each ``sees`` is what its test finds in the message. Cases of one group run in one
 process, the groups at the same time, so that the whole takes seconds.
 """
 
@@ -179,6 +179,11 @@ def resumed(world: World, out: Outcome) -> None:
     assert len(asked) <= 2
 
 
+def in_one_go(world: World, out: Outcome) -> None:
+    whole(world, out)
+    assert len([r for r in world.requests(out.name) if "model.safetensors" in r]) == 1
+
+
 def part_kept(world: World, out: Outcome) -> None:
     [part] = world.storage(out.name).rglob("*.incomplete")
     assert part.read_bytes() == DATA[:HALF]
@@ -320,7 +325,14 @@ CASES = [
         ("model.safetensors has more than 307,200 bytes",),
         "WeightsError",
         call=published("long"),
-        # the surplus may be cut off by Content-Length or not: nothing of it may stay
+        check=nothing_kept,
+    ),
+    Case(
+        "endless",
+        "the server never stops sending",
+        ("model.safetensors has more than 307,200 bytes",),
+        "WeightsError",
+        call=published("endless"),
         check=nothing_kept,
     ),
     Case(
@@ -359,7 +371,7 @@ CASES = [
         "an earlier download was killed, and the server only sends whole files",
         source="hub",
         call=left_over(DATA[:HALF], "whole"),
-        check=whole,
+        check=in_one_go,
     ),
     Case(
         "resumed-damaged",
@@ -711,6 +723,14 @@ CASES = [
         check=nothing_outside,
     ),
 ]
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """The docs' table: what happens, which error (or where the files come from), what it says."""
+    works = "works, from the {}".format
+    return [
+        (case.situation, case.error or works(case.source), " … ".join(case.sees)) for case in CASES
+    ]
 
 
 # --- running them ---------------------------------------------------------------------------------
