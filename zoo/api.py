@@ -1,4 +1,4 @@
-"""``load``: registry -> plugin -> hub -> weights -> interface check. Each step fails in its own words."""
+"""``load``: registry, plugin, hub, weights, interface check; each step fails in its own words."""
 
 from __future__ import annotations
 

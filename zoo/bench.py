@@ -87,7 +87,7 @@ def record(
     seconds: float,
     weights: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Results with what makes them repeatable: command, commit, date, hardware, hashes of weights."""
+    """Results with what makes them repeatable: command, commit, date, hardware, weights."""
     found = {
         "model": model,
         "command": command,
@@ -218,7 +218,7 @@ def write(found: Mapping[str, Any], folder: Path) -> Path:
 
 
 def table_text(found: Mapping[str, Any]) -> str:
-    """The table in Markdown: a row for each method, mean ± spread where there was more than one run."""
+    """The table in Markdown: a row for each method, mean ± spread over several runs."""
     metrics = list(dict.fromkeys(m for cells in found["table"].values() for m in cells))
     arrows = {True: " ↑", False: " ↓"}
     head = [m + arrows.get(found["higher_is_better"].get(m), "") for m in metrics]
@@ -269,11 +269,12 @@ def hardware() -> str:
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()
                 break
-    return f"{model}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    usable = getattr(os, "sched_getaffinity", None)  # Linux only
+    return f"{model}, {len(usable(0)) if usable else os.cpu_count()} cores"
 
 
 def _code_version() -> str:
-    """The commit the code runs at, with ``+`` where the checkout differs from it; else the version."""
+    """The commit the code runs at, with ``+`` where the checkout differs; else the version."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return __version__
@@ -315,7 +316,7 @@ def run_interface(
     measure = _MEASURES.get(interface)
     if measure is None:
         raise NotReadyError(
-            f"no model of the kind {interface} is ready yet, so there are no common metrics for it. "
+            f"no {interface} is ready yet, so there are no common metrics for the kind. "
             f"There are some for: {', '.join(_MEASURES)}."
         )
     started = time.perf_counter()

@@ -122,7 +122,7 @@ def _source(entry: Entry) -> str:
     text = f"Licence of {licenses}." if licenses else ""
     if entry.paper.get("title"):
         where = f" ({entry.paper['id']})" if entry.paper.get("id") else ""
-        text += f"\n\nMethod: {_plain(entry.paper['title'])}{where}. This is an independent implementation."
+        text += f"\n\nMethod: {_plain(entry.paper['title'])}{where}. An independent implementation."
     return text.strip()
 
 
@@ -200,7 +200,8 @@ def faults(entry: Entry, folder: Path) -> list[str]:
     for said in (entry.summary, entry.card.about, entry.card.caption, *entry.card.limits):
         for number in _MEASURED.finditer(said):
             found.append(
-                f"number without a source: {number[0]!r} in {said[:60]!r}; numbers belong to results.json"
+                f"number without a source: {number[0]!r} in {said[:60]!r}; "
+                "numbers belong to results.json"
             )
     if entry.card.picture and not (folder / entry.card.picture).is_file():
         found.append(f"the picture {entry.card.picture} is missing")

@@ -10,7 +10,7 @@
     ├── NotReadyError         also NotImplementedError   planned, untrained, or a verb a model lacks
     ├── MissingDependencyError also ImportError      an extra is not installed
     ├── RegistryError         also ValueError        a registry file breaks its schema
-    ├── PluginError           also RuntimeError      a plugin is blocked, broken, or broke its contract
+    ├── PluginError           also RuntimeError      a plugin is blocked or broken
     └── WeightsError          also ValueError        weights that are not what they should be
         ├── WeightsNotFoundError also FileNotFoundError   no place had them
         └── HubError          also ConnectionError   the Hub could not be reached or said no

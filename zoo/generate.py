@@ -7,10 +7,10 @@ command's own help). For zoo's own checkout; a plugin author never needs it.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from . import bench
 from .cli import VERBS
@@ -23,7 +23,7 @@ README = ROOT / "README.md"
 
 
 def stub() -> str:
-    """``zoo/__init__.pyi``: each of our models' classes for ``zoo.load``, ``Any`` for other names."""
+    """``zoo/__init__.pyi``: the class of each of our models, ``Any`` for other names."""
     registry = own_registry()
     loadable = {n: e.class_ for n, e in registry.models.items() if e.class_}
     classes = sorted(set(loadable.values()))
@@ -90,7 +90,7 @@ def verbs_table() -> str:
     return bench.markdown(["verb", ""], [[f"`zoo {v}`", line] for v, (_, line) in VERBS.items()])
 
 
-def _results() -> Iterator[dict]:  # type: ignore[type-arg]
+def _results() -> Iterator[dict[str, Any]]:
     for path in sorted((ROOT / "hub_cards").glob(f"*/{bench.FILE}")):
         yield bench.read(path)
 
@@ -99,17 +99,19 @@ PARTS = {"MODELS": models_table, "CLAIMS": claims_table, "VERBS": verbs_table}
 
 
 def readme(text: str) -> str:
-    """The README with its generated parts replaced. Raises ValueError for a part without a place."""
+    """The README with its generated parts replaced; ValueError for a part without a place."""
     for name, make in PARTS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        head, found, rest = text.partition(start)
+        _, closed, tail = rest.partition(end)
+        if not (found and closed):
             raise ValueError(f"README.md has no place for {name}")
-        text = pattern.sub(lambda m, body=make(): f"{m[1]}{body}\n{m[2]}", text)
+        text = f"{head}{start}{make()}\n{end}{tail}"
     return text
 
 
 def main() -> int:
-    """Write what is stale, or with ``--check`` only name it; exit code 1 where something is stale."""
+    """Write what is stale, or with ``--check`` only name it and exit with 1."""
     check = "--check" in sys.argv[1:]
     wanted = {STUB: stub(), README: readme(README.read_text("utf-8"))}
     stale = [p for p, text in wanted.items() if not p.is_file() or p.read_text("utf-8") != text]

@@ -11,7 +11,8 @@ is used, so keep it light: import torch inside the hook. Minimal plugin:
         from .model import MyModel
         return MyModel.build(request)
 
-Names of hooks and of request fields are public API, versioned by ``API_VERSION`` (``zoo_api`` in a registry file).
+Names of hooks and of request fields are public API, versioned by ``API_VERSION``
+(``zoo_api`` in a registry file).
 """
 
 from __future__ import annotations
@@ -119,5 +120,5 @@ def zoo_train(request: TrainRequest) -> Path:
 
 @hookspec(firstresult=True)
 def zoo_bench(request: BenchRequest) -> Results:
-    """Run the experiment behind the method's claim: table, claims, pictures under ``request.out``."""
+    """Run the experiment behind the method's claim; pictures go under ``request.out``."""
     raise AssertionError("a hook specification is never called")

@@ -45,7 +45,7 @@ class Model(abc.ABC):
     interface: ClassVar[str | None] = None
     """Name of the interface, or None for something saved that has none of the six."""
     kind: ClassVar[str] = "model"
-    """A word of the plugin's own for what a saved folder holds: ``model``, ``reader``, ``quantized``."""
+    """The plugin's own word for what a saved folder holds: ``model``, ``reader``, ``quantized``."""
 
     entry: Entry
     """The registry entry this model was built from."""
@@ -54,7 +54,7 @@ class Model(abc.ABC):
     config: Mapping[str, Any]
     """Constructor arguments of the network: what a saved folder needs to build it again."""
     source: str
-    """Where the weights came from, for people: ``bundled``, ``cache``, ``hub``, ``folder`` or ``none``."""
+    """Where the weights came from: ``bundled``, ``cache``, ``hub``, ``folder`` or ``none``."""
     base: Mapping[str, Any] | None
     """The base model: ``{"id": ..., "revision": ...}`` (revision is a commit or None), or None."""
     module: torch.nn.Module | None = None
@@ -98,8 +98,8 @@ class Model(abc.ABC):
 
         return save_model(self, Path(path), overwrite=overwrite)
 
-    def save_files(self, folder: Path) -> None:
-        """Write what ``save_pretrained`` shall keep beside the tensors (JSON, text, safetensors)."""
+    def save_files(self, folder: Path) -> None:  # noqa: B027 - most models have nothing to add
+        """Write what ``save_pretrained`` shall keep beside the tensors (JSON, safetensors)."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
@@ -159,7 +159,7 @@ class SRModel(Model):
 
     @property
     def multiple(self) -> int:
-        """Sides of a tile must be a multiple of this many input pixels. Images may have any size."""
+        """Sides of a tile must be a multiple of this many input pixels; images have any size."""
         return 1
 
     @property
@@ -178,7 +178,7 @@ class SRModel(Model):
         tile: int | Literal["auto"] | None = "auto",
         progress: Progress = False,
     ) -> Any:
-        """Enlarge images; the result is of the same kind as the input and exactly scale times as large.
+        """Enlarge images; the result is of the input's kind and exactly scale times as large.
 
         ``scale``: one of ``scales`` (None: the first). ``prompt``: text that guides the method,
         where it takes one (else OptionError). ``tile``: side of a tile in input pixels, "auto"
@@ -187,7 +187,7 @@ class SRModel(Model):
         """
 
     def run_check(self, path: Path) -> Mapping[str, torch.Tensor]:
-        """``output``: (3, H, W) in [0, 1], the check image enlarged with everything at its default."""
+        """``output``: (3, H, W) in [0, 1], the check image enlarged, all options default."""
         from .images import read, to_tensor
 
         return {"output": self.upscale(to_tensor(read(path)))}
@@ -235,7 +235,7 @@ class VLAligner(Model):
 
 
 class QuantizedModel(Model):
-    """What ``Quantizer.quantize`` returns: called like the original, and can be kept and shipped."""
+    """What ``Quantizer.quantize`` returns: called like the original, can be kept and shipped."""
 
     kind = "quantized"
 
@@ -349,7 +349,7 @@ class Detector(Model):
 
     @abc.abstractmethod
     def detect(self, images: Images, *, threshold: float = 0.4) -> Any:
-        """``Detections`` for one image, a list of them for a list; scores below ``threshold`` dropped."""
+        """``Detections`` for an image, a list of them for a list; no scores below ``threshold``."""
 
 
 # --- question-answer generation -------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import spec
 from .errors import MissingDependencyError, NotReadyError, PluginError, RegistryError, ZooError
+from .interfaces import INTERFACES
 from .spec import API_VERSION
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Plugin:
 
 
 def first_party_registry() -> Path:
-    """zoo's own registry file: in the wheel inside the package, in a checkout one folder above it."""
+    """zoo's own registry file: in the wheel inside the package, in a checkout above it."""
     here = Path(__file__).parent
     for path in (here / "registry.yaml", here.parent / "registry.yaml"):
         if path.is_file():
@@ -74,9 +75,11 @@ def own_registry() -> RegistryFile:
 
 @cache
 def discover() -> tuple[Plugin, ...]:
-    """Every installed plugin, ours first, then by distribution and package. Imports none of them."""
+    """Every installed plugin, ours first, then by distribution; imports none of them."""
     own = own_registry()
-    ours = {"zoo"} | {e.plugin for e in (*own.models.values(), *own.bases.values())}
+    ours = (
+        {"zoo"} | {e.plugin for e in own.models.values()} | {b.plugin for b in own.bases.values()}
+    )
     points, found = _entry_points()
     found += [_inspect(point, own, ours) for point in points]
     found.sort(key=lambda p: (not p.first_party, p.distribution, p.package))
@@ -90,7 +93,8 @@ def _entry_points() -> tuple[list[EntryPoint], list[Plugin]]:
     try:
         return list(entry_points(group=GROUP)), []
     except Exception:  # one distribution's damaged metadata; find out which
-        points, faults = [], []
+        points: list[EntryPoint] = []
+        faults: list[Plugin] = []
         for dist in distributions():
             try:
                 points += dist.entry_points.select(group=GROUP)
@@ -268,9 +272,7 @@ def _register(plugin: Plugin, entry: Entry | None) -> PluginManager:
     _guarded(lambda: manager.register(module, plugin.package), plugin, "registration", entry)
     _guarded(manager.check_pending, plugin, "registration", entry)
     if plugin.registry and plugin.registry.models and not manager.hook.zoo_build.get_hookimpls():
-        raise PluginError(
-            f"{plugin.package} has models but no zoo_build hook in its __init__.py. {_blame(plugin)}"
-        )
+        raise PluginError(f"{plugin.package} has models but no zoo_build hook. {_blame(plugin)}")
     return manager
 
 
@@ -362,7 +364,7 @@ def _check_here(distribution: str, package: str) -> None:
     for entry in plugin.registry.models.values() if plugin.registry else ():
         if entry.status != "planned" and entry.class_:
             found = import_object(plugin, entry.class_, entry)
-            expected = spec.INTERFACES[entry.interface]
+            expected = INTERFACES[entry.interface]
             if not (isinstance(found, type) and issubclass(found, expected)):
                 raise PluginError(f"{entry.name}: {entry.class_} is not a {entry.interface} class.")
     print(f"\n{token}", file=out, flush=True)

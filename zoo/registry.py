@@ -63,7 +63,7 @@ class Catalogue:
         )
 
     def entries(self) -> list[Entry]:
-        """Every entry that a plain name reaches, ours first; two strangers' rivals are both here."""
+        """Every entry that claims a plain name, ours first; rivals are both here."""
         return [entry for claims in self.models.values() for entry in claims]
 
     def _blocked(self, entry: Entry) -> bool:
@@ -99,6 +99,7 @@ def catalogue() -> Catalogue:
             reason = f"taken name: {', '.join(taken)} is zoo's own; reachable as {names}"
             plugin = replace(plugin, state="conflict", reason=reason)
         seen.append(plugin)
+        assert plugin.registry is not None
         for name, entry in plugin.registry.models.items():
             entry = replace(entry, distribution=plugin.distribution)
             qualified[f"{plugin.distribution}:{name}"] = entry

@@ -64,7 +64,7 @@ class Option:
     help: str = ""
 
     def check(self, value: Any) -> Any:
-        """The value in its declared type. Raises OptionError; text is read as the command reads it."""
+        """The value in its declared type, text read as the command reads it; or OptionError."""
         if value is None and self.default is None:
             return None
         parsed = self._read(value)
@@ -115,7 +115,7 @@ class FileSpec:
     """One file of a model: where it lies, how long it is, and what it must hash to."""
 
     path: str
-    """Relative, with forward slashes: the same below the bundle, the cache and the Hub repository."""
+    """Relative, with forward slashes: the same in the bundle, the cache and the Hub repository."""
     size: int
     sha256: str
     dtype: str | None = None
@@ -287,7 +287,7 @@ def parse(text: str, *, path: Path, package: str | None = None) -> RegistryFile:
     result = None
     try:
         tree = _tree(text, checker.wrong)
-    except _Malformed as error:
+    except _MalformedError as error:
         checker.wrong(error.line, error.text)
     else:
         result = checker.registry(tree, path, package)
@@ -315,14 +315,14 @@ class _Node:
         return self.plain and self.value in ("", "~", "null")
 
 
-class _Malformed(Exception):
+class _MalformedError(Exception):
     def __init__(self, line: int, text: str) -> None:
         super().__init__(text)
         self.line, self.text = line, text
 
 
 def _tree(text: str, wrong: Callable[[int, str], None]) -> _Node:
-    """The tree. ``wrong`` is told of what can be read on past; the rest raises _Malformed."""
+    """The tree. ``wrong`` is told of what can be read on past; the rest raises _MalformedError."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -331,11 +331,12 @@ def _tree(text: str, wrong: Callable[[int, str], None]) -> _Node:
     keys: list[_Node | None] = []  # beside each open node: the mapping key that waits for its value
     try:
         for event in yaml.parse(text, Loader=loader):
-            line = event.start_mark.line + 1
+            mark = event.start_mark
+            line = mark.line + 1 if mark else 1
             if getattr(event, "anchor", None) is not None:  # an alias has one too
                 wrong(line, "anchors and aliases are not allowed; write the value out")
-            if getattr(event, "tag", None) is not None:
-                wrong(line, f"tags are not allowed: {event.tag}")
+            if (tag := getattr(event, "tag", None)) is not None:
+                wrong(line, f"tags are not allowed: {tag}")
             if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
                 stack.pop()
                 keys.pop()
@@ -349,7 +350,7 @@ def _tree(text: str, wrong: Callable[[int, str], None]) -> _Node:
             elif isinstance(event, yaml.SequenceStartEvent):
                 node = _Node(line, [])
             elif isinstance(event, yaml.DocumentStartEvent) and root is not None:
-                raise _Malformed(line, "a second document; a registry file is one")
+                raise _MalformedError(line, "a second document; a registry file is one")
             else:
                 continue
             if not stack:
@@ -358,7 +359,7 @@ def _tree(text: str, wrong: Callable[[int, str], None]) -> _Node:
                 _attach(stack[-1], keys, node, wrong)
             if not isinstance(node.value, str):
                 if len(stack) >= MAX_DEPTH:
-                    raise _Malformed(line, f"nested deeper than {MAX_DEPTH} levels")
+                    raise _MalformedError(line, f"nested deeper than {MAX_DEPTH} levels")
                 stack.append(node)
                 keys.append(None)
     except (yaml.YAMLError, UnicodeEncodeError) as error:
@@ -366,9 +367,9 @@ def _tree(text: str, wrong: Callable[[int, str], None]) -> _Node:
         offset = getattr(error, "position", 0)  # of a character that YAML does not allow
         line = mark.line + 1 if mark else text.encode("utf-8", "replace")[:offset].count(b"\n") + 1
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-        raise _Malformed(line, f"not YAML: {problem}") from None
+        raise _MalformedError(line, f"not YAML: {problem}") from None
     if root is None:
-        raise _Malformed(1, "the file is empty")
+        raise _MalformedError(1, "the file is empty")
     return root
 
 
@@ -382,7 +383,7 @@ def _attach(
     key = keys[-1]
     if key is None:
         if not isinstance(node.value, str):
-            raise _Malformed(node.line, "a key must be plain text")
+            raise _MalformedError(node.line, "a key must be plain text")
         if node.value in parent.value:
             wrong(node.line, f"duplicate key {node.value!r}")
         keys[-1] = node
@@ -498,7 +499,7 @@ class _Checker:
         return node.value
 
     def json(self, node: _Node, what: str) -> Any:
-        """A value by JSON's rules: an unquoted scalar is a number, true, false or null if JSON says so."""
+        """A value by JSON's rules: an unquoted scalar is a number or a constant if JSON says so."""
         if isinstance(node.value, dict):
             return {key: self.json(child, what) for key, child in node.value.items()}
         if isinstance(node.value, list):
@@ -798,7 +799,7 @@ class _Checker:
 
 @cache
 def _verb_keywords(interface: str) -> frozenset[str]:
-    """Every parameter of the interface's verbs: ``-O`` could not tell an option of that name apart."""
+    """Every parameter of the interface's verbs: ``-O`` could not tell such an option apart."""
     import inspect
 
     cls = INTERFACES.get(interface)

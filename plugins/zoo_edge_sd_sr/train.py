@@ -63,9 +63,9 @@ class Stage:
 TINY_RECIPE: Mapping[str, Stage] = {
     "autoencoder": Stage(4000, 1e-3, 16, 64),
     "lr_encoder": Stage(400, 1e-3, 16, 64),
-    "teacher": Stage(6000, 8e-4, 16, 96),
-    "unet": Stage(5000, 8e-4, 16, 96),
-    "decoder": Stage(1200, 4e-4, 16, 96),
+    "teacher": Stage(5000, 8e-4, 16, 64),
+    "unet": Stage(5000, 8e-4, 16, 64),
+    "decoder": Stage(1500, 4e-4, 16, 64),
 }
 """For ``edge-sd-sr``: under an hour on two CPU cores."""
 

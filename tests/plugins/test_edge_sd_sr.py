@@ -1,4 +1,4 @@
-"""Edge-SD-SR: sections 2, 3, 8 and 10 of its brief, on tiny networks and on small diffusers ones."""
+"""Edge-SD-SR: its brief, sections 2, 3, 8 and 10, on tiny networks and on small diffusers ones."""
 
 from __future__ import annotations
 

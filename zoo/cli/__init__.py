@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if "_ZOO_COMPLETE" in os.environ:  # click's shell completion
         cli.main(args, prog_name="zoo")
     try:
-        # Not cli.main: it takes an EOFError from anywhere for Ctrl-C, and a closed pipe for a failure.
+        # Not cli.main: it takes any EOFError for Ctrl-C, and a closed pipe for a failure.
         with cli.make_context("zoo", args) as context:
             cli.invoke(context)
         sys.exit(0)

@@ -65,7 +65,8 @@ def demo(model: str, out: Path, device: str, force: bool) -> None:
     captions = ["small"]
     for name, image in (("bicubic", plain), (model, ours)):
         a, b = images.to_tensor(image), images.to_tensor(truth)
-        scores = f"PSNR-Y {metrics.psnr_y(a, b, scale):.2f} dB, HaarPSI {metrics.haarpsi(a, b, scale):.3f}"
+        psnr, haarpsi = metrics.psnr_y(a, b, scale), metrics.haarpsi(a, b, scale)
+        scores = f"PSNR-Y {psnr:.2f} dB, HaarPSI {haarpsi:.3f}"
         click.echo(f"{name:9s} {scores}")
         captions.append(f"{name}: {scores}")
     images.save(

@@ -78,7 +78,8 @@ def _torch(check: bool) -> Iterator[_Finding]:
     yield _Finding(
         "torch",
         True,
-        f"{torch.__version__} ({built}), {torch.get_num_threads()} threads, devices: {', '.join(devices)}",
+        f"{torch.__version__} ({built}), {torch.get_num_threads()} threads, "
+        f"devices: {', '.join(devices)}",
     )
 
 
