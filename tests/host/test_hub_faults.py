@@ -1,8 +1,8 @@
 """Everything that can go wrong between a user and the Hub, with the real huggingface_hub client.
 
-``CASES`` is data: the docs' table of faults is made from it (``name``, ``situation``, ``sees``,
-``source``; see ``rows``), and each ``sees`` is what its test finds in the message. Cases of one group run in one
-process, the groups at the same time, so that the whole takes seconds.
+``CASES`` is data: the docs' table of faults is made from it by ``rows``, and each ``sees`` is what
+its test finds in the message. Cases of one group run in one process, two processes at a time, so
+that the whole takes seconds.
 """
 
 from __future__ import annotations
