@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ def zoo_train(request):
         model = Model(BuildRequest(request.entry, None, options={"gain": 1.0}))
         model.module = Net(**request.entry.config)
     model.module.weight.data += request.seed + request.options["rate"]
+    request.out.mkdir(exist_ok=True)
     return model.save_pretrained(request.out / "model")
 """
 MODEL = """
@@ -115,7 +115,7 @@ def digest(path: Path) -> str:
 
 
 @pytest.fixture
-def tiny(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def tiny(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A third-party plugin with a ready model, an untrained one, another method and a base."""
     monkeypatch.chdir(tmp_path)
     folder = here.plugin("tiny_sr", distribution="tiny-dist", init=INIT, model=MODEL)
@@ -144,7 +144,7 @@ def tiny(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     )
     (folder / "registry.yaml").write_text(text)
     registry.forget()
-    yield folder
+    return folder
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -226,7 +226,8 @@ def test_a_bare_folder_is_not_guessed_at(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "folder"),
     [
-        ("./a", "a"), ("../a", "../a"), ("/a", "/a"), ("~", "~"), (r"C:\a", r"C:\a"), ("D:/a", "D:/a"),
+        ("./a", "a"), ("../a", "../a"), ("/a", "/a"), ("~", "~"),
+        (r"C:\a", r"C:\a"), ("D:/a", "D:/a"),
         ("a", None), ("org/a", None), ("dist:a", None), (Path("a"), "a"), ("org/a@main", None),
     ],
 )  # fmt: skip
@@ -280,8 +281,8 @@ def test_the_request(tiny: Path) -> None:
             "tiny-sr-full",
             {},
             NotReadyError,
-            "tiny-sr-full has no trained weights. Train some with `zoo train tiny-sr-full --data PATH "
-            r"-o runs/tiny-sr-full`, then zoo.load\(\"./runs/tiny-sr-full/model\"\)",
+            "tiny-sr-full has no trained weights. Train some with `zoo train tiny-sr-full --data "
+            r"PATH -o runs/tiny-sr-full`, then zoo.load\(\"./runs/tiny-sr-full/model\"\)",
         ),
         ("tiny-sr", {"gian": 1}, OptionError, "no option 'gian' for load; did you mean 'gain'"),
         ("tiny-sr", {"zzz": 1}, OptionError, r"no option 'zzz' for load. It takes: gain, mode"),
@@ -423,7 +424,7 @@ def test_a_saved_folder_of_a_plugin_that_is_gone(tiny: Path, here: Site, tmp_pat
 
 def test_weights_of_ones_own(tiny: Path, tmp_path: Path) -> None:
     """weights= takes a saved folder of the same method, or a plain folder that fits."""
-    path = zoo.load("tiny-sr").save_pretrained(tmp_path / "saved")
+    zoo.load("tiny-sr").save_pretrained(tmp_path / "saved")
     model = zoo.load("tiny-sr-full", weights="./saved")
     assert (model.source, model.entry.name) == ("folder", "tiny-sr-full")
     assert model.request.saved["model"] == "tiny-sr"

@@ -213,8 +213,8 @@ def test_zoo_plugins_check_says_it_all(here: Site) -> None:
 DATA: dict[str, tuple[dict[str, Any], str]] = {
     "no_registry": (
         {"registry": None},
-        "no registry.yaml beside no_registry/__init__.py. If it is in the project, its build leaves "
-        "it out: setuptools ships it only with [tool.setuptools.package-data] no_registry = "
+        "no registry.yaml beside no_registry/__init__.py. If it is in the project, its build "
+        "leaves it out: setuptools ships it only with [tool.setuptools.package-data] no_registry = "
         '["registry.yaml"]',
     ),
     "newer": (
@@ -327,7 +327,7 @@ def test_damaged_metadata_of_one_distribution(here: Site) -> None:
 
 
 def test_a_stranger_cannot_answer_for_another(here: Site) -> None:
-    """Every plugin implements zoo_build; only the owner's is called, in whatever order they came."""
+    """Every plugin implements zoo_build; only the owner's is called, in whatever order."""
     for package in ("aaa", "mmm", "zzz"):
         first = MINIMAL_INIT.replace("@hookimpl", "@hookimpl(tryfirst=True)")
         noted = TOUCH.replace("'imported'", "'asked'").replace("\n", "; ").strip("; ")
