@@ -208,6 +208,59 @@ def check_files(folder: Path, files: Iterable[FileSpec]) -> None:
 # --- files, hashes, and which files ---------------------------------------------------------------
 
 
+def cache_folder() -> Path:
+    """Where fetched files are kept: huggingface_hub's cache (HF_HOME, HF_HUB_CACHE)."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def reachable() -> str | None:
+    """None where the Hub answers, else why it does not, within ``ZOO_HUB_TIMEOUT`` seconds."""
+    if _offline():
+        return "not asked, because HF_HUB_OFFLINE is set"
+    from huggingface_hub import constants
+
+    seconds = _patience()
+    answers = _get(f"{constants.ENDPOINT}/api/models", {"limit": "1"}, seconds)
+    if not answers or "Timeout" in type(answers[0]).__name__:
+        return f"{constants.ENDPOINT} did not answer within {seconds:g} s"
+    if isinstance(answers[0], Exception):
+        return f"{constants.ENDPOINT}: {' '.join(str(answers[0]).split())}"
+    return None
+
+
+def upload(
+    repo_id: str, files: Mapping[str, Path | bytes], *, message: str, private: bool = False
+) -> str:
+    """Make a model repository if need be, and put files into it in one commit; returns the commit.
+
+    ``files``: path in the repository -> file or content; nothing else is uploaded. Raises HubError
+    in the Hub's words, UsageError for a name that is no repository.
+    """
+    repo, revision = parse_id(repo_id)
+    if revision is not None:
+        raise UsageError(f"--to {repo_id!r}: a commit cannot be chosen; leave @{revision} out.")
+    if _offline():
+        raise HubError("HF_HUB_OFFLINE is set: nothing was uploaded. Unset it to publish.")
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    operations = [
+        CommitOperationAdd(path, source if isinstance(source, bytes) else str(source))
+        for path, source in files.items()
+    ]
+    api = HfApi(library_name="zoo")
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        done = api.create_commit(repo, operations, commit_message=message)
+    except Exception as error:
+        failure = _refusal(error, repo, None)
+        raise HubError(f"{repo} was not published: {failure}. {failure.advice}") from error
+    if not _COMMIT.fullmatch(done.oid):
+        raise HubError(f"{repo}: the Hub answered with {done.oid!r}, which is no commit.")
+    return done.oid
+
+
 def _hasher(file: _File) -> Any:
     if len(file.digest) == 64:
         return hashlib.sha256()
@@ -417,11 +470,7 @@ def _patience() -> float:
 
 
 def _ask(repo: str, revision: str | None) -> tuple[str, dict[str, _File]]:
-    """Probe: the commit behind a revision, and what the Hub says of its files. Raises _Failure.
-
-    The request has a thread of its own, because only so a dead name server or an answer that drips
-    ends in time too.
-    """
+    """Probe: the commit behind a revision, and what the Hub says of its files. Raises _Failure."""
     if _offline():
         raise _Failure(
             WeightsNotFoundError,
@@ -430,26 +479,12 @@ def _ask(repo: str, revision: str | None) -> tuple[str, dict[str, _File]]:
         )
     from urllib.parse import quote
 
-    from huggingface_hub import constants, get_session, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub import constants
 
     seconds = _patience()
     url = f"{constants.ENDPOINT}/api/models/{repo}"
     url += f"/revision/{quote(revision, safe='')}" if revision else ""
-    answers: list[Any] = []
-
-    def request() -> None:
-        try:
-            headers, query = build_hf_headers(library_name="zoo"), {"blobs": "true"}
-            response = get_session().get(url, headers=headers, params=query, timeout=seconds)
-            hf_raise_for_status(response)
-            answers.append(response.json())
-        except Exception as error:  # handed over to the caller's thread
-            answers.append(error)
-
-    thread = threading.Thread(target=request, daemon=True)
-    thread.start()
-    thread.join(seconds)
+    answers = _get(url, {"blobs": "true"}, seconds)
     if not answers or "Timeout" in type(answers[0]).__name__:
         raise _Failure(
             HubError,
@@ -475,6 +510,32 @@ def _ask(repo: str, revision: str | None) -> tuple[str, dict[str, _File]]:
             "Check HF_ENDPOINT: this is not what a Hub does.",
         )
     return commit, {file.path: file for file in files}
+
+
+def _get(url: str, query: Mapping[str, str], seconds: float) -> list[Any]:
+    """The JSON answer, or the error, as the only item; empty where there was none in time.
+
+    The request has a thread of its own, because only so a dead name server or an answer that drips
+    ends in time too.
+    """
+    from huggingface_hub import get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    answers: list[Any] = []
+
+    def request() -> None:
+        try:
+            headers = build_hf_headers(library_name="zoo")
+            response = get_session().get(url, headers=headers, params=query, timeout=seconds)
+            hf_raise_for_status(response)
+            answers.append(response.json())
+        except Exception as error:  # handed over to the caller's thread
+            answers.append(error)
+
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers
 
 
 def _listed(path: str, size: int, blob_id: str, sha256: str | None) -> _File:

@@ -1,0 +1,182 @@
+"""Cards: what they say, that it stays text, and what ``zoo card --check`` finds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from zoo import bench, cards, spec
+from zoo.interfaces import Claim, Data, Metric, Results
+from zoo.spec import Entry
+
+DIGEST = "ab" * 32
+REGISTRY = f"""
+schema: 1
+zoo_api: 1
+models:
+  doubler:
+    interface: SRModel
+    status: ready
+    method: doubler
+    size: tiny
+    summary: makes things twice as large
+    paper: {{title: "On <b>Doubling</b> | twice", id: "arXiv:1234.56789"}}
+    license: {{code: MIT, weights: CC0-1.0}}
+    extra: sr
+    params: 1200000
+    class: "zoo_doubler.model:Model"
+    files:
+      - {{path: model.safetensors, size: 10, sha256: "{DIGEST}", dtype: float16}}
+    card:
+      about: "Two [links](http://x) and `code` stay text."
+      limits: ["Not for faces."]
+      data: [{{name: photos, license: CC0-1.0}}]
+      training: zoo train doubler --data photos -o runs/doubler
+      picture: before.png
+      caption: small, then large
+"""
+
+
+@pytest.fixture
+def entry() -> Entry:
+    parsed = spec.parse(REGISTRY, path=Path("registry.yaml"), package="zoo_doubler")
+    return parsed.models["doubler"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, entry: Entry) -> Path:
+    """A valid card folder, measured and rendered."""
+    results = Results(
+        table={
+            "bicubic": {"PSNR-Y": Metric(28.4)},
+            "doubler": {"PSNR-Y": Metric.of([29.1, 29.3])},
+        },
+        claims=[Claim("better", "better than bicubic", "PSNR-Y", 29.2, 28.4, 0.1, True)],
+        data=[Data("Set5", "research use", "5 images")],
+        seeds=[0, 1],
+        higher_is_better={"PSNR-Y": True},
+    )
+    weights = {"model.safetensors": DIGEST}
+    found = bench.record("doubler", results, "zoo bench doubler --data PATH/set5", 12.3, weights)
+    found["code"] = "1" * 40
+    place = tmp_path / "hub_cards" / "doubler"
+    bench.write(found, place)
+    (place / "before.png").write_bytes(b"a picture")
+    cards.write(entry, place)
+    return place
+
+
+def test_a_fresh_card_has_no_faults(entry: Entry, folder: Path) -> None:
+    assert cards.faults(entry, folder) == []
+
+
+def test_metadata_is_what_the_hub_reads(entry: Entry, folder: Path) -> None:
+    card = ModelCard((folder / "README.md").read_text("utf-8"))
+    data = card.data.to_dict()
+    assert data["license"] == "cc0-1.0"
+    assert data["library_name"] == "zoo"
+    assert data["pipeline_tag"] == "image-to-image"
+    assert "arxiv:1234.56789" in data["tags"]
+    (result,) = card.data.eval_results
+    assert (result.metric_name, result.metric_value) == ("PSNR-Y", 29.2)
+    assert result.dataset_name == "Set5"
+    # card -> metadata -> card gives equal text
+    assert str(ModelCard(str(card))) == str(card)
+
+
+def test_the_card_says_what_a_reader_needs(entry: Entry, folder: Path) -> None:
+    text = (folder / "README.md").read_text("utf-8")
+    for needed in (
+        "tiny variant",
+        "not the paper's model",
+        'zoo.load("doubler")',
+        "Not for faces.",
+        "photos (CC0-1.0)",
+        "zoo train doubler --data photos",
+        "zoo bench doubler --data PATH/set5",
+        "29.2 ± 0.14",
+        "better than bicubic",
+        "Seeds: 0, 1.",
+        "![small, then large](before.png)",
+        "edgezoo[sr]" if entry.distribution == "edgezoo" else "[sr]",
+    ):
+        assert needed in text, needed
+
+
+def test_registry_text_stays_text(entry: Entry, folder: Path) -> None:
+    text = (folder / "README.md").read_text("utf-8")
+    assert "\\[links\\](http://x) and \\`code\\`" in text
+    assert "<b>" not in text
+
+
+def test_what_the_check_finds(entry: Entry, folder: Path) -> None:
+    page, record = folder / "README.md", folder / bench.FILE
+    good, measured = page.read_text("utf-8"), json.loads(record.read_text("utf-8"))
+
+    def faults_with(text: str = good, said: Entry = entry, **changes: object) -> str:
+        page.write_text(text, "utf-8")
+        record.write_text(json.dumps({**measured, **changes}), "utf-8")
+        return "; ".join(cards.faults(said, folder))
+
+    from dataclasses import replace
+
+    assert faults_with() == ""
+    assert "stale" in faults_with(good.replace("29.2", "39.2"))
+    assert "placeholder: 'TODO'" in faults_with(good + "\nTODO\n")
+    assert "licence 'gpl'" in faults_with(good.replace("license: cc0-1.0", "license: gpl"))
+    assert "metadata" in faults_with(good.replace("license: cc0-1.0", "license: [:"))
+    assert "stale" in faults_with(seconds=99.0)
+    assert "uncommitted" in faults_with(code="1" * 40 + "+")
+    assert "other weights" in faults_with(weights={"model.safetensors": "cd" * 32})
+    assert "about 'tripler'" in faults_with(model="tripler")
+    assert "command" in faults_with(command="")
+    assert "table" in faults_with(table={"doubler": {"PSNR-Y": 29.2}})
+    boast = replace(entry, card=replace(entry.card, about="It reaches 31.4 dB."))
+    assert "number without a source: '31.4'" in faults_with(said=boast)
+    silent = replace(entry, card=replace(entry.card, limits=(), data=()))
+    assert "not good for" in faults_with(said=silent)
+    assert "trained on" in faults_with(said=silent)
+    (folder / "before.png").unlink()
+    assert "before.png is missing" in faults_with()
+
+
+def test_an_unmeasured_card_says_so(entry: Entry, tmp_path: Path) -> None:
+    cards.write(entry, tmp_path / "doubler")
+    assert "Nothing yet." in (tmp_path / "doubler" / "README.md").read_text("utf-8")
+
+
+# --- our own cards --------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_model_that_is_not_planned_has_a_valid_card() -> None:
+    from zoo.registry import catalogue
+
+    ours = [e for e in catalogue().entries() if e.distribution == "edgezoo"]
+    found = {
+        entry.name: cards.faults(entry, ROOT / "hub_cards" / entry.name)
+        for entry in ours
+        if entry.status != "planned"
+    }
+    assert found
+    assert {name: faults for name, faults in found.items() if faults} == {}
+    planned = {e.name for e in ours if e.status == "planned"}
+    assert not planned & {p.name for p in (ROOT / "hub_cards").iterdir()}
+
+
+def test_the_three_lines_of_a_card_run(tmp_path: Path) -> None:
+    """As a reader would: copied out of the card, in an empty folder with one small picture."""
+    from PIL import Image
+
+    text = (ROOT / "hub_cards" / "edge-sd-sr" / "README.md").read_text("utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    Image.linear_gradient("L").convert("RGB").resize((20, 12)).save(tmp_path / "small.png")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    with Image.open(tmp_path / "large.png") as large:
+        assert large.size == (80, 48)
