@@ -723,3 +723,40 @@ def draw_curve(curve: Iterable[Sequence[Any]], path: Path) -> None:
 
     with atomic_file(path) as temporary:
         image.save(temporary, "PNG")
+
+
+# --- the bundle -----------------------------------------------------------------------------------
+
+
+def bundle(out: Path, into: Path) -> None:
+    """Turn what ``train`` left in ``out`` into the files that the package carries, in ``into``.
+
+    Weights in float16, ``train.json``, and a check: a small photograph (NASA's astronaut, public
+    domain, from scikit-image, 32 x 32) with what these weights make of it. After a new training:
+
+        python -c "from pathlib import Path; from zoo_edge_sd_sr.train import bundle; \
+                   bundle(Path('out'), Path('plugins/zoo_edge_sd_sr/weights/edge-sd-sr'))"
+
+    then update size and sha256 in the registry.
+    """
+    from skimage.data import astronaut
+    from zoo_yonos_sr.degrade import round8
+    from zoo_yonos_sr.resize import bicubic_down
+
+    from zoo.weights import load_module, save_tensors
+
+    config, tensors = read_saved(out / "model")
+    into.mkdir(parents=True, exist_ok=True)
+    largest = max(float(v.abs().max()) for v in tensors.values())
+    if largest > 6e4:
+        raise InputError(f"A weight of {largest:g} does not fit float16.")
+    save_tensors(into / "model.safetensors", {k: v.half() for k, v in tensors.items()})
+    (into / "train.json").write_bytes((out / "train.json").read_bytes())
+    face = torch.from_numpy(astronaut()[32:160, 160:288].copy()).permute(2, 0, 1)[None]
+    x_l = round8(bicubic_down(face.float() / 255, 4))[0]  # (3,32,32)
+    pixels = (x_l * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(into / "check.png")
+    network = load_module(lambda: build_network(config), into / "model.safetensors")
+    with torch.no_grad():
+        made = network(x_l[None])[0].clamp(0, 1)  # (3,128,128)
+    save_tensors(into / "check.safetensors", {"output": made})
