@@ -1,0 +1,432 @@
+"""The command ``zoo``: its grammar, its messages and its exit codes."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pytest
+from PIL import Image
+
+import zoo
+from tests.conftest import MINIMAL_INIT, MINIMAL_MODEL, MINIMAL_REGISTRY, ROOT, Site
+from zoo import cli, errors
+from zoo.cli import options
+from zoo.errors import OptionError
+
+REGISTRY = (
+    MINIMAL_REGISTRY.format(name="doubler", package="doubler")
+    + """
+    options: {load: {gain: {type: float, default: 1.0, min: 0, max: 1}}}
+    commands:
+      count: {run: "doubler.model:count", help: counts its arguments}
+      fails: {run: "doubler.model:fails", help: fails}
+  sleeper:
+    interface: Detector
+    status: untrained
+    summary: sleeps
+    class: "doubler.model:Model"
+"""
+)
+MODEL = (
+    MINIMAL_MODEL
+    + """
+        import time
+        if seed == 77:
+            print("begun", flush=True)
+            time.sleep(60)
+        if seed == 78:
+            raise EOFError("an odd end")
+        if seed == 79:
+            raise ZeroDivisionError("two\\nlines")
+        if progress is True and prompt is not None:
+            raise ValueError(prompt)
+        return big
+
+def count(model, args):
+    print(model.entry.name, *args)
+    return len(args)
+
+def fails(model, args):
+    raise LookupError("no luck")
+"""
+).replace("return transform", "big = transform")
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def run(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object) -> Command:
+    """``zoo *args`` in this process, in an empty folder, beside a plugin that doubles images."""
+    here.plugin("doubler", init=MINIMAL_INIT, registry=REGISTRY, model=MODEL)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 3), (10, 20, 30)).save("in.png")
+    assert isinstance(capsys, pytest.CaptureFixture)
+
+    def run(*args: str) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as done:
+            cli.main(args)
+        assert isinstance(done.value.code, int)
+        out, err = capsys.readouterr()
+        return Done(done.value.code, out, err)
+
+    return run
+
+
+def look(path: str) -> tuple[tuple[int, int], str]:
+    """Size and mode of a picture."""
+    with Image.open(path) as image:
+        return image.size, image.mode
+
+
+def one_line(done: Done, code: int, words: str) -> None:
+    """It failed, and said so in one line that starts with zoo:."""
+    assert done.code == code, done
+    assert done.out == ""
+    assert re.fullmatch(r"zoo: .+\n", done.err), done.err
+    assert re.search(words, done.err), done.err
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_verb_and_imports_none(run: Command) -> None:
+    for word in ("--help", "-h"):
+        done = run(word)
+        assert done.code == 0
+        text = " ".join(done.out.split())
+        for verb, (_, line) in cli.VERBS.items():
+            assert f" {verb} {line}" in text
+    assert run().out + run().err  # alone: the help, too
+    assert run("--version").out == f"zoo {zoo.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_explains_itself(run: Command, verb: str) -> None:
+    done = run(verb, "--help")
+    assert done.code == 0
+    assert done.out.startswith(f"Usage: zoo {verb} ")
+    assert done.err == ""
+    command = cli.cli.get_command(click.Context(cli.cli), verb)
+    assert command is not None
+    assert command.name == verb
+    assert command.help
+    line = cli.VERBS[verb][1]
+    assert line.endswith(".")
+    assert len(line) < 80
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"zoo {verb} {parameter.opts[0]} is not explained"
+            assert parameter.help.endswith(".")
+
+
+def test_the_same_word_means_the_same_everywhere() -> None:
+    """An option that several verbs have takes the same kind of value in each."""
+    seen: dict[str, tuple[str, bool]] = {}
+    for verb in cli.VERBS:
+        command = cli.cli.get_command(click.Context(cli.cli), verb)
+        assert command is not None
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                kind = (parameter.type.name, parameter.is_flag)
+                for word in parameter.opts:
+                    assert seen.setdefault(word, kind) == kind, f"zoo {verb} {word}"
+
+
+# --- bad usage ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("upscal", 2, r"no such verb: 'upscal'. Did you mean 'upscale'\?"),
+        ("qqq", 2, r"no such verb: 'qqq'. \(`zoo --help` explains\)"),
+        ("--nope", 2, "No such option.*--nope"),
+        ("list --nope", 2, r"No such option.*--nope.* \(`zoo list --help` explains\)"),
+        ("list a b", 2, "unexpected extra argument"),
+        ("list --interface SR", 2, "'SR' is none of SRModel"),
+        ("info", 2, "Missing argument 'MODEL'"),
+        ("info doublr", 2, "no model is called 'doublr'; did you mean 'doubler'"),
+        ("info ./nowhere", 1, "there is no folder nowhere"),
+        ("pull doublr", 2, "no model is called 'doublr'"),
+        ("verify doubler", 1, "doubler has no check input"),
+        ("upscale doubler", 2, "Missing argument 'INPUTS"),
+        ("upscale doublr in.png", 2, "did you mean 'doubler'"),
+        ("upscale vladva in.png", 1, "vladva is a VLAligner; it does not upscale"),
+        ("upscale yonos-sr-full in.png", 1, "yonos-sr-full is planned"),
+        ("upscale doubler none.png", 1, "none.png"),
+        ("upscale doubler in.png --scale x", 2, "'x' is not a valid integer"),
+        ("upscale doubler in.png --tile x", 2, "--tile 'x': expected a number of pixels, auto"),
+        ("upscale doubler in.png --device gpu", 2, "device='gpu' is not there"),
+        ("upscale doubler in.png -O gain", 2, "-O 'gain': expected KEY=VALUE"),
+        ("upscale doubler in.png -O =1", 2, "-O '=1': expected KEY=VALUE"),
+        ("upscale doubler in.png -O gain=1 -O gain=1", 2, "-O gain is given twice"),
+        ("upscale doubler in.png -O gian=1", 2, "no option 'gian'; did you mean 'gain'"),
+        ("upscale doubler in.png -O zzz=1", 2, "It takes: gain, scale, prompt, seed, tile"),
+        ("upscale doubler in.png -O gain=2", 2, "gain='2' is out of range"),
+        ("upscale doubler in.png -o out.xyz", 1, "'.xyz' is no image format that zoo writes"),
+        ("upscale doubler in.png -o no/where.png", 1, "cannot write no/where.png"),
+        ("upscale doubler in.png in.png -o one.png", 1, "one.png is one file, but there are 2"),
+        ("upscale doubler in.png in.png", 1, "two inputs would both become in-x2.png"),
+        ("train doubler", 2, "Missing option '-o'"),
+        ("train doubler -o out", 1, "doubler has no train"),
+        ("train doubler -o out --data nope", 1, "--data nope: there is no such file or folder"),
+        ("train doubler -o out -O rate=1", 2, "no option 'rate' for train. It takes: none"),
+        ("bench doubler", 1, "doubler has no bench"),
+        ("bench doubler --quick --write out", 2, "--quick measures too little to be kept"),
+        ("bench yonos-sr-full", 1, "is planned"),
+        ("bench Detector", 1, "no common metrics"),
+        ("run doubler", 2, "Missing argument 'NAME'"),
+        ("run doubler nope", 2, "has no command 'nope'. It has: count, fails"),
+        ("run doubler fails", 1, r"unexpected LookupError: no luck \(--debug shows where"),
+        ("export doubler -o x.onnx", 1, "doubler cannot be exported to 'onnx'"),
+        ("export yonos-sr-full -o x.onnx", 1, "is planned"),
+        ("verify sleeper", 1, "sleeper has no trained weights"),
+        ("pull sleeper", 1, "Train some with `zoo train sleeper"),
+        ("uninstall numpy", 2, "brings no third-party plugin"),
+        ("demo --model vladva", 1, "is planned"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value[0] not in "'n-" else "",
+)  # fmt: skip
+def test_errors_are_one_line_and_an_exit_code(
+    run: Command, words: str, code: int, message: str
+) -> None:
+    one_line(run(*words.split()), code, message)
+    assert sorted(p.name for p in Path().iterdir()) == ["in.png", "site"]
+
+
+def test_debug_shows_a_traceback_wherever_it_stands(run: Command) -> None:
+    """And only then; it changes no exit code."""
+    words = ["upscale", "doublr", "in.png", "-o", "x.png"]
+    assert "Traceback" not in run(*words).err
+    for at in range(len(words) + 1):
+        done = run(*words[:at], "--debug", *words[at:])
+        assert done.code == 2
+        assert done.err.startswith("Traceback")
+        assert "UnknownModelError: no model is called 'doublr'" in done.err
+    assert run("--debug", "list", "--debug").code == 0
+    assert "ZeroDivisionError" in run("upscale", "doubler", "in.png", "--seed", "79", "--debug").err
+    assert run("run", "doubler", "count", "--", "--debug").out == "doubler --debug\n"
+
+
+def test_what_was_not_foreseen_is_one_line_too(run: Command) -> None:
+    one_line(run("upscale", "doubler", "in.png", "--seed", "79"), 1, "unexpected .*: two lines ")
+    one_line(run("upscale", "doubler", "in.png", "--seed", "78"), 1, "unexpected EOFError: an odd")
+    assert not Path("in-x2.png").exists()
+
+
+# --- verbs that work ------------------------------------------------------------------------------
+
+
+def test_upscale(run: Command) -> None:
+    done = run("upscale", "doubler", "in.png")
+    assert (done.code, done.err) == (0, "")
+    assert re.fullmatch(r"in-x2.png: 8 x 6, \d+\.\d\d s\n", done.out)
+    assert look("in-x2.png")[0] == (8, 6)
+
+    before = Path("in-x2.png").stat()
+    one_line(run("upscale", "doubler", "in.png"), 1, "in-x2.png")
+    assert Path("in-x2.png").stat() == before
+    Path("in-x2.png").write_text("mine")
+    one_line(run("upscale", "doubler", "in.png", "--seed", "1"), 1, "--force")
+    assert Path("in-x2.png").read_text() == "mine"
+    assert run("upscale", "doubler", "in.png", "--force").code == 0
+    assert look("in-x2.png")[0] == (8, 6)
+
+    Image.new("L", (2, 2)).save("grey.png")
+    done = run("upscale", "doubler-x:doubler", "in.png")
+    assert done.code == 2
+    Path("many").mkdir()
+    done = run("upscale", "doubler:doubler", "in.png", "grey.png", "-o", "many", "--json")
+    records = json.loads(done.out)
+    assert [(r["output"], r["size"], r["model"]) for r in records] == [
+        (str(Path("many/in-x2.png")), [8, 6], "doubler"),
+        (str(Path("many/grey-x2.png")), [4, 4], "doubler"),
+    ]
+    assert look("many/grey-x2.png") == ((4, 4), "L")
+
+
+def test_an_unreadable_input_stops_before_the_first_is_enlarged(run: Command) -> None:
+    Path("bad.png").write_bytes(b"no picture")
+    one_line(run("upscale", "doubler", "in.png", "bad.png", "-o", "many"), 1, "bad.png")
+    assert not Path("many").exists()
+
+
+def test_settings_reach_the_load_or_the_verb(run: Command) -> None:
+    """-O sets a declared option of load, else a keyword of the verb, its flag's name included."""
+    assert run("upscale", "doubler", "in.png", "-O", "gain=0.5", "-O", "scale=2").code == 0
+    done = run("upscale", "doubler", "in.png", "--force", "-O", "prompt=a=b")
+    one_line(done, 1, "unexpected ValueError: a=b")
+    one_line(run("upscale", "doubler", "in.png", "--force", "-O", "seed=79"), 1, "ZeroDivision")
+
+
+def test_settings_are_read_as_typed() -> None:
+    assert options.parse_settings(("a-b = x=y ", "c=")) == {"a_b": " x=y ", "c": ""}
+    for text in ("a", "=b", " =b"):
+        with pytest.raises(OptionError, match="expected KEY=VALUE"):
+            options.parse_settings((text,))
+    read = {"2": 2, "1e-3": 0.001, "true": True, "null": None, "no": "no", "[1]": [1], "": ""}
+    assert {text: options._read(text) for text in read} == read
+
+
+def test_run_passes_its_arguments_and_its_exit_code(run: Command) -> None:
+    assert run("run", "doubler", "count") == (0, "doubler\n", "")
+    assert run("run", "doubler", "count", "a", "--flag", "-x") == (3, "doubler a --flag -x\n", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["list", "list doub*", "list --bases", "list --interface SRModel", "info doubler", "plugins",
+     "pull doubler", "list nothing*"],
+)  # fmt: skip
+def test_json_is_json(run: Command, words: str) -> None:
+    done = run(*words.split(), "--json")
+    assert done.code == 0
+    json.loads(done.out)
+    assert run(*words.split()).code == 0
+
+
+def test_list_and_info(run: Command) -> None:
+    entries = {e["name"]: e for e in json.loads(run("list", "--json").out)}
+    assert entries["doubler"]["interface"] == "SRModel"
+    assert entries["doubler"]["class"] == "doubler.model:Model"
+    lines = run("list").out.splitlines()
+    assert len(lines) == len(entries)
+    assert {line.split()[0] for line in lines} == set(entries)
+    assert run("list", "doub*").out.split()[:3] == ["doubler", "SRModel", "ready"]
+    assert run("list", "--interface", "Quantizer").out.split()[0] == "mobilequant"
+    facts = run("info", "doubler").out
+    assert "load option" in facts
+    assert "gain: a number from 0 to 1, default 1.0." in facts
+    assert "count: counts its arguments" in facts
+    assert json.loads(run("info", "doubler:doubler", "--json").out)["distribution"] == "doubler"
+    assert run("info", "vladva").code == 0  # planned: no plugin, and no fault
+
+
+def test_info_of_a_saved_folder(run: Command) -> None:
+    zoo.load("doubler").save_pretrained("mine")
+    assert json.loads(run("info", "./mine", "--json").out)["model"] == "doubler"
+    assert "doubler" in run("info", "./mine").out
+    assert run("upscale", "./mine", "in.png").code == 0
+
+
+def test_doctor_json(run: Command) -> None:
+    done = run("doctor", "--json")
+    found = {f["topic"]: f for f in json.loads(done.out)}
+    assert found["doubler"]["ok"] is True
+    assert found["zoo"]["text"].startswith(zoo.__version__)
+    broken = [f for f in found.values() if f["ok"] is False]
+    assert done.code == (1 if broken else 0)
+    text = run("doctor").out
+    assert all(topic in text for topic in found)
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_leaves_nothing_behind(run: Command, here: Site) -> None:
+    """In the middle of the second image: exit code 130, one line, no half-written file."""
+    command = [sys.executable, "-c", "from zoo.cli import main; main()"]
+    with subprocess.Popen(
+        [*command, "upscale", "doubler", "in.png", "-o", "big.png", "--seed", "77", "--quiet"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == "zoo: interrupted; nothing half-written is left."
+    assert sorted(p.name for p in Path().iterdir()) == ["in.png", "site"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_a_closed_pipe_is_no_error() -> None:
+    zoo_ = f"{sys.executable} -c 'from zoo.cli import main; main()'"
+    script = f'{zoo_} list --json | head -1; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[\n0\n"
+    assert done.stderr == ""
+
+
+def test_a_terminal_without_the_characters(zoo_command: Callable[..., object]) -> None:
+    done = zoo_command("info", "edge-sd-sr", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert isinstance(done, subprocess.CompletedProcess)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- what is promised in words --------------------------------------------------------------------
+
+ERRORS = [
+    cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Exception)
+]  # fmt: skip
+
+
+def test_the_tree_of_errors_is_the_one_that_is_drawn() -> None:
+    """Each class, under its parent, beside its built-in, with its exit code."""
+    drawn: dict[str, tuple[str | None, str | None]] = {}
+    above: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"    ([│├└─ ]*)(\w+Error)\b(?: +also (\w+))?", line)
+        if found:
+            depth = len(found[1]) // 4
+            above[depth:] = [found[2]]
+            drawn[found[2]] = (above[depth - 1] if depth else None, found[3])
+    assert set(drawn) == {cls.__name__ for cls in ERRORS}
+    for cls in ERRORS:
+        assert cls.__doc__
+        parent, also = drawn[cls.__name__]
+        assert cls.__module__ == "zoo.errors"
+        if parent:
+            assert issubclass(cls, getattr(errors, parent))
+        if also:
+            assert issubclass(cls, getattr(builtins, also))
+        assert cls.exit_code == (2 if issubclass(cls, errors.UsageError) else 1)
+
+
+def test_every_error_can_be_raised_caught_and_copied() -> None:
+    import pickle
+
+    for cls in ERRORS:
+        error = cls("what is wrong")
+        assert str(error) == "what is wrong"
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301 (our own)
+        assert (type(again), str(again)) == (cls, "what is wrong")
+
+
+def test_every_environment_variable_is_in_the_readme() -> None:
+    used = set()
+    for path in (ROOT / "zoo").rglob("*.py"):
+        if "_template" not in path.parts:
+            used |= set(re.findall(r"\bZOO_[A-Z_]+[A-Z]\b", path.read_text("utf-8")))
+    table = (
+        (ROOT / "README.md").read_text("utf-8").partition("| variable |")[2].partition("\n\n")[0]
+    )
+    assert used == set(re.findall(r"`(ZOO_\w+)`", table))
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    part = text.partition("<!-- VERBS -->")[2].partition("<!-- /VERBS -->")[0]
+    assert re.findall(r"`zoo (\w+)`", part) == [*cli.VERBS]
