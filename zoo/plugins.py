@@ -8,7 +8,6 @@ can answer for it, and one plugin's faults cannot reach another.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import spec
 from .errors import MissingDependencyError, NotReadyError, PluginError, RegistryError, ZooError
+from .installed import Damage, Point, entry_points
 from .interfaces import INTERFACES
 from .spec import API_VERSION
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from pluggy import PluginManager
 
     from .spec import Entry, RegistryFile
@@ -80,37 +78,20 @@ def discover() -> tuple[Plugin, ...]:
     ours = (
         {"zoo"} | {e.plugin for e in own.models.values()} | {b.plugin for b in own.bases.values()}
     )
-    points, found = _entry_points()
-    found += [_inspect(point, own, ours) for point in points]
+    points, damaged = entry_points(GROUP)
+    found = [_inspect(point, own, ours) for point in points]
+    found += [_unreadable(damage) for damage in damaged]
     found.sort(key=lambda p: (not p.first_party, p.distribution, p.package))
     return tuple(_without_doubles(found))
 
 
-def _entry_points() -> tuple[list[EntryPoint], list[Plugin]]:
-    """Entry points, and a fault for each distribution whose metadata cannot be read."""
-    from importlib.metadata import distributions, entry_points
-
-    try:
-        return list(entry_points(group=GROUP)), []
-    except Exception:  # one distribution's damaged metadata; find out which
-        points: list[EntryPoint] = []
-        faults: list[Plugin] = []
-        for dist in distributions():
-            try:
-                points += dist.entry_points.select(group=GROUP)
-            except Exception as error:
-                name = Path(str(getattr(dist, "_path", "unknown"))).name
-                text = (
-                    f"its metadata cannot be read ({type(error).__name__}); reinstall or remove it"
-                )
-                faults.append(Plugin(name, name, state="fault", reason=text))
-        return points, faults
+def _unreadable(damage: Damage) -> Plugin:
+    reason = f"its metadata cannot be read ({damage.error}); reinstall or remove it"
+    return Plugin(damage.folder, damage.folder, state="fault", reason=reason)
 
 
-def _inspect(point: EntryPoint, own: RegistryFile, ours: set[str]) -> Plugin:
-    dist = point.dist
-    name = normalised(dist.name or "unknown") if dist else "unknown"
-    plugin = Plugin(point.value, name, (dist.version or "") if dist else "")
+def _inspect(point: Point, own: RegistryFile, ours: set[str]) -> Plugin:
+    plugin = Plugin(point.value, point.distribution, point.version)
     if not point.value.isidentifier():
         return _fault(
             plugin, f"its entry point must name a top-level package alone, not {point.value!r}"
@@ -202,11 +183,6 @@ def _folder(package: str) -> Path | None:
     return Path(next(iter(places))) if places else None
 
 
-def normalised(name: str) -> str:
-    """A distribution's name as indexes compare it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 # --- use: one plugin at a time --------------------------------------------------------------------
 
 
@@ -272,7 +248,10 @@ def _register(plugin: Plugin, entry: Entry | None) -> PluginManager:
     _guarded(lambda: manager.register(module, plugin.package), plugin, "registration", entry)
     _guarded(manager.check_pending, plugin, "registration", entry)
     if plugin.registry and plugin.registry.models and not manager.hook.zoo_build.get_hookimpls():
-        raise PluginError(f"{plugin.package} has models but no zoo_build hook. {_blame(plugin)}")
+        raise PluginError(
+            f"{plugin.package} has models but no zoo_build hook in its __init__.py. "
+            f"{_blame(plugin)}"
+        )
     return manager
 
 

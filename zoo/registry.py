@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from . import plugins, spec
 from .errors import PluginError, UnknownModelError
+from .installed import normalised
 from .plugins import HOST, Plugin
 from .spec import BaseEntry, Entry
 
@@ -42,7 +43,7 @@ class Catalogue:
         """
         if ":" in name:
             dist, _, rest = name.partition(":")
-            key = f"{plugins.normalised(dist)}:{rest}"
+            key = f"{normalised(dist)}:{rest}"
             if key in self.qualified:
                 return self.qualified[key]
         claims = self.models.get(name, ())

@@ -20,6 +20,7 @@ from zoo.errors import (
     RegistryError,
     UnknownModelError,
 )
+from zoo.installed import normalised
 
 TOUCH = "from pathlib import Path\nPath(__file__).with_name('imported').touch()\n"
 LOUD_INIT = TOUCH + MINIMAL_INIT
@@ -265,7 +266,7 @@ def test_broken_data_shows_without_importing_anything(
     found = {p["distribution"]: p for p in json.loads(capsys.readouterr().out)}
     assert code == 0
     for package, (_, words) in DATA.items():
-        fault = found[plugins.normalised(package)]
+        fault = found[normalised(package)]
         assert fault["state"] == "fault", package
         assert words in fault["reason"], package
         assert fault["models"] == []

@@ -11,6 +11,7 @@ import click
 
 from .. import plugins, registry
 from ..errors import NotReadyError, UsageError
+from ..installed import normalised
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -36,7 +37,7 @@ def install(distributions: tuple[str, ...]) -> None:
 @click.argument("distribution", metavar="DIST")
 def uninstall(distribution: str) -> None:
     """Remove the plugin distribution DIST with pip."""
-    name = plugins.normalised(distribution)
+    name = normalised(distribution)
     known = {p.distribution for p in registry.catalogue().plugins} - {plugins.HOST}
     if name not in known:
         have = ", ".join(sorted(known)) or "none"

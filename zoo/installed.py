@@ -1,0 +1,151 @@
+"""The entry points of one group, read from what is installed.
+
+``importlib.metadata`` would find the same, but importing it takes as long as all the rest of
+``zoo list`` (it brings email, zipfile and socket), and it parses a distribution's whole description
+to tell its name. So plain folders on ``sys.path`` are read here, by the same rules, and it is asked
+only where something else is on the path: an archive, or a finder of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
+
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+@dataclass(frozen=True)
+class Point:
+    """An entry point, and the distribution that declares it."""
+
+    value: str
+    distribution: str
+    """Its name as indexes compare it (PEP 503), "unknown" where its metadata has none."""
+    version: str
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A distribution whose metadata cannot be read."""
+
+    folder: str
+    error: str
+
+
+def entry_points(group: str) -> tuple[list[Point], list[Damage]]:
+    """The entry points of a group, in the order of ``sys.path``; nothing is imported for it."""
+    found: list[Point] = []
+    damaged: list[Damage] = []
+    for folder, read in _folders() if _plain() else _distributions():
+        try:
+            values = list(_values(read("entry_points.txt"), group))
+            if values:
+                name, version = _about(read("METADATA") or read("PKG-INFO"))
+                found += [Point(value, name, version) for value in values]
+        except Exception as error:
+            damaged.append(Damage(folder, type(error).__name__))
+    return found, damaged
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# --- where distributions are ----------------------------------------------------------------------
+
+
+class _Folder:
+    """Reads a file of a ``.dist-info`` or ``.egg-info`` folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, name: str) -> str:
+        try:
+            with open(f"{self.path}/{name}", encoding="utf-8") as file:  # noqa: PTH123
+                return file.read()
+        except _ABSENT:
+            return ""
+
+
+class _Files:
+    """The same of what ``importlib.metadata`` found."""
+
+    def __init__(self, dist: Distribution) -> None:
+        self.dist = dist
+
+    def __call__(self, name: str) -> str:
+        return self.dist.read_text(name) or ""
+
+
+def _plain() -> bool:
+    """Are all distributions in folders on the path?"""
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_distributions")]
+    return finders == [PathFinder] and not any(Path(path).is_file() for path in sys.path)
+
+
+def _folders() -> Iterator[tuple[str, _Folder]]:
+    """Each distribution's folder; of two with one name the first counts."""
+    seen: set[str] = set()
+    for path in sys.path:
+        try:
+            names = os.listdir(path or ".")  # noqa: PTH208  (names are all that is needed)
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith((".dist-info", ".egg-info")):
+                project = normalised(name[: name.rindex(".")].partition("-")[0])
+                if project not in seen:
+                    seen.add(project)
+                    yield name, _Folder(f"{path or '.'}/{name}")
+
+
+def _distributions() -> Iterator[tuple[str, _Files]]:
+    from importlib.metadata import distributions
+
+    seen: set[str] = set()
+    for dist in distributions():
+        folder = Path(str(getattr(dist, "_path", "unknown"))).name
+        project = normalised(folder.rpartition(".")[0].partition("-")[0])
+        if project not in seen:
+            seen.add(project)
+            yield folder, _Files(dist)
+
+
+# --- what their files say -------------------------------------------------------------------------
+
+
+def _values(text: str, group: str) -> Iterator[str]:
+    """The right-hand sides of a group's lines. Raises ValueError for a line without a ``=``."""
+    if group not in text:
+        return
+    section = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("[") and line.endswith("]"):
+            section = line[1:-1].strip()
+        elif line and not line.startswith("#") and section == group:
+            _, equals, value = line.partition("=")
+            if not equals:
+                raise ValueError(line)
+            yield value.strip()
+
+
+def _about(text: str) -> tuple[str, str]:
+    """Name and version from the head of a metadata file."""
+    head: dict[str, str] = {}
+    for line in text.splitlines():
+        if not line:
+            break
+        key, _, value = line.partition(":")
+        head.setdefault(key.lower(), value.strip())
+    return normalised(head.get("name") or "unknown"), head.get("version", "")
