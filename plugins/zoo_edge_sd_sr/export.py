@@ -29,8 +29,11 @@ class Graph(nn.Module):
         return self.network(image).clamp(0, 1)
 
 
-def export_onnx(model: EdgeSDSR, path: Path, size: tuple[int, int] | None = None) -> Path:
-    """Write the graph; ``size`` (height, width) fixes the shape, None leaves h and w free."""
+def export_onnx(model: EdgeSDSR, path: Path, size: int | tuple[int, int] | None = None) -> Path:
+    """Write the graph; ``size`` (a side, or height and width) fixes the shape, None leaves it free.
+
+    Raises OptionError for a size that the network cannot take.
+    """
     try:
         import onnx
         import onnxscript  # noqa: F401  (torch's exporter needs it and says so less clearly)
@@ -39,6 +42,8 @@ def export_onnx(model: EdgeSDSR, path: Path, size: tuple[int, int] | None = None
             "Export needs onnx and onnxscript: pip install 'edgezoo[sr]'."
         ) from error
     network, multiple = model.module, model.multiple
+    if isinstance(size, int):
+        size = size, size
     if next(network.parameters()).dtype != torch.float32:
         raise NotReadyError("Only float32 is exported: load the model with dtype='float32'.")
     if size is not None and (len(size) != 2 or any(n < 1 or n % multiple for n in size)):

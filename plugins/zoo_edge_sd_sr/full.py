@@ -45,7 +45,7 @@ class DiffusersUNet(nn.Module):
         super().__init__()
         widths, attention = config["widths"], config["attention"]
         with_attention = [level in attention for level in range(len(widths))]
-        self.net: nn.Module = UNet2DModel(
+        self.net: Any = UNet2DModel(
             in_channels=c_in,
             out_channels=c_out,
             block_out_channels=tuple(widths),

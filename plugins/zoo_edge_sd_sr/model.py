@@ -347,8 +347,8 @@ class EdgeSDSR(SRModel):
     def export(self, path: str | Path, format: str = "onnx", **options: Any) -> Path:
         """Write an ONNX graph: ``image`` (1,3,h,w) in [0,1] to ``enlarged`` (1,3,4h,4w) in [0,1].
 
-        ``size``: (height, width) for a graph of fixed shape, as phones want it; without it h and w
-        are free, but must be multiples of ``multiple``. Needs no torch to run.
+        ``size``: side, or (height, width), for a graph of fixed shape, as phones want it; without
+        it h and w are free, but must be multiples of ``multiple``. Needs no torch to run.
         """
         from .export import export_onnx
 

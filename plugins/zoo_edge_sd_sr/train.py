@@ -191,7 +191,7 @@ class Trainer:
         torch.manual_seed(request.seed)
         self.config: dict[str, Any] = dict(request.entry.config)
         if request.init is not None:
-            self.config, tensors = read_saved(request.init)
+            self.config, tensors = read_saved(request.init, request.entry.config)
         self.net = build_network(self.config)
         if request.init is not None:
             self.net.load_state_dict(tensors, strict=True)
@@ -680,16 +680,25 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16", False))
 
 
-def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and tensors (float32) of a saved folder."""
-    from safetensors.torch import load_file
+def read_saved(
+    folder: Path, config: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors (float32) of a saved folder.
 
-    try:
-        config = json.loads((Path(folder) / "zoo.json").read_text())["config"]
-        tensors = load_file(str(Path(folder) / "model.safetensors"))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{str(folder)!r} is not a saved model to start from: {error}") from error
-    return dict(config), {k: v.float() for k, v in tensors.items()}
+    ``config``: that of the registry entry, for a folder with the entry's own files (a bundle, a
+    download), which has no ``zoo.json``.
+    """
+    from zoo import weights
+
+    folder = Path(folder)
+    if (
+        config is None
+        or not (folder / weights.WEIGHTS).is_file()
+        or (folder / "zoo.json").is_file()
+    ):
+        config = weights.read_saved(folder).manifest["config"]
+    tensors = weights.load_tensors(folder / weights.WEIGHTS)
+    return dict(config or {}), {k: v.float() for k, v in tensors.items()}
 
 
 def draw_curve(curve: Iterable[Sequence[Any]], path: Path) -> None:

@@ -469,6 +469,14 @@ def test_decoder_stage_touches_the_decoder_only(photos, tmp_path):
     assert torch.equal(restored.upscale(x), plain.upscale(x))
 
 
+def test_training_goes_on_from_a_folder_without_zoo_json(photos, tmp_path):
+    """What --init gets for a model's name: the bundle or a download, which the entry describes."""
+    start = make().save_pretrained(tmp_path / "start")
+    (start / "zoo.json").unlink()
+    made = load(train(photos, tmp_path / "out", stage="decoder", init=start))
+    assert made.config == SMALL
+
+
 def test_unet_stage_leaves_the_autoencoder_alone(photos, tmp_path):
     start = make().save_pretrained(tmp_path / "start")
     made = load(train(photos, tmp_path / "out", stage="unet", steps=10, init=start))
@@ -520,7 +528,7 @@ def test_training_says_what_is_wrong(photos, tmp_path):
         ({"stage": "teacher"}, OptionError, "distill"),
         ({"stage": "unet"}, OptionError, "--init"),
         ({"resume": True}, InputError, "no checkpoint"),
-        ({"init": tmp_path}, ZooError, "not a saved model"),
+        ({"init": tmp_path}, ZooError, "is not a saved model"),
         ({"options": {"crop": 33}}, OptionError, "multiple of 8"),
         ({"options": {"crop": 256}}, InputError, "at least 256"),
     ]
