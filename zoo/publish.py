@@ -86,6 +86,7 @@ def file_facts(files: Mapping[str, Path | bytes]) -> dict[str, dict[str, Any]]:
 
 def upload(plan: Plan, repo: str, *, private: bool = False) -> str:
     """Make the repository if need be, upload in one commit, pin it; returns the commit."""
+    hub.parse_id(repo)
     text = plan.registry.read_text("utf-8") if plan.registry else ""
 
     def pinned(commit: str) -> str:
