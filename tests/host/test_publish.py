@@ -1,0 +1,207 @@
+"""``zoo publish`` end to end, with the real client against the loopback Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.conftest import MINIMAL_INIT, Site
+from zoo.testing import LoopbackHub
+
+MODEL = """
+import torch
+from zoo.images import transform
+from zoo.interfaces import SRModel
+from zoo.weights import load_module
+
+
+class Gain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.empty(1))
+
+
+class Model(SRModel):
+    scales = (2,)
+
+    def __init__(self, request):
+        super().__init__(request)
+        self.module = load_module(Gain, request.folder / "model.safetensors")
+
+    def upscale(self, images, *, scale=None, prompt=None, seed=0, tile="auto", progress=False):
+        def double(rgb):
+            big = rgb.repeat_interleave(2, 1).repeat_interleave(2, 2)
+            return big * self.module.gain.detach()
+
+        return transform(images, double, scale=2)
+"""
+REGISTRY = """\
+# This comment stays.
+schema: 1
+zoo_api: 1
+models:
+  gain:   # and so does this one
+    interface: SRModel
+    status: ready
+    method: gain
+    summary: a gain
+    license: {{code: MIT, weights: CC0-1.0}}
+    class: "zoo_gain.model:Model"
+    files:
+      - {{path: model.safetensors, size: 1, sha256: "{old}"}}   # both are written anew
+    hub: {{repo: nobody/nothing, revision: null}}
+    card:
+      limits: ["Everything but brightness."]
+      data: [{{name: nothing, license: CC0-1.0}}]
+"""
+LOAD = """
+import sys, zoo, torch
+m = zoo.load("gain")
+x = m.upscale(torch.full((3, 2, 2), 0.5))
+print(m.source, float(x[0, 0, 0]))
+"""
+
+
+@pytest.fixture
+def project(site: Site) -> Path:
+    """A stranger's project with weights that its registry does not know yet; its package folder."""
+    folder = site.plugin(
+        "zoo_gain", registry=REGISTRY.format(old="0" * 64), init=MINIMAL_INIT, model=MODEL
+    )
+    (site.path / "pyproject.toml").write_text("[project]\nname = 'zoo-gain'\n", "utf-8")
+    (folder / "weights" / "gain").mkdir(parents=True)
+    save_file({"gain": torch.tensor([0.5])}, folder / "weights" / "gain" / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def hub() -> LoopbackHub:
+    with LoopbackHub() as hub:
+        yield hub
+
+
+def zoo(hub: LoopbackHub, site: Site, *args: str) -> subprocess.CompletedProcess[str]:
+    env = hub.environment(site.path / "home", HF_TOKEN="hf_loopback")
+    env.pop("HF_HUB_OFFLINE", None)
+    return subprocess.run(
+        [os.sys.executable, "-c", "from zoo.cli import main; main()", *args],
+        capture_output=True,
+        text=True,
+        cwd=site.path,
+        env={**env, "PYTHONPATH": str(site.path)},
+        timeout=120,
+    )
+
+
+def test_publish_then_load_elsewhere(hub: LoopbackHub, site: Site, project: Path) -> None:
+    card = zoo(hub, site, "card", "gain")
+    assert card.returncode == 0, card.stderr
+
+    dry = zoo(hub, site, "publish", "gain", "--to", "them/gain", "--dry-run", "--json")
+    assert dry.returncode == 0, dry.stderr
+    listed = json.loads(dry.stdout)
+    assert set(listed) == {"model.safetensors", "zoo.json", "README.md"}
+    assert not hub.requests  # a dry run asks nothing of the network
+
+    done = zoo(hub, site, "publish", "gain", "--to", "them/gain", "--json")
+    assert done.returncode == 0, done.stderr
+    commit = json.loads(done.stdout)["revision"]
+    assert commit == hub.head("them/gain")
+    weights = (project / "weights" / "gain" / "model.safetensors").read_bytes()
+    there = hub.files("them/gain")
+    # Hub repositories are born with a .gitattributes; beside it exactly what was listed.
+    assert set(there) - {".gitattributes"} == set(listed)
+    assert there["model.safetensors"] == weights
+
+    digest = hashlib.sha256(weights).hexdigest()
+    expected = (
+        REGISTRY.format(old=digest)
+        .replace("size: 1,", f"size: {len(weights)},")
+        .replace("repo: nobody/nothing, revision: null", f'repo: "them/gain", revision: "{commit}"')
+    )
+    assert (project / "registry.yaml").read_text("utf-8") == expected
+
+    # Another process, an empty cache, another folder, no bundle: exactly these bytes.
+    shutil.rmtree(project / "weights")
+    home = site.path / "elsewhere"
+    found = hub.run(LOAD, home=home, PYTHONPATH=str(site.path), HF_HUB_OFFLINE="0")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["hub", "0.25"]
+    (cached,) = home.rglob("model.safetensors")
+    assert cached.read_bytes() == weights
+    hub.requests.clear()
+    again = hub.run(LOAD, home=home, PYTHONPATH=str(site.path), HF_HUB_OFFLINE="0")
+    assert again.stdout.split() == ["cache", "0.25"]
+    assert not hub.requests
+
+    # The published repository also is a saved folder: its own zoo.json is enough.
+    by_id = LOAD.replace('zoo.load("gain")', 'zoo.load("gain", weights="them/gain")')
+    direct = hub.run(by_id, home=home, PYTHONPATH=str(site.path), HF_HUB_OFFLINE="0")
+    assert direct.stdout.split()[1] == "0.25", direct.stderr
+
+
+def test_what_is_refused_leaves_everything_as_it_was(
+    hub: LoopbackHub, site: Site, project: Path
+) -> None:
+    before = (project / "registry.yaml").read_text("utf-8")
+    no_card = zoo(hub, site, "publish", "gain", "--to", "them/gain")
+    assert no_card.returncode == 1
+    assert "zoo card gain" in no_card.stderr
+    assert zoo(hub, site, "card", "gain").returncode == 0
+    page = site.path / "hub_cards" / "gain" / "README.md"
+    page.write_text(page.read_text("utf-8") + "\nTODO\n", "utf-8")
+    stale = zoo(hub, site, "publish", "gain", "--to", "them/gain")
+    assert "stale" in stale.stderr
+    assert "placeholder" in stale.stderr
+    assert zoo(hub, site, "card", "gain").returncode == 0
+
+    pinless = before.replace("    hub: {repo: nobody/nothing, revision: null}\n", "")
+    (project / "registry.yaml").write_text(pinless, "utf-8")
+    nowhere = zoo(hub, site, "publish", "gain", "--to", "them/gain")
+    assert nowhere.returncode == 2
+    assert "nowhere to write hub.repo, hub.revision" in nowhere.stderr
+    (project / "registry.yaml").write_text(before, "utf-8")
+
+    assert zoo(hub, site, "publish", "gain", "--to", "not a repo").returncode == 2
+    assert not hub.requests  # all of these are found before the Hub is asked
+
+    hub.fault("status", on="*commit*", code=500)
+    failed = zoo(hub, site, "publish", "gain", "--to", "them/gain")
+    assert failed.returncode == 1
+    assert "was not published" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert (project / "registry.yaml").read_text("utf-8") == before
+
+
+def test_a_saved_folder_is_published_without_touching_a_registry(
+    hub: LoopbackHub, site: Site, project: Path
+) -> None:
+    assert zoo(hub, site, "card", "gain").returncode == 0
+    assert zoo(hub, site, "publish", "gain", "--to", "them/gain").returncode == 0
+    before = (project / "registry.yaml").read_text("utf-8")
+    save = 'import zoo; zoo.load("gain").save_pretrained("mine")'
+    run = subprocess.run(
+        [os.sys.executable, "-c", save],
+        cwd=site.path,
+        env={**os.environ, "PYTHONPATH": str(site.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    (site.path / "mine" / "notes.txt").write_text("private", "utf-8")
+    done = zoo(hub, site, "publish", "./mine", "--to", "me/mine", "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(hub.files("me/mine")) - {".gitattributes"} == {
+        "model.safetensors",
+        "zoo.json",
+        "README.md",
+    }  # notes.txt is not listed in zoo.json, so it stays here
+    assert (project / "registry.yaml").read_text("utf-8") == before
