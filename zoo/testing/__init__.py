@@ -8,6 +8,7 @@ machine that the real client talks to; it needs no pytest.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .loopback import FAULTS, LoopbackHub, Request, closed_port, git_hash
@@ -42,10 +43,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'zoo.testing' has no attribute {name!r}")
-    import pytest
+    if "zoo.testing.conformance" not in sys.modules:
+        import pytest
 
-    # Before the import: only then do failing asserts in the suites show their values.
-    pytest.register_assert_rewrite("zoo.testing.conformance")
+        # Before the import: only then do failing asserts in the suites show their values.
+        pytest.register_assert_rewrite("zoo.testing.conformance")
     from . import conformance
 
     return getattr(conformance, name)

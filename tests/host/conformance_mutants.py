@@ -1,0 +1,878 @@
+"""The models of ``zoo new``, each broken in one way, under their conformance suites.
+
+``test_conformance.py`` runs this file as a program, in a process that sees the six models: the
+whole suite on each as it is, and of each mutant the one test that is there to catch it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOYS = {
+    "SRModel": "toy-upscaler",
+    "VLAligner": "toy-aligner",
+    "Quantizer": "toy-rounder",
+    "DataSelector": "toy-selector",
+    "Detector": "toy-spotter",
+    "QAGenerator": "toy-asker",
+}
+CLASSES = {
+    interface: "".join(word.capitalize() for word in name.split("-"))
+    for interface, name in TOYS.items()
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    interface: str
+    caught_by: str
+    make: Callable[[Any, type], dict[str, Any]]
+    """(module, its class) -> what to put in place in the module."""
+    model: str = ""
+    """Another model than the interface's toy."""
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(interface: str, caught_by: str, model: str = "") -> Callable[[Any], Any]:
+    """Register a mutant: a function (module, class) that returns a class, or names to replace."""
+
+    def register(make: Callable[[Any, type], Any]) -> Any:
+        def replaced(toy: Any, cls: type) -> dict[str, Any]:
+            made = make(toy, cls)
+            return made if isinstance(made, dict) else {CLASSES[interface]: made}
+
+        name = make.__name__
+        assert name not in MUTANTS, name
+        MUTANTS[name] = Mutant(interface, caught_by, replaced, model)
+        return make
+
+    return register
+
+
+def after(verb: str, change: Callable[[Any], Any]) -> Callable[[Any, type], type]:
+    """A mutation that changes what a verb returns."""
+
+    def make(toy: Any, cls: type) -> type:
+        def changed(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return change(getattr(cls, verb)(self, *args, **kwargs))
+
+        changed.__signature__ = __import__("inspect").signature(getattr(cls, verb))  # type: ignore[attr-defined]
+        return type("Broken", (cls,), {verb: changed})
+
+    return make
+
+
+def returns(
+    name: str, interface: str, caught_by: str, verb: str, change: Callable[[Any], Any]
+) -> None:
+    make = after(verb, change)
+    make.__name__ = name
+    mutant(interface, caught_by)(make)
+
+
+# --- any model ------------------------------------------------------------------------------------
+
+
+@mutant("SRModel", "test_is_of_its_interface", model="toy-spotter")
+def another_interface(toy: Any, cls: type) -> dict[str, Any]:
+    return {}
+
+
+@mutant("SRModel", "test_class_of_the_entry")
+def another_class(toy: Any, cls: type) -> dict[str, Any]:
+    from zoo.interfaces import SRModel
+
+    namespace = {key: value for key, value in vars(cls).items() if not key.startswith("_abc")}
+    return {"build": type("Other", (SRModel,), namespace)}
+
+
+@mutant("SRModel", "test_verbs_take_what_the_interface_says")
+def no_seed(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def upscale(self, images, *, scale=None, prompt=None, tile="auto", progress=False):
+            return super().upscale(images, scale=scale)
+
+    return Broken
+
+
+@mutant("SRModel", "test_verbs_take_what_the_interface_says")
+def another_default(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def upscale(self, images, *, scale=4, prompt=None, seed=0, tile="auto", progress=False):
+            return super().upscale(images, scale=scale)
+
+    return Broken
+
+
+@mutant("SRModel", "test_options_are_in_force")
+def deaf_to_options(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def __init__(self, request):
+            super().__init__(request)
+            self.options = {"sharpness": 0.3}
+
+    return Broken
+
+
+@mutant("SRModel", "test_import_is_light", model="toy-heavy")
+def heavy_import(toy: Any, cls: type) -> dict[str, Any]:
+    return {}
+
+
+@mutant("SRModel", "test_check_input", model="toy-off")
+def another_output_than_published(toy: Any, cls: type) -> dict[str, Any]:
+    return {}
+
+
+@mutant("SRModel", "test_weights_are_ready_for_use")
+def in_training_mode(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def __init__(self, request):
+            super().__init__(request)
+            self.module = toy.torch.nn.Linear(2, 2)
+
+    return Broken
+
+
+@mutant("SRModel", "test_weights_are_ready_for_use")
+def half_precision(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def __init__(self, request):
+            super().__init__(request)
+            self.module = toy.torch.nn.Linear(2, 2).half().eval()
+
+    return Broken
+
+
+@mutant("SRModel", "test_needs_no_network_and_prints_nothing")
+def talkative(toy: Any, cls: Any) -> type:
+    return after("upscale", lambda made: print("done") or made)(toy, cls)
+
+
+@mutant("SRModel", "test_needs_no_network_and_prints_nothing")
+def calls_home(toy: Any, cls: Any) -> type:
+    def call(made: Any) -> Any:
+        try:
+            socket.create_connection(("192.0.2.1", 80), timeout=0.1)
+        except OSError:
+            return made
+
+    return after("upscale", call)(toy, cls)
+
+
+@mutant("SRModel", "test_same_again")
+def chance_without_seed(toy: Any, cls: Any) -> type:
+    return after("upscale", lambda made: (made + 1e-2 * toy.torch.rand_like(made)).clamp(0, 1))(
+        toy, cls
+    )
+
+
+@mutant("VLAligner", "test_saved_and_loaded")
+def saves_zeros(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def state(self):
+            return {key: 0 * value for key, value in super().state().items()}
+
+    return Broken
+
+
+@mutant("VLAligner", "test_saved_and_loaded")
+def saves_nothing(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def state(self):
+            return {}
+
+    return Broken
+
+
+@mutant("Quantizer", "test_saved_and_loaded")
+def loads_random_weights(toy: Any, cls: Any) -> dict[str, Any]:
+    class Broken(toy.Rounded):
+        @classmethod
+        def open(cls, request):
+            made = super().open(request)
+            made.module.lm_head.weight.data.normal_()
+            return made
+
+    return {"Rounded": Broken}
+
+
+# --- super-resolution -----------------------------------------------------------------------------
+
+
+def _arrays(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda made: change(made) if hasattr(made, "dtype") else made
+
+
+returns("swaps_channels", "SRModel", "test_looks_like_the_input", "upscale",
+        _arrays(lambda made: made[:, :, ::-1] if made.shape[-1] == 3 else made))  # fmt: skip
+returns("a_tuple_for_a_list", "SRModel", "test_list", "upscale",
+        lambda made: tuple(made) if isinstance(made, list) else made)  # fmt: skip
+returns("out_of_order", "SRModel", "test_list", "upscale",
+        lambda made: made[::-1] if isinstance(made, list) else made)  # fmt: skip
+returns("no_alpha", "SRModel", "test_kind_of_image", "upscale",
+        _arrays(lambda made: made[:, :, :3] if made.ndim == 3 else made))  # fmt: skip
+returns("pil_for_everything", "SRModel", "test_kind_of_image", "upscale",
+        lambda made: __import__("PIL.Image").Image.new("RGB", (24, 18)))  # fmt: skip
+returns("one_row_less", "SRModel", "test_size_of_image", "upscale",
+        _arrays(lambda made: made[:-1]))  # fmt: skip
+returns("brighter_tensors", "SRModel", "test_kinds_agree", "upscale",
+        lambda made: (made + 0.05).clamp(0, 1) if hasattr(made, "clamp") else made)  # fmt: skip
+returns("nearly_opaque", "SRModel", "test_alpha", "upscale",
+        _arrays(lambda made: made.clip(1, 250)))  # fmt: skip
+returns("keeps_the_graph", "SRModel", "test_result_is_plain", "upscale",
+        lambda made: made.requires_grad_() if hasattr(made, "clamp") else made)  # fmt: skip
+returns("beyond_one", "SRModel", "test_result_is_plain", "upscale",
+        lambda made: made * 2 if hasattr(made, "clamp") else made)  # fmt: skip
+
+
+@mutant("SRModel", "test_scales")
+def scales_are_a_list(toy: Any, cls: Any) -> type:
+    return type("Broken", (cls,), {"scales": [2, 3, 4]})
+
+
+@mutant("SRModel", "test_scales")
+def a_scale_it_cannot_do(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def upscale(self, images, *, scale=None, **rest):
+            return super().upscale(images, scale=2 if scale == 3 else scale, **rest)
+
+    return Broken
+
+
+@mutant("SRModel", "test_kind_of_image")
+def writes_into_its_input(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def upscale(self, images, **rest):
+            made = super().upscale(images, **rest)
+            if hasattr(images, "dtype"):
+                images[:] = 0
+            return made
+
+    return Broken
+
+
+@mutant("SRModel", "test_seed")
+def ignores_the_seed(toy: Any, cls: Any) -> type:
+    def noisy(made: Any) -> Any:
+        return made ^ (toy.torch.rand(made.shape) > 0.5).numpy() if made.dtype == "uint8" else made
+
+    return after("upscale", noisy)(toy, cls)
+
+
+@mutant("SRModel", "test_tile")
+def tiles_are_cut_off(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        tile = 8
+
+        def upscale(self, images, *, tile="auto", **rest):
+            made = super().upscale(images, **rest)
+            return made[: 2 * tile, : 2 * tile] if isinstance(tile, int) else made
+
+    return Broken
+
+
+@mutant("SRModel", "test_tile")
+def any_tile_will_do(toy: Any, cls: Any) -> type:
+    return type("Broken", (cls,), {"tile": 8})
+
+
+@mutant("SRModel", "test_wrong_scale_is_refused")
+def takes_the_nearest_scale(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def upscale(self, images, *, scale=None, **rest):
+            return super().upscale(images, scale=scale if scale in self.scales else None, **rest)
+
+    return Broken
+
+
+@mutant("SRModel", "test_prompt")
+def drops_the_prompt(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def upscale(self, images, *, prompt=None, **rest):
+            return super().upscale(images, **rest)
+
+    return Broken
+
+
+@mutant("SRModel", "test_bad_image_is_refused")
+def mends_nan(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def upscale(self, images, **rest):
+            images = images.nan_to_num() if hasattr(images, "nan_to_num") else images
+            return super().upscale(images, **rest)
+
+    return Broken
+
+
+@mutant("SRModel", "test_bad_image_is_refused")
+def takes_float_arrays(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def upscale(self, images, **rest):
+            if getattr(images, "dtype", None) == "float64":
+                images = (images * 255).astype("uint8")
+            return super().upscale(images, **rest)
+
+    return Broken
+
+
+def _no_progress(verb: str) -> Callable[[Any, Any], type]:
+    def make(toy: Any, cls: Any) -> type:
+        def silent(self, *args, progress=False, **rest):
+            return getattr(cls, verb)(self, *args, **rest)
+
+        return type("Broken", (cls,), {verb: silent})
+
+    return make
+
+
+def _half_way(verb: str) -> Callable[[Any, Any], type]:
+    def make(toy: Any, cls: Any) -> type:
+        def stops(self, *args, progress=False, **rest):
+            def half(done: int, total: int) -> None:
+                progress(done, 2 * total)
+
+            return getattr(cls, verb)(self, *args, progress=progress and half, **rest)
+
+        return type("Broken", (cls,), {verb: stops})
+
+    return make
+
+
+def _unstoppable(verb: str) -> Callable[[Any, Any], type]:
+    def make(toy: Any, cls: Any) -> type:
+        def deaf(self, *args, progress=False, **rest):
+            def guarded(done: int, total: int) -> None:
+                try:
+                    progress(done, total)
+                except Exception:
+                    return
+
+            return getattr(cls, verb)(self, *args, progress=progress and guarded, **rest)
+
+        return type("Broken", (cls,), {verb: deaf})
+
+    return make
+
+
+for _interface, _verb in {
+    "SRModel": "upscale",
+    "VLAligner": "align",
+    "Quantizer": "quantize",
+    "DataSelector": "fit",
+    "Detector": "finetune",
+    "QAGenerator": "train_reader",
+}.items():
+    for _what in (_no_progress, _half_way, _unstoppable):
+        _make = _what(_verb)
+        _make.__name__ = f"{_verb}{_what.__name__}"
+        mutant(_interface, "test_progress")(_make)
+
+
+# --- vision-language alignment --------------------------------------------------------------------
+
+returns("double_precision", "VLAligner", "test_similarity", "similarity",
+        lambda made: made.astype("float64"))  # fmt: skip
+returns("transposed", "VLAligner", "test_similarity", "similarity", lambda made: made.T)
+returns("distances", "VLAligner", "test_higher_is_better", "similarity", lambda made: -made)
+returns("normalised_over_texts", "VLAligner", "test_each_pair_stands_alone", "similarity",
+        lambda made: made - made.mean(1, keepdims=True))  # fmt: skip
+returns("any_norm", "VLAligner", "test_embeddings", "embed_images", lambda made: 2 * made)
+returns("returns_none", "VLAligner", "test_similarity", "align", lambda made: None)
+
+
+@mutant("VLAligner", "test_similarity")
+def centres_the_callers_features(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, **rest):
+            images -= images.mean(0)
+            return super().align(images, texts, **rest)
+
+    return Broken
+
+
+@mutant("VLAligner", "test_align_again")
+def random_start(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, **rest):
+            super().align(images, texts, **rest)
+            self._map = self._map + 0.3 * toy.torch.randn(self._map.shape).numpy()
+            return self
+
+    return Broken
+
+
+@mutant("VLAligner", "test_labels")
+def no_labels(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, *, labels=None, **rest):
+            return super().align(images, texts, **rest)
+
+    return Broken
+
+
+@mutant("VLAligner", "test_wrong_pairs_are_refused")
+def pairs_what_there_is(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, *, labels=None, **rest):
+            if labels is None:
+                count = min(len(images), len(texts))
+                images, texts = images[:count], texts[:count]
+            return super().align(images, texts, labels=labels, **rest)
+
+    return Broken
+
+
+@mutant("VLAligner", "test_wrong_pairs_are_refused")
+def labels_from_the_end(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, *, labels=None, **rest):
+            if labels is not None:
+                labels = [label % len(texts) for label in labels]
+            return super().align(images, texts, labels=labels, **rest)
+
+    return Broken
+
+
+@mutant("VLAligner", "test_wrong_features_are_refused")
+def any_features(toy: Any, cls: Any) -> dict[str, Any]:
+    return {"_finite": lambda rows: toy.np.nan_to_num(rows).astype("float32")}
+
+
+@mutant("VLAligner", "test_before_align")
+def untrained_answers(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def similarity(self, images, texts):
+            if self._map is None:
+                return toy.np.full((len(images), len(texts)), toy.np.nan, "float32")
+            return super().similarity(images, texts)
+
+    return Broken
+
+
+# --- quantization ---------------------------------------------------------------------------------
+
+
+@mutant("Quantizer", "test_is_another_model")
+def quantizes_in_place(toy: Any, cls: Any) -> dict[str, Any]:
+    return {"_network": lambda model: model}
+
+
+@mutant("Quantizer", "test_is_another_model")
+def shares_the_embedding(toy: Any, cls: Any) -> dict[str, Any]:
+    def shallow(model: Any) -> Any:
+        made = toy.deepcopy(model)
+        made.model.embed_tokens.weight = model.model.embed_tokens.weight
+        return made
+
+    return {"_network": shallow}
+
+
+def _rounded(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
+    return lambda toy, cls: {"Rounded": type("Broken", (toy.Rounded,), changes)}
+
+
+@mutant("Quantizer", "test_called_like_the_original")
+def only_logits(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(__call__=lambda self, *a, **k: self.module(*a, **k).logits)(toy, cls)
+
+
+@mutant("Quantizer", "test_called_like_the_original")
+def no_keywords(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(__call__=lambda self, ids: self.module(ids))(toy, cls)
+
+
+@mutant("Quantizer", "test_called_like_the_original")
+def too_few_bits(toy: Any, cls: Any) -> dict[str, Any]:
+    real = toy.rounded
+    return {"rounded": lambda weight, bits: real(weight, 2)}
+
+
+@mutant("Quantizer", "test_is_quantized")
+def rounds_nothing(toy: Any, cls: Any) -> dict[str, Any]:
+    return {"rounded": lambda weight, bits: (weight, toy.torch.ones(len(weight), 1))}
+
+
+@mutant("Quantizer", "test_generate")
+def new_tokens_only(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(
+        generate=lambda self, ids, **k: self.module.generate(ids, **k)[:, ids.shape[1] :]
+    )(toy, cls)
+
+
+@mutant("Quantizer", "test_report")
+def report_with_tensors(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(report=lambda self: {"layers": toy.torch.zeros(1)})(toy, cls)
+
+
+@mutant("Quantizer", "test_report")
+def nothing_saved(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(report=lambda self: {"bytes_before": 1, "bytes_after": 1, "layers": {"a": {}}})(
+        toy, cls
+    )
+
+
+@mutant("Quantizer", "test_quantize_again")
+def random_rounding(toy: Any, cls: Any) -> dict[str, Any]:
+    real = toy.rounded
+
+    def random(weight: Any, bits: int) -> Any:
+        codes, scale = real(weight, bits)
+        return (codes + toy.torch.rand_like(codes) - 0.5).round(), scale
+
+    return {"rounded": random}
+
+
+@mutant("Quantizer", "test_wrong_scheme_is_refused")
+def some_scheme(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def quantize(self, model, calibration=None, *, scheme="w8a8", progress=False):
+            return super().quantize(model, calibration, scheme="w8a8", progress=progress)
+
+    return Broken
+
+
+@mutant("Quantizer", "test_what_is_no_model_is_refused")
+def stumbles_over_what_is_no_model(toy: Any, cls: Any) -> dict[str, Any]:
+    return {"_network": lambda model: toy.deepcopy(model).eval()}
+
+
+# --- data selection -------------------------------------------------------------------------------
+
+
+def _weights(change: Callable[[Any], Any]) -> Callable[[Any, Any], type]:
+    return lambda toy, cls: type(
+        "Broken", (cls,), {"weights": property(lambda self: change(cls.weights.fget(self)))}
+    )
+
+
+for _name, _caught, _change in (
+    ("weights_of_double_precision", "test_weights", lambda w: w.astype("float64")),
+    ("weights_above_one", "test_weights", lambda w: 3 * w),
+    ("a_column_of_weights", "test_weights", lambda w: w[:, None]),
+    ("the_far_weigh_more", "test_what_is_useful_weighs_more", lambda w: 1 - w),
+):
+    _make = _weights(_change)
+    _make.__name__ = _name
+    mutant("DataSelector", _caught)(_make)
+
+returns("lightest_first", "DataSelector", "test_select", "select", lambda made: made[::-1].copy())
+returns("indices_of_32_bits", "DataSelector", "test_select", "select",
+        lambda made: made.astype("int32"))  # fmt: skip
+
+
+@mutant("DataSelector", "test_ties")
+def ties_from_the_end(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def select(self, *, fraction=None, k=None):
+            count = len(super().select(fraction=fraction, k=k))
+            return toy.np.lexsort((-toy.np.arange(len(self.weights)), -self.weights))[:count]
+
+    return Broken
+
+
+@mutant("DataSelector", "test_seed")
+def goes_on_from_the_last_fit(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def fit(self, train, target, **rest):
+            before = self._weights
+            super().fit(train, target, **rest)
+            if before is not None:
+                self._weights = (self._weights + before**2) / 2
+            return self
+
+    return Broken
+
+
+@mutant("DataSelector", "test_wrong_selection_is_refused")
+def takes_what_there_is(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def select(self, *, fraction=None, k=None):
+            k = round(len(self.weights) * fraction) if fraction == fraction and fraction else k or 0
+            return toy.np.argsort(-self.weights, kind="stable")[: max(k, 0)]
+
+    return Broken
+
+
+@mutant("DataSelector", "test_empty_data_is_refused")
+def nothing_is_enough(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def fit(self, train, target, **rest):
+            if not len(train) or not len(target):
+                self._weights = toy.np.zeros(len(train), "float32")
+                return self
+            return super().fit(train, target, **rest)
+
+    return Broken
+
+
+@mutant("DataSelector", "test_before_fit")
+def weights_of_nothing(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        weights = property(lambda self: self._weights)
+
+    return Broken
+
+
+# --- detection ------------------------------------------------------------------------------------
+
+
+def _boxes(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def one(found: Any) -> Any:
+        return [one(f) for f in found] if isinstance(found, list) else replace(
+            found, boxes=change(found.boxes)
+        )  # fmt: skip
+
+    return one
+
+
+returns("half_pixels", "Detector", "test_kind_of_image", "detect",
+        _boxes(lambda boxes: boxes.astype("float64")))  # fmt: skip
+returns("corner_and_size", "Detector", "test_finds", "detect",
+        _boxes(lambda b: b - [[0, 0, 1, 1]] * b[:, [0, 1, 0, 1]]))  # fmt: skip
+returns("rows_before_columns", "Detector", "test_finds", "detect",
+        _boxes(lambda boxes: boxes[:, [1, 0, 3, 2]]))  # fmt: skip
+returns("in_another_scale", "Detector", "test_finds", "detect",
+        _boxes(lambda boxes: boxes / 64))  # fmt: skip
+returns("one_for_a_list_of_many", "Detector", "test_list", "detect",
+        lambda found: found[0] if isinstance(found, list) and found else found)  # fmt: skip
+returns("list_out_of_order", "Detector", "test_list", "detect",
+        lambda found: found[::-1] if isinstance(found, list) else found)  # fmt: skip
+
+
+@mutant("Detector", "test_size_of_image")
+def stumbles_where_nothing_is(toy: Any, cls: Any) -> type:
+    return after("detect", lambda found: (found.scores.max(), found)[1])(toy, cls)
+
+
+@mutant("Detector", "test_kinds_agree")
+def shrinks_pil_images(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def detect(self, images, *, threshold=0.4):
+            if hasattr(images, "resize") and hasattr(images, "mode"):
+                images = images.resize((images.width // 2, images.height // 2))
+            return super().detect(images, threshold=threshold)
+
+    return Broken
+
+
+@mutant("Detector", "test_threshold")
+def its_own_threshold(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def detect(self, images, *, threshold=0.4):
+            return super().detect(images, threshold=0.0)
+
+    return Broken
+
+
+@mutant("Detector", "test_wrong_threshold_is_refused")
+def any_threshold(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def detect(self, images, *, threshold=0.4):
+            return super().detect(images, threshold=threshold if 0 <= threshold <= 1 else 0.5)
+
+    return Broken
+
+
+@mutant("Detector", "test_finetune_again")
+def tuned_by_chance(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, *args, **rest):
+            super().finetune(*args, **rest)
+            self.level = 0.15 * float(toy.torch.rand(1))  # within the ground's grain
+            return self
+
+    return Broken
+
+
+@mutant("Detector", "test_tuned_saved_and_loaded")
+def forgets_what_it_learnt(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def state(self):
+            return {"level": toy.torch.tensor(0.95, dtype=toy.torch.float64)}
+
+    return Broken
+
+
+@mutant("Detector", "test_wrong_labels_are_refused")
+def labels_for_some(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, images, labels, **rest):
+            count = min(len(images), len(labels))
+            return super().finetune(images[:count], labels[:count], **rest)
+
+    return Broken
+
+
+returns("report_of_arrays", "Detector", "test_pretrain", "pretrain",
+        lambda report: {"mean": __import__("numpy").float32(report["mean"])})  # fmt: skip
+
+
+@mutant("Detector", "test_bad_image_is_refused")
+def looks_at_nan(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def detect(self, images, *, threshold=0.4):
+            images = images.nan_to_num() if hasattr(images, "nan_to_num") else images
+            return super().detect(images, threshold=threshold)
+
+    return Broken
+
+
+# --- question-answer generation -------------------------------------------------------------------
+
+
+def _first(**changes: Any) -> Callable[[Any], Any]:
+    return lambda made: replace(
+        made, pairs=tuple(replace(p, **changes) for p in made.pairs[:1]) + made.pairs[1:]
+    )
+
+
+returns("an_empty_answer", "QAGenerator", "test_pairs", "generate", _first(answer=" "))
+returns("a_pair_twice", "QAGenerator", "test_pairs", "generate",
+        lambda made: replace(made, pairs=made.pairs + made.pairs[:1]))  # fmt: skip
+returns("a_node_that_is_not", "QAGenerator", "test_graph", "generate", _first(nodes=("nowhere",)))
+returns("an_edge_to_nowhere", "QAGenerator", "test_graph", "generate",
+        lambda made: replace(made, graph={**made.graph, "edges": [
+            {"source": "s0", "target": "nowhere", "role": "next"}]}))  # fmt: skip
+returns("coverage_of_pairs", "QAGenerator", "test_coverage", "generate",
+        lambda made: replace(made, coverage=len(made) / 10))  # fmt: skip
+returns("answers_with_none", "QAGenerator", "test_answer", "answer", lambda made: None)
+
+
+@mutant("QAGenerator", "test_text_without_content")
+def stumbles_over_nothing(toy: Any, cls: Any) -> type:
+    return after("generate", lambda made: (made.pairs[0], made)[1])(toy, cls)
+
+
+@mutant("QAGenerator", "test_what_is_no_text_is_refused")
+def any_text(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def generate(self, text):
+            return super().generate(str(text))
+
+    return Broken
+
+
+@mutant("QAGenerator", "test_reader")
+def reader_is_no_model(toy: Any, cls: Any) -> type:
+    class Plain:
+        def answer(self, question: str, text: str) -> str:
+            return text
+
+    return after("train_reader", lambda made: Plain())(toy, cls)
+
+
+@mutant("QAGenerator", "test_reader_again")
+def reader_by_chance(toy: Any, cls: Any) -> dict[str, Any]:
+    class Broken(toy.Reader):
+        def __init__(self, *args):
+            import torch
+
+            super().__init__(*args)
+            self.place = int(torch.randint(1000, (1,)))
+
+        def answer(self, question, text):
+            return f"{self.place}"
+
+    return {"Reader": Broken}
+
+
+@mutant("QAGenerator", "test_reader_saved_and_loaded")
+def reader_loads_as_generator(toy: Any, cls: Any) -> dict[str, Any]:
+    return {"build": lambda request: cls(request)}
+
+
+@mutant("QAGenerator", "test_reader_saved_and_loaded")
+def reader_forgets(toy: Any, cls: Any) -> dict[str, Any]:
+    class Broken(toy.Reader):
+        def __init__(self, made_from, config=None):
+            super().__init__(made_from, config)
+            self.fresh = config is not None
+
+        def answer(self, question, text):
+            return super().answer(question, text) if self.fresh else "?"
+
+    return {"Reader": Broken}
+
+
+@mutant("QAGenerator", "test_reader_needs_questions")
+def reader_of_nothing(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def train_reader(self, qa, **rest):
+            return super().train_reader(qa, **rest) if qa else toy.Reader(self, {"rare": {}})
+
+    return Broken
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def _suite(interface: str, model: str, replacements: dict[str, Any], toy: Any) -> type:
+    from zoo import testing
+
+    def broken(self: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in replacements.items():
+            monkeypatch.setattr(toy, name, value)
+
+    base = getattr(testing, f"{interface}Suite")
+    return type("Suite", (base,), {"name": model, "broken": pytest.fixture(autouse=True)(broken)})
+
+
+def _define() -> None:
+    """The test classes: the six as they are, then the mutants."""
+    for interface, model in TOYS.items():
+        toy = import_module(model.replace("-", "_") + ".model")
+        globals()[f"TestGood{interface}"] = _suite(interface, model, {}, toy)
+        for name, broken in MUTANTS.items():
+            if broken.interface == interface:
+                made = broken.make(toy, getattr(toy, CLASSES[interface]))
+                globals()[f"Test_{name}"] = _suite(interface, broken.model or model, made, toy)
+
+
+class Outcomes:
+    """Keeps of each mutant the test that must catch it, and notes what every test said."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if self._wanted(item)]
+
+    def _wanted(self, item: Any) -> bool:
+        name = item.cls.__name__ if item.cls else ""
+        suite = item.parent.name
+        if suite.startswith("TestGood"):
+            return True
+        return bool(name) and item.originalname == MUTANTS[suite.removeprefix("Test_")].caught_by
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        _, suite, test = report.nodeid.split("::", 2)
+        tests = self.found.setdefault(suite, {})
+        if report.outcome != "passed" or report.when == "call":
+            tests[test] = report.outcome if tests.get(test) != "failed" else "failed"
+
+
+if os.environ.get("ZOO_TEST_MUTANTS"):
+    _define()
+
+if __name__ == "__main__":
+    outcomes = Outcomes()
+    status = pytest.main(
+        [__file__, "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-W", "error",
+         "--tb=short" if "-v" in sys.argv else "--tb=no", "-c", os.devnull,
+         "--rootdir", str(Path(__file__).parent)],
+        plugins=[outcomes],
+    )  # fmt: skip
+    Path(sys.argv[1]).write_text(json.dumps({"status": int(status), **outcomes.found}), "utf-8")
