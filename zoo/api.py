@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,12 +192,12 @@ def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _
     from .weights import check_plain_folder, read_saved
 
     if weights is None:
-        located = hub.locate(entry, bundled=bundled_folder(plugin, entry))
+        located = hub.locate(entry, bundled=bundled_folder(plugin, entry), progress=_bar())
         return _Weights(located.folder, located.source)
     folder = as_folder(weights)
     source = "folder"
     if folder is None:
-        located = hub.fetch(*hub.parse_id(str(weights)))
+        located = hub.fetch(*hub.parse_id(str(weights)), progress=_bar())
         folder, source = located.folder, located.source
     assert folder is not None
     if not (folder / "zoo.json").is_file():
@@ -210,6 +211,11 @@ def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _
             f"Load them with zoo.load({str(folder)!r})."
         )
     return _Weights(folder, source, saved)
+
+
+def _bar() -> bool:
+    """Does a download show its progress? Where a person looks at it."""
+    return sys.stderr.isatty()
 
 
 def bundled_folder(plugin: Plugin, entry: Entry | BaseEntry) -> Path | None:
@@ -252,11 +258,12 @@ def _find_base(
         return folder, {"id": str(folder), "revision": None}
     known = catalogue().bases.get(str(base))
     if known is not None:
-        located = hub.locate(known, bundled=bundled_folder(catalogue().owner(known), known))
+        bundled = bundled_folder(catalogue().owner(known), known)
+        located = hub.locate(known, bundled=bundled, progress=_bar())
         return located.folder, {"id": known.name, "revision": None}
     _refuse_bare_folder(str(base), "base")
     repo, revision = hub.parse_id(str(base))
-    located = hub.fetch(repo, revision)
+    located = hub.fetch(repo, revision, progress=_bar())
     return located.folder, {"id": repo, "revision": located.revision}
 
 
@@ -280,7 +287,8 @@ def pull(name: str) -> hub.Located:
         require_code(entry)
     if entry.status == "untrained":
         raise NotReadyError(untrained_message(entry))
-    return hub.locate(entry, bundled=bundled_folder(catalogue().owner(entry), entry))
+    bundled = bundled_folder(catalogue().owner(entry), entry)
+    return hub.locate(entry, bundled=bundled, progress=_bar())
 
 
 def verify(model: Model) -> float:

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from zoo.bench import markdown
 from zoo.testing import FAULTS, LoopbackHub, closed_port
 
 DATA = bytes(range(256)) * 1200  # 307,200 bytes
@@ -997,3 +998,27 @@ def test_a_file_that_huggingface_hub_cached_is_not_fetched_again(
     assert out.source == "hub", out.message
     whole(world, out)
     assert [r for r in hub.requests if "model.safetensors" in r.path] == []
+
+
+# --- the docs' table ------------------------------------------------------------------------------
+
+PAGE = Path(__file__).with_name("hub-faults.md")
+
+
+def page() -> str:
+    """``hub-faults.md``, from the cases above: what each test has seen is what the page says."""
+    head = (
+        "# When the Hub fails\n\n"
+        "What a user sees, case by case. Generated from the tests that hold it: "
+        "`python -m tests.host.test_hub_faults`.\n\n"
+    )
+    table = [(situation, f"`{kind}`", said) for situation, kind, said in rows()]
+    return f"{head}{markdown(['what happens', 'result', 'the message says'], table)}\n"
+
+
+def test_the_page_is_fresh() -> None:
+    assert PAGE.read_text("utf-8") == page(), "run: python -m tests.host.test_hub_faults"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
