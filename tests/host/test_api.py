@@ -463,15 +463,20 @@ def test_pull_imports_nothing(tiny: Path) -> None:
     assert "tiny_sr" not in sys.modules
 
 
-def test_verify(tiny: Path, tmp_path: Path) -> None:
+def test_verify(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = zoo.load("tiny-sr")
     assert api.verify(model) < 0.01
     model.module.weight.data += 0.1
     with pytest.raises(WeightsError, match=r"the output is off by 0.05\d*, more than 0.01"):
         api.verify(model)
-    model.module.weight.data.fill_(float("nan"))
-    with pytest.raises(ZooError):
-        api.verify(model)
+    for wrong, words in (
+        ({"output": torch.full((3, 4, 4), torch.nan)}, "off by inf"),
+        ({"output": torch.zeros(3, 2, 2)}, r"output is \(3, 2, 2\), expected \(3, 4, 4\)"),
+        ({}, r"output is nothing, expected \(3, 4, 4\)"),
+    ):
+        monkeypatch.setattr(model, "run_check", lambda path, wrong=wrong: wrong)
+        with pytest.raises(WeightsError, match=words):
+            api.verify(model)
     saved = zoo.load("tiny-sr").save_pretrained(tmp_path / "mine")
     with pytest.raises(NotReadyError, match="these are from a folder"):
         api.verify(zoo.load(saved))

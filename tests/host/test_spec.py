@@ -189,6 +189,8 @@ ONE = [
     (f'"{HASH}"', f'"{HASH.upper()}"', "sha256:"),
     (f'"{HASH}"', f'"{HASH[:-1]}"', "must be 64 lower-case hex digits"),
     ("repo: org/nearest", "repo: nearest", "must be a Hub repository, org/name"),
+    ("repo: org/nearest", "repo: оrg/nеarest", "must be a Hub repository, org/name"),
+    ("repo: org/nearest", "repo: org/neаrest", "must be a Hub repository, org/name"),
     ("interface: SRModel", "interface: SRModle", "unknown 'SRModle'; did you mean 'SRModel'?"),
     ("interface: SRModel", "interface: Foo", "unknown 'Foo'; known: SRModel, VLAligner"),
     ("interface: SRModel", "interface:", "interface: expected text"),
