@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional
 from zoo_yonos_sr.degrade import round8
+from zoo_yonos_sr.distill import channel_weights
 from zoo_yonos_sr.resize import bicubic_down, bicubic_up
 
 from zoo.errors import InputError, NotReadyError
@@ -30,7 +31,7 @@ from zoo.metrics import haarpsi, psnr_y, ssim_y
 from zoo.progress import track
 
 from .model import EdgeSDSR
-from .train import HELD_OUT, STAGES, Trainer, cosine, unet_loss
+from .train import HELD_OUT, STAGES, Photos, Trainer, cosine, unet_loss
 
 METRICS: Mapping[str, Callable[[Tensor, Tensor, int], float]] = {
     "PSNR-Y": psnr_y,
@@ -290,11 +291,19 @@ def ablations(
     data = photos_of(request.data)
     if data is None:
         return {}, []
+    photos, net = Photos(data), model.module
+    x_h = 2 * photos.crops(np.random.default_rng(request.seed), 16, 64).to(model.device) - 1
+    with torch.no_grad():
+        z_h = net.encode_hr(x_h)
+    noise = torch.randn(z_h.shape, generator=torch.Generator().manual_seed(request.seed))
+    channels = channel_weights(net.decoder_base, z_h, noise.to(z_h))
     found: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with track(SEEDS * len(VARIANTS), request.progress, "ablations") as advance:
         for seed in range(request.seed, request.seed + SEEDS):
             for name, (changes, joint) in VARIANTS.items():
-                found[name].append(short_training(request, model, data, seed, changes, joint))
+                found[name].append(
+                    short_training(request, model, photos, channels, seed, changes, joint)
+                )
                 advance(1)
     rows = {name: {"held-out PSNR-Y": Metric.of(v)} for name, v in found.items()}
     reverse, const, learned, frozen = VARIANTS
@@ -341,7 +350,8 @@ def photos_of(data: Path | None) -> Path | None:
 def short_training(
     request: BenchRequest,
     model: EdgeSDSR,
-    data: Path,
+    photos: Photos,
+    channels: Tensor,
     seed: int,
     changes: Mapping[str, Any],
     joint: bool,
@@ -358,9 +368,8 @@ def short_training(
     with tempfile.TemporaryDirectory() as scratch:
         entry = replace(request.entry, config={**request.entry.config, **changes})
         run = Trainer(
-            TrainRequest(
-                entry, Path(scratch), data, seed=seed, device=request.device, options=options
-            )
+            TrainRequest(entry, Path(scratch), seed=seed, device=request.device, options=options),
+            photos,
         )
         net = run.net.eval()
         net.hr_encoder.load_state_dict(model.module.hr_encoder.state_dict())
@@ -371,7 +380,7 @@ def short_training(
         parts: dict[str, tuple[nn.Module, Callable[[float], float]]] = {"unet": (net.unet, cosine)}
         if joint:
             parts["lr_encoder"] = (net.lr_encoder, lambda p: 0.3 * cosine(p))
-        run.run("unet", parts, lambda batch: unet_loss(run, batch))
+        run.run("unet", parts, lambda batch: unet_loss(run, batch, channels))
         run.validate("short", lambda x_h, x_l: net.decoder_base(net.one_step(x_l)))
         return float(run.validated["short"]["psnr_y"])
 

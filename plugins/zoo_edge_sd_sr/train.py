@@ -176,12 +176,12 @@ class Batch:
 class Trainer:
     """The network, its data, and the loop that all stages share."""
 
-    def __init__(self, request: TrainRequest) -> None:
+    def __init__(self, request: TrainRequest, photos: Photos | None = None) -> None:
         options = request.options
         self.request = request
         self.out = Path(request.out)
         self.device = torch.device(request.device)
-        self.photos = Photos(request.data)
+        self.photos = photos or Photos(request.data)
         self.texture: float = options["texture"]
         self.distill: bool = options["distill"]
         self.degradation = RealLite(share=options["degraded"])

@@ -22,6 +22,7 @@ from zoo_yonos_sr.resize import bicubic_down, bicubic_up
 
 from zoo.errors import InputError, NotReadyError, OptionError, ZooError
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
+from zoo.spec import Entry
 from zoo.weights import read_saved
 
 SMALL = {
@@ -60,8 +61,14 @@ def _seed():
 
 
 def entry(config=SMALL, name="edge-sd-sr"):
-    return SimpleNamespace(
-        name=name, plugin="zoo_edge_sd_sr", distribution="edgezoo", config=dict(config)
+    return Entry(
+        name,
+        "SRModel",
+        "zoo_edge_sd_sr",
+        "ready",
+        "a model for tests",
+        config=dict(config),
+        distribution="edgezoo",
     )
 
 
@@ -602,3 +609,21 @@ def test_quick_benchmark_computes_its_claims(tmp_path):
         zoo_edge_sd_sr.zoo_bench(BenchRequest(entry(TINY), tmp_path, data=tmp_path, quick=True))
     with pytest.raises(NotReadyError, match="no weights to measure"):
         zoo_edge_sd_sr.zoo_bench(BenchRequest(entry(FULL, "edge-sd-sr-full"), tmp_path))
+
+
+def test_ablations_train_every_variant_equally(tmp_path, monkeypatch):
+    import zoo_edge_sd_sr.bench as experiment
+    from skimage.data import astronaut
+
+    for i, name in enumerate(["casa-mila", "mine"]):
+        Image.fromarray(astronaut()[i * 200 : i * 200 + 264, :264]).save(tmp_path / f"{name}.jpg")
+    monkeypatch.setattr(experiment, "ABLATION_STEPS", 4)
+    monkeypatch.setattr(experiment, "SEEDS", 2)
+    request = BenchRequest(entry(TINY), tmp_path / "out", data=tmp_path)
+    results = zoo_edge_sd_sr.zoo_bench(request)
+    for name in experiment.VARIANTS:
+        assert results.table[name]["held-out PSNR-Y"].n == 2
+    ids = {c.id for c in results.claims}
+    assert {"joint-encoder", "bidirectional", "variance", "decoder-fine-tuning"} <= ids
+    assert [d.name for d in results.data] == ["held-out photos"]
+    assert results.seeds == [0, 1]
