@@ -530,7 +530,7 @@ def random_rounding(toy: Any, cls: Any) -> dict[str, Any]:
 
     def random(weight: Any, bits: int) -> Any:
         codes, scale = real(weight, bits)
-        return (codes + toy.torch.rand_like(codes) - 0.5).round(), scale
+        return codes - (toy.torch.rand_like(codes) > 0.9).float(), scale
 
     return {"rounded": random}
 
