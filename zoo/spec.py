@@ -337,18 +337,20 @@ def _tree(text: str, wrong: Callable[[int, str], None]) -> _Node:
                 wrong(line, "anchors and aliases are not allowed; write the value out")
             if (tag := getattr(event, "tag", None)) is not None:
                 wrong(line, f"tags are not allowed: {tag}")
-            if isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-                stack.pop()
-                keys.pop()
-                continue
-            if isinstance(event, yaml.AliasEvent):
-                node = _Node(line, "", plain=True)
-            elif isinstance(event, yaml.ScalarEvent):
+            if isinstance(
+                event, yaml.ScalarEvent
+            ):  # the commonest first: listing comes through here
                 node = _Node(line, event.value, plain=not event.style)
             elif isinstance(event, yaml.MappingStartEvent):
                 node = _Node(line, {})
             elif isinstance(event, yaml.SequenceStartEvent):
                 node = _Node(line, [])
+            elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+                stack.pop()
+                keys.pop()
+                continue
+            elif isinstance(event, yaml.AliasEvent):
+                node = _Node(line, "", plain=True)
             elif isinstance(event, yaml.DocumentStartEvent) and root is not None:
                 raise _MalformedError(line, "a second document; a registry file is one")
             else:
