@@ -62,7 +62,7 @@ def create(name: str, interface: str, out: str | Path | None = None) -> Path:
     Raises UsageError for a name that cannot be used, with the reason; OutputError where the folder
     cannot be written or holds something.
     """
-    from .weights import atomic_folder
+    from .files import atomic_folder
 
     if interface not in INTERFACES:
         raise UsageError(f"interface {interface!r}: expected one of {', '.join(INTERFACES)}.")
