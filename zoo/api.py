@@ -256,7 +256,7 @@ def _find_base(
         if not folder.is_dir():
             raise UsageError(f"base={str(base)!r}: there is no such folder.")
         return folder, {"id": str(folder), "revision": None}
-    known = catalogue().bases.get(str(base))
+    known = catalogue().base(str(base))
     if known is not None:
         bundled = bundled_folder(catalogue().owner(known), known)
         located = hub.locate(known, bundled=bundled, progress=_bar())

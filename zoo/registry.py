@@ -20,7 +20,8 @@ class Catalogue:
 
     models: Mapping[str, tuple[Entry, ...]]
     """Name -> entries that claim it, ours first. One of ours is always alone."""
-    bases: Mapping[str, BaseEntry]
+    bases: Mapping[str, tuple[BaseEntry, ...]]
+    """The same of bases."""
     qualified: Mapping[str, Entry]
     """``dist:name`` -> entry, for every entry."""
     plugins: tuple[Plugin, ...]
@@ -48,7 +49,7 @@ class Catalogue:
                 return self.qualified[key]
         claims = self.models.get(name, ())
         if len(claims) > 1:  # a plugin that was switched off no longer competes
-            claims = tuple(e for e in claims if not self._blocked(e)) or claims
+            claims = tuple(e for e in claims if not self.blocked(e)) or claims
         if len(claims) == 1:
             return claims[0]
         if claims:
@@ -67,7 +68,19 @@ class Catalogue:
         """Every entry that claims a plain name, ours first; rivals are both here."""
         return [entry for claims in self.models.values() for entry in claims]
 
-    def _blocked(self, entry: Entry) -> bool:
+    def base(self, name: str) -> BaseEntry | None:
+        """The base of a name or ``dist:name``, or None; UnknownModelError where two claim it."""
+        dist, colon, rest = name.rpartition(":")
+        claims = self.bases.get(rest, ())
+        if colon:
+            claims = tuple(b for b in claims if b.distribution == normalised(dist))
+        elif len(claims) > 1 and claims[0].distribution != HOST:
+            choices = " or ".join(repr(f"{b.distribution}:{name}") for b in claims)
+            raise UnknownModelError(f"base {name!r} is claimed by two plugins. Say: {choices}.")
+        return claims[0] if claims else None
+
+    def blocked(self, entry: Entry) -> bool:
+        """Is the plugin that brought an entry switched off?"""
         return any(
             p.state == "blocked"
             for p in self.plugins
@@ -82,7 +95,9 @@ def catalogue() -> Catalogue:
     models: dict[str, list[Entry]] = {
         name: [replace(entry, distribution=HOST)] for name, entry in own.models.items()
     }
-    bases = {name: replace(base, distribution=HOST) for name, base in own.bases.items()}
+    bases: dict[str, list[BaseEntry]] = {
+        name: [replace(base, distribution=HOST)] for name, base in own.bases.items()
+    }
     qualified = {f"{HOST}:{name}": claims[0] for name, claims in models.items()}
     seen: list[Plugin] = []
     for plugin in plugins.discover():
@@ -107,10 +122,10 @@ def catalogue() -> Catalogue:
             if name not in taken:
                 models.setdefault(name, []).append(entry)
         for name, base in plugin.registry.bases.items():
-            bases.setdefault(name, replace(base, distribution=plugin.distribution))
+            bases.setdefault(name, []).append(replace(base, distribution=plugin.distribution))
     return Catalogue(
         MappingProxyType({name: tuple(claims) for name, claims in models.items()}),
-        MappingProxyType(bases),
+        MappingProxyType({name: tuple(claims) for name, claims in bases.items()}),
         MappingProxyType(qualified),
         tuple(seen),
     )

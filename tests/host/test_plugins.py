@@ -567,3 +567,36 @@ def test_forgetting_finds_what_was_installed_since(here: Site) -> None:
     assert "late" not in zoo.list_models()
     here.plugin("late")
     assert "late" in zoo.list_models()
+
+
+def test_bases_of_two_strangers_are_told_apart(here: Site) -> None:
+    """No silent winner among bases either; ours would win, as models do."""
+    for package, dist in (("zoo_one", "one"), ("zoo_two", "two")):
+        here.plugin(
+            package,
+            distribution=dist,
+            registry="schema: 1\nzoo_api: 1\nbases:\n"
+            f"  shared: {{summary: from {dist}, files: []}}\n  only-{dist}: {{summary: x, files: []}}\n",
+        )
+    from zoo.registry import catalogue
+
+    with pytest.raises(UnknownModelError, match="'one:shared' or 'two:shared'"):
+        catalogue().base("shared")
+    found = catalogue().base("two:shared")
+    assert found is not None
+    assert found.summary == "from two"
+    only = catalogue().base("only-one")
+    assert only is not None
+    assert only.distribution == "one"
+    assert catalogue().base("nothing") is None
+    assert catalogue().base("three:shared") is None
+
+
+def test_a_blocked_model_is_listed_as_blocked(site: Site) -> None:
+    site.plugin("zoo_shy")
+    line = next(
+        text
+        for text in site.zoo("list", ZOO_PLUGINS_DISABLE="zoo_shy").stdout.splitlines()
+        if text.startswith("zoo-shy")
+    )
+    assert "blocked" in line

@@ -22,6 +22,7 @@ VERBS = {
     "info": ("catalogue", "Show what a model is, its licence, its options and its files."),
     "plugins": ("catalogue", "Show the installed plugins, and what is wrong with any."),
     "upscale": ("upscale", "Enlarge images."),
+    "align": ("align", "Fit a model to images and their texts."),
     "train": ("work", "Train a model with its method's recipe."),
     "bench": (
         "bench",

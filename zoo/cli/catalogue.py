@@ -34,7 +34,8 @@ def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> No
         raise click.BadParameter(f"{interface!r} is none of {', '.join(INTERFACES)}")
     catalogue = registry.catalogue()
     if bases:
-        found = [b for name, b in catalogue.bases.items() if fnmatchcase(name, pattern)]
+        found = [b for claims in catalogue.bases.values() for b in claims]
+        found = [b for b in found if fnmatchcase(b.name, pattern)]
         if as_json:
             return echo_json([{"name": b.name, "summary": b.summary} for b in found])
         return _columns([(b.name, b.summary) for b in found] or [("no bases", "")])
@@ -45,7 +46,17 @@ def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> No
     ]
     if as_json:
         return echo_json([_public(entry) for entry in entries])
-    _columns([(_name(e, catalogue), e.interface, e.status, e.summary) for e in entries])
+    _columns(
+        [
+            (
+                _name(e, catalogue),
+                e.interface,
+                "blocked" if catalogue.blocked(e) else e.status,
+                e.summary,
+            )
+            for e in entries
+        ]
+    )
     faults = [p for p in catalogue.plugins if p.state in ("fault", "conflict")]
     if faults:
         count = "1 plugin has" if len(faults) == 1 else f"{len(faults)} plugins have"
