@@ -226,7 +226,7 @@ def reachable() -> str | None:
     if not answers or "Timeout" in type(answers[0]).__name__:
         return f"{constants.ENDPOINT} did not answer within {seconds:g} s"
     if isinstance(answers[0], Exception):
-        return f"{constants.ENDPOINT}: {' '.join(str(answers[0]).split())}"
+        return f"{constants.ENDPOINT} answered with an error: {str(answers[0]).splitlines()[0]}"
     return None
 
 

@@ -328,6 +328,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     # --- reading ----------------------------------------------------------------------------------
 
+    def _list(self) -> None:
+        public = [name for name, repo in self.server.hub._repos.items() if not repo.private]
+        self._json([{"id": name} for name in public])
+
     def _repo(self, repo: str, *, content: bool = False) -> _Repo | None:
         """The repository, if this client may see it; else the answer has been sent."""
         if self.token is not None and self.token not in self.server.hub.tokens:
@@ -593,6 +597,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 _NAME = r"(?P<repo>[^/]+/[^/]+)"
 _ROUTES: tuple[tuple[str, str, Callable[..., None]], ...] = (
+    ("GET", r"/api/models", _Handler._list),
     ("GET", rf"/api/models/{_NAME}", _Handler._info),
     ("GET", rf"/api/models/{_NAME}/revision/(?P<revision>.+)", _Handler._info),
     ("GET", rf"/api/models/{_NAME}/tree/(?P<revision>[^/]+)/?(?P<folder>.*)", _Handler._tree),
