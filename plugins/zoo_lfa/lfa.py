@@ -1,0 +1,636 @@
+"""The method: linear feature alignment of image features to text features, in the paper's order.
+
+Y. Ouali, A. Bulat, B. Martinez, G. Tzimiropoulos: "Black Box Few-Shot Adaptation for
+Vision-Language models", ICCV 2023, arXiv 2304.01752. Numbers in brackets are sections of our brief,
+which marks what the paper and the authors' code say and what is our choice ([design]).
+
+    X (N,d)   image features, rows of unit norm           Y (C,d)  text features, one for each class
+    l (N,)    labels in 0..C-1; P (N,C) is their one-hot matrix, so PY = Y[l]
+    W (d,d)   the map: x' = xW on rows; the text stays. Zero-shot is W = I: argmax X Y^T
+
+    W*  = argmin ||XW - PY||_F with W^T W = I             closed form                        (2.2)
+    W_b = (1-b) W* + b I                                  b by cross-validation              (2.3)
+    W   = W_b refined by AdamW on the re-ranking loss     a few hundred cheap steps          (2.4)
+    W   <- (1-m) W + m I                                  m by cross-validation: never harm  (2.9)
+
+Where image and text features differ in width, W is (d_x, d_y) and I is the rectangular identity E.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BETAS = 25
+"""Values of b that are tried, from 0 to 1 (2.3)."""
+BLENDS = 11
+"""Values of m that ``safe`` tries, from 0 to 1."""
+FOLDS = 3
+ROWS = 8192
+"""Rows that are worked on at once, so that memory beyond the features is bounded."""
+TABLE = 4096
+"""Up to this many classes the cosines between texts are kept as a table."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting of a fit; the defaults are the reference's where it has one."""
+
+    init: str = "beta"
+    """beta, procrustes, ridge, identity or random: where the refinement starts."""
+    beta: float | None = None
+    """b of (2.3); None is cross-validation."""
+    ridge: float = 0.1
+    """Penalty of the ridge to the identity (2.9)."""
+    iterations: int = 100
+    """Steps of the refinement; 0 is the closed form alone."""
+    loss: str = "rerank"
+    """rerank, contrastive or triplet."""
+    k: int = 3
+    """Nearest classes in the loss, the true one allowed among them."""
+    s: float = 4.0
+    """Margins are (1 - cos(y_c, y_l)) / s."""
+    lr: float = 5e-4
+    decay: float = 5e-4
+    batch: int = 2048
+    """Most rows in a step; the reference takes 75 % of the support set, whatever its size."""
+    noise: float = 0.035
+    """Standard deviation of the feature noise, added in every other step (at random)."""
+    dropout: float = 0.05
+    safe: bool = True
+    """Cross-validate {I, closed forms, refined} x blends with I, and keep the best (2.9)."""
+    seed: int = 0
+
+
+class Fit(NamedTuple):
+    """What a fit gives."""
+
+    w: Tensor
+    """(d_x, d_y) float32."""
+    average: Tensor
+    """The moving average of W over the refinement, which starts at I and stays nearer to it (2.5)."""
+    report: dict[str, Any]
+
+
+# --- 2.1 rows of unit norm ------------------------------------------------------------------------
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows divided by their L2 norm."""
+    return functional.normalize(x, dim=-1)
+
+
+def identity(x_width: int, y_width: int, like: Tensor) -> Tensor:
+    """E (d_x,d_y): ones on the diagonal."""
+    return torch.eye(x_width, y_width, dtype=like.dtype, device=like.device)
+
+
+def like_identity(w: Tensor) -> Tensor:
+    """E of the shape of w."""
+    return identity(w.shape[0], w.shape[1], w)
+
+
+# --- 2.2 closed forms -----------------------------------------------------------------------------
+
+
+def class_sums(x: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """P^T X (C,d) in float64: all that the closed form needs of the support set."""
+    sums = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device)
+    for i in range(0, len(x), ROWS):
+        sums.index_add_(0, labels[i : i + ROWS], x[i : i + ROWS].double())
+    return sums
+
+
+def procrustes(x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
+    """W* = U V^T with U S V^T = svd(X^T P Y): the orthogonal map nearest to PY, in O(d).
+
+    x (N,d), y (C,d), labels (N,); returns (d,d) float64. X^T P Y = (P^T X)^T Y has rank at most C, so
+    where C < d the minimiser is not unique. Of all minimisers this is the one nearest to I
+    [design], so that it is the same on every machine and leaves alone what no example speaks about.
+    No sign is corrected: reflections are allowed.
+
+    All that differs from I happens in the span of the class sums and the texts: with an
+    orthonormal basis B (d,m) of it, m <= 2C, W* = I + B (W' - I) B^T and W' (m,m) is small.
+
+    For d_x != d_y: U_r V_r^T, of rank r, the largest trace of W^T X^T P Y for a partial isometry.
+    """
+    sums, y = class_sums(x, labels, len(y)), y.double()
+    if sums.shape[1] != y.shape[1]:
+        basis_x, basis_y = torch.linalg.qr(sums.T).Q, torch.linalg.qr(y.T).Q
+        u, s, vh = torch.linalg.svd((sums @ basis_x).T @ (y @ basis_y), full_matrices=False)
+        r = _rank(s)
+        return basis_x @ u[:, :r] @ vh[:r] @ basis_y.T
+    d = y.shape[1]
+    basis = torch.linalg.qr(torch.cat([sums, y]).T).Q if 2 * len(y) < d else identity(d, d, y)
+    u, s, vh = torch.linalg.svd((sums @ basis).T @ (y @ basis))  # (m,m)
+    r = _rank(s)
+    small = u[:, :r] @ vh[:r]
+    if r < len(s):  # the rest is free: Z = polar(U_0^T V_0) makes trace(W') largest
+        p, _, qh = torch.linalg.svd(u[:, r:].T @ vh[r:].T)
+        small = small + u[:, r:] @ (p @ qh) @ vh[r:]
+    if basis.shape[1] == d:
+        return basis @ small @ basis.T
+    return identity(d, d, y) + basis @ (small - like_identity(small)) @ basis.T
+
+
+def _rank(s: Tensor) -> int:
+    """Singular values above rounding, given in falling order."""
+    return int((s > s[0] * len(s) * 1e-12).sum()) if len(s) and s[0] > 0 else 0
+
+
+def ridge(x: Tensor, y: Tensor, labels: Tensor, penalty: float) -> Tensor:
+    """argmin ||XW - PY||^2 + penalty ||W - E||^2 = E + (X^T X + penalty I)^-1 X^T (PY - XE) [design].
+
+    Returns (d_x,d_y) float64; penalty > 0. No null space: unique, deterministic, milliseconds.
+    """
+    (n, d), eye = x.shape, identity(x.shape[1], y.shape[1], y.double())
+    y = y.double()
+    if n < d:  # the same by the n x n matrix
+        x = x.double()
+        gram = x @ x.T
+        gram.diagonal().add_(penalty)
+        return eye + x.T @ torch.linalg.solve(gram, y[labels] - x @ eye)
+    gram = torch.zeros(d, d, dtype=torch.float64, device=x.device)
+    for i in range(0, n, ROWS):
+        part = x[i : i + ROWS].double()
+        gram += part.T @ part
+    right = class_sums(x, labels, len(y)).T @ y - gram @ eye
+    gram.diagonal().add_(penalty)
+    return eye + torch.linalg.solve(gram, right)
+
+
+# --- 2.3 between the closed form and the identity -------------------------------------------------
+
+
+def interpolate(w: Tensor, beta: float) -> Tensor:
+    """W_b = W - b (W - E): b = 0 is W, b = 1 is zero-shot, exactly."""
+    eye = like_identity(w)
+    return eye if beta == 1 else w if beta == 0 else w - beta * (w - eye)
+
+
+def choose_beta(
+    x: Tensor, y: Tensor, labels: Tensor, folds: Sequence[Tensor], closed: Sequence[Tensor]
+) -> float:
+    """b of the best mean accuracy on the held-out rows; the smallest where several are best.
+
+    ``folds``: for each split the indices that were held out; ``closed``: W* of the others. One
+    SVD for each split, not one for each b: X W_b Y^T = (1-b) X W* Y^T + b X Y^T.
+    """
+    betas = torch.linspace(0, 1, BETAS, dtype=torch.float64).tolist()
+    found = torch.zeros(BETAS, dtype=torch.float64)
+    for held, w in zip(folds, closed, strict=True):
+        found += torch.stack(
+            [(hit == 1).double().mean() for hit in hits(x, y, labels, held, w, betas)]
+        )
+    return float(betas[int(found.argmax())])
+
+
+def hits(
+    x: Tensor, y: Tensor, labels: Tensor, held: Tensor, w: Tensor, blends: Sequence[float]
+) -> list[Tensor]:
+    """For each blend m, of the held-out rows by (1-m) W + m E: 1 / rank of the true class, (n,).
+
+    1.0 is a right answer; the mean of ``hits == 1`` is the accuracy.
+    """
+    parts: list[list[Tensor]] = [[] for _ in blends]
+    w, eye = w.float(), like_identity(w)
+    for rows in held.split(max(1, min(ROWS, 2**26 // len(y)))):
+        mapped, plain = x[rows] @ w @ y.T, x[rows] @ eye @ y.T
+        for part, m in zip(parts, blends, strict=True):
+            scores = torch.lerp(mapped, plain, m)
+            own = scores.gather(1, labels[rows][:, None])
+            part.append(1 / (scores >= own).sum(1))  # the row itself counts
+    return [torch.cat(part).cpu() for part in parts]
+
+
+# --- 2.4 refinement -------------------------------------------------------------------------------
+
+
+class Texts(NamedTuple):
+    """Y and what of it every step needs."""
+
+    y: Tensor
+    cosines: Tensor | None
+    """Y Y^T, or None where that would be large."""
+
+    def between(self, a: Tensor, b: Tensor) -> Tensor:
+        """cos(y_a, y_b) for labels a (n,1) and b (n,k): (n,k)."""
+        if self.cosines is not None:
+            return self.cosines[a, b]
+        return (self.y[a] * self.y[b]).sum(-1)
+
+
+def prepare(y: Tensor) -> Texts:
+    """Y (C,d) of unit rows, with its table of cosines."""
+    return Texts(y, y @ y.T if len(y) <= TABLE else None)
+
+
+def rerank(
+    u: Tensor, texts: Texts, labels: Tensor, k: int = 3, s: float = 4.0
+) -> tuple[Tensor, Tensor]:
+    """The adaptive re-ranking loss of U = XW (n,d), and its gradient by U.
+
+    With z_i = norm(u_i), D_ic = ||z_i - y_c||, K_i the k classes of smallest D_ic:
+
+        L = 1/(nk) sum_i sum_{c in K_i} max(0, D_il - D_ic + m_cl),   m_cl = (1 - y_c^T y_l) / s
+
+    A term with c = l is 0 and still counts in nk. K_i and m are constants of the gradient. On the
+    unit sphere D = sqrt(2 - 2 z^T y) and dD/dz = -y / D up to a radial part, which the
+    normalisation removes; so the gradient is a sum of at most k + 1 texts for each row, and no
+    N x C matrix is ever differentiated.
+    """
+    norm = u.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    z = u / norm
+    similar = z @ texts.y.T  # (n,C)
+    nearest = similar.topk(min(k, len(texts.y)), dim=1)  # K_i
+    margin = (1 - texts.between(labels[:, None], nearest.indices)) / s
+    return _hinge(z, norm, texts.y, labels, similar, nearest.indices, margin)
+
+
+def triplet(u: Tensor, texts: Texts, labels: Tensor, margin: float = 0.1) -> tuple[Tensor, Tensor]:
+    """The usual loss with the hardest wrong class and one margin, for comparison."""
+    norm = u.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    z = u / norm
+    similar = z @ texts.y.T
+    wrong = similar.scatter(1, labels[:, None], -math.inf).argmax(1, keepdim=True)
+    return _hinge(z, norm, texts.y, labels, similar, wrong, torch.full_like(norm, margin))
+
+
+def _hinge(
+    z: Tensor,
+    norm: Tensor,
+    y: Tensor,
+    labels: Tensor,
+    similar: Tensor,
+    rivals: Tensor,
+    margin: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """mean over (n,k) of max(0, D_il - D_ic + margin), and the gradient by u = norm * z."""
+    own = (2 - 2 * similar.gather(1, labels[:, None])).clamp_min(1e-12).sqrt()  # D_il (n,1)
+    theirs = (2 - 2 * similar.gather(1, rivals)).clamp_min(1e-12).sqrt()  # D_ic (n,k)
+    gap = own - theirs + margin
+    active = ((gap > 0) & (rivals != labels[:, None])).to(z.dtype)
+    count = gap.numel()
+    loss = (gap * active).sum() / count
+    weight = torch.cat([active / theirs, -active.sum(1, keepdim=True) / own], 1) / count
+    index = torch.cat([rivals, labels[:, None]], 1)
+    g = functional.embedding_bag(index, y, per_sample_weights=weight, mode="sum")  # dL/dz
+    return loss, (g - (g * z).sum(1, keepdim=True) * z) / norm
+
+
+def contrastive(
+    u: Tensor, texts: Texts, labels: Tensor, temperature: float = 0.07
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of U Y^T / temperature, U not normalised, as in the reference's ablation."""
+    logits = u @ texts.y.T / temperature
+    loss = functional.cross_entropy(logits, labels)
+    p = logits.softmax(1)
+    p[torch.arange(len(p), device=p.device), labels] -= 1
+    return loss, p @ texts.y / (temperature * len(p))
+
+
+def refine(
+    w: Tensor,
+    x: Tensor,
+    y: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    seed: int,
+    step: Callable[[], Any] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """``recipe.iterations`` steps of AdamW from w (d_x,d_y): the last W and the moving average.
+
+    x (N,d_x), or (N,T,d_x) with T crops of each image: then each step takes one crop, the same for
+    all images. Cosine schedule to 1e-7. A step sees a random 75 % of the rows, at most
+    ``recipe.batch``; at random noise and dropout on the features, which are not normalised again.
+    """
+    generator = torch.Generator(device=x.device).manual_seed(seed)
+    dice = torch.Generator().manual_seed(seed)  # decisions, on the CPU whatever the device
+    w, texts = w.to(x.dtype).clone(), prepare(y)
+    average, n = like_identity(w), len(x)
+    rows = min(recipe.batch, n if x.ndim == 3 else max(1, round(0.75 * n)))
+    optimiser = torch.optim.AdamW([w], lr=recipe.lr, weight_decay=recipe.decay, foreach=False)
+    t_end, half = recipe.iterations, max(1, recipe.iterations // 2)
+    for t in range(t_end):
+        chosen = torch.randperm(n, generator=dice)[:rows].to(x.device)
+        crop, noisy, drop = (float(v) for v in torch.rand(3, generator=dice))
+        batch = x[chosen, int(crop * x.shape[1])] if x.ndim == 3 else x[chosen]
+        if noisy < 0.5 and recipe.noise:
+            batch = batch + recipe.noise * torch.randn(
+                batch.shape, generator=generator, device=x.device, dtype=x.dtype
+            )
+        if drop < 0.5 and recipe.dropout:
+            keep = torch.rand(batch.shape, generator=generator, device=x.device) >= recipe.dropout
+            batch = batch * keep / (1 - recipe.dropout)
+        u, l = batch @ w, labels[chosen]
+        if recipe.loss == "rerank":
+            _, gradient = rerank(u, texts, l, recipe.k, recipe.s)
+        elif recipe.loss == "triplet":
+            _, gradient = triplet(u, texts, l)
+        else:
+            _, gradient = contrastive(u, texts, l)
+        w.grad = batch.T @ gradient
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-7 + (recipe.lr - 1e-7) * (1 + math.cos(math.pi * t / t_end)) / 2
+        optimiser.step()
+        momentum = 0.9 + 0.1 * (1 - math.exp(-5 * min(t, half) / half))
+        average.lerp_(w, 1 - momentum)
+        step()
+    w.grad = None
+    return w, average
+
+
+# --- 2.9 the whole fit, which by default cannot harm ----------------------------------------------
+
+
+def split(labels: Tensor, classes: int, seed: int) -> tuple[str, list[Tensor]]:
+    """("samples" or "classes", the indices held out in each of three folds).
+
+    With two or more examples of most classes: each class is spread over the folds. With one: whole
+    classes are held out, since W does not know the classes; sample folds would then test
+    classes that were never seen and call that overfitting. No folds for fewer than two classes.
+    """
+    dice = torch.Generator().manual_seed(seed)
+    labels = labels.cpu()
+    counts = torch.bincount(labels, minlength=classes)
+    seen = counts.nonzero()[:, 0]
+    if len(seen) < 2:
+        return "classes", []
+    if int(counts[seen].median()) >= 2:
+        order = torch.randperm(len(labels), generator=dice)
+        order = order[labels[order].argsort(stable=True)]
+        start = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)[:-1]])
+        rank = torch.arange(len(labels)) - start[labels[order]]
+        shift = torch.randint(FOLDS, (classes,), generator=dice)
+        fold = torch.empty_like(labels)
+        fold[order] = (rank + shift[labels[order]]) % FOLDS
+        kind = "samples"
+    else:
+        place = torch.zeros(classes, dtype=torch.long)
+        place[seen[torch.randperm(len(seen), generator=dice)]] = torch.arange(len(seen)) % FOLDS
+        fold, kind = place[labels], "classes"
+    held = [(fold == i).nonzero()[:, 0] for i in range(FOLDS)]
+    return kind, [h for h in held if 0 < len(h) < len(labels)]
+
+
+def steps_of(recipe: Recipe, labels: Tensor, classes: int) -> int:
+    """How many steps ``fit`` will report."""
+    runs = 1
+    if recipe.safe:
+        runs += _validations(labels, classes, recipe)
+    return max(1, runs * recipe.iterations)
+
+
+def _validations(labels: Tensor, classes: int, recipe: Recipe) -> int:
+    """Folds in which the refinement is tried: one tells enough where there are many rows."""
+    folds = len(split(labels, classes, recipe.seed)[1])
+    return min(folds, 1) if len(labels) > 4096 else folds
+
+
+def fit(
+    x: Tensor, y: Tensor, labels: Tensor, recipe: Recipe, step: Callable[[], Any] = lambda: None
+) -> Fit:
+    """W for images x (N,d_x) or (N,crops,d_x) with labels (N,) into texts y (C,d_y); unit rows.
+
+    ``step`` is called ``steps_of(...)`` times.
+    """
+    started = time.perf_counter()
+    centre = x[:, -1] if x.ndim == 3 else x  # the centre crop is the last
+    kind, folds = split(labels, len(y), recipe.seed)
+    folds = [fold.to(x.device) for fold in folds]
+    rest = [_others(fold, len(x)) for fold in folds]
+    square = x.shape[-1] == y.shape[1]
+    report: dict[str, Any] = {"rows": len(x), "classes": len(y), "folds": kind if folds else "none"}
+
+    beta = 1.0 if recipe.init == "identity" else 0.0 if recipe.beta is None else recipe.beta
+    if recipe.init == "beta" and recipe.beta is None and square and folds:
+        closed = [procrustes(centre[r], y, labels[r]) for r in rest]
+        beta = choose_beta(centre, y, labels, folds, closed)
+    report["beta"] = beta
+
+    start = start_of(centre, y, labels, recipe, beta)
+    if recipe.iterations:
+        w, average = refine(start, x, y, labels, recipe, recipe.seed, step)
+    else:
+        w, average = start.float(), start.float()
+        step()
+    report |= {"kept": "refined" if recipe.iterations else recipe.init, "blend": 0.0}
+    if recipe.safe:
+        w = _safe(x, y, labels, recipe, beta, w, folds, rest, kind, report, step)
+    report["seconds"] = round(time.perf_counter() - started, 4)
+    return Fit(w.float(), average.float(), report)
+
+
+def start_of(x: Tensor, y: Tensor, labels: Tensor, recipe: Recipe, beta: float) -> Tensor:
+    """Where the refinement starts, (d_x,d_y) float64."""
+    if recipe.init == "ridge":
+        return ridge(x, y, labels, recipe.ridge)
+    if recipe.init == "identity" or (beta == 1 and x.shape[1] == y.shape[1]):
+        return identity(x.shape[1], y.shape[1], y.double())
+    if recipe.init == "random":
+        dice = torch.Generator().manual_seed(recipe.seed)
+        wide, thin = max(x.shape[1], y.shape[1]), min(x.shape[1], y.shape[1])
+        q = torch.linalg.qr(torch.randn(wide, thin, generator=dice, dtype=torch.float64)).Q
+        return (q if x.shape[1] == wide else q.T).to(x.device)
+    return interpolate(procrustes(x, y, labels), beta)
+
+
+def _others(held: Tensor, n: int) -> Tensor:
+    keep = torch.ones(n, dtype=torch.bool, device=held.device)
+    keep[held] = False
+    return keep.nonzero()[:, 0]
+
+
+def _safe(
+    x: Tensor,
+    y: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    beta: float,
+    refined: Tensor,
+    folds: Sequence[Tensor],
+    rest: Sequence[Tensor],
+    kind: str,
+    report: dict[str, Any],
+    step: Callable[[], Any],
+) -> Tensor:
+    """Choose by cross-validation on the support set; I where nothing is clearly better than I.
+
+    "Clearly": by more than three standard errors of the paired difference (the best of some thirty
+    candidates is lucky), so that noise in few examples keeps the zero-shot map. What is compared is the accuracy; with one example of each
+    class the mean reciprocal rank of the true class, which tells more from few rows.
+    """
+    centre = x[:, -1] if x.ndim == 3 else x
+    square = x.shape[-1] == y.shape[1]
+    eye = identity(x.shape[-1], y.shape[1], y)
+    blends = [i / (BLENDS - 1) for i in range(BLENDS - 1)] if square else [0.0]
+    if recipe.iterations:
+        folds = folds[: _validations(labels, len(y), recipe)]
+    if not folds:
+        report |= {"kept": "zero-shot", "blend": 1.0, "why": "too few classes to validate"}
+        return eye if square else refined
+    correct: dict[str, list[list[Tensor]]] = {}
+    for i, (held, others) in enumerate(zip(folds, rest, strict=False)):
+        part = centre[others], y, labels[others]
+        start = start_of(*part, recipe, beta)
+        maps = {"closed form": start, "ridge": ridge(*part, recipe.ridge)}
+        if recipe.iterations:
+            seed = recipe.seed + 1 + i
+            maps["refined"] = refine(start, x[others], y, labels[others], recipe, seed, step)[0]
+        for name, w in maps.items():
+            correct.setdefault(name, []).append(hits(centre, y, labels, held, w, blends))
+        correct.setdefault("zero-shot", []).append(hits(centre, y, labels, held, eye, [0.0]))
+    joined = {
+        name: torch.stack([torch.cat(parts) for parts in zip(*found, strict=True)]).double()
+        for name, found in correct.items()
+    }  # (blends, rows held out)
+    right = {name: (found == 1).double().mean(1) for name, found in joined.items()}
+    if kind == "samples":
+        joined = {name: (found == 1).double() for name, found in joined.items()}
+    plain = joined.pop("zero-shot")[0]
+    # Refined first: where two are equal, what learned more is taken.
+    order = [name for name in ("refined", "ridge", "closed form") if name in joined]
+    best, blend = max(
+        ((name, i) for name in order for i in range(len(blends))),
+        key=lambda choice: float(joined[choice[0]][choice[1]].mean()),
+    )
+    gain = joined[best][blend] - plain
+    report |= {
+        "zero_shot": float(right["zero-shot"][0]) if square else None,
+        "validated": float(right[best][blend]),
+        "kept": best,
+        "blend": blends[blend],
+    }
+    if square and float(gain.mean()) <= 3 * _error(gain):
+        report |= {"kept": "zero-shot", "blend": 1.0, "validated": report["zero_shot"]}
+        return eye
+    whole = centre, y, labels
+    made = (
+        refined
+        if best == "refined"
+        else ridge(*whole, recipe.ridge)
+        if best == "ridge"
+        else start_of(*whole, recipe, beta)
+    )
+    return interpolate(made.float(), blends[blend])
+
+
+def _error(difference: Tensor) -> float:
+    """Standard error of a mean."""
+    return float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+
+
+# --- 2.6 without labels ---------------------------------------------------------------------------
+
+
+def sinkhorn(
+    similar: Tensor, marginals: Tensor | None = None, epsilon: float = 0.0025, sweeps: int = 100
+) -> Tensor:
+    """Soft assignment (N,C), rows summing to 1, of the entropic transport with cost 1 - similar.
+
+    ``similar`` (N,C): cosines, so the cost is half the squared distance. Weights 1/N for images and
+    ``marginals`` (C,) for classes, 1/C each by default: balanced classes are assumed. In the log
+    domain, with epsilon falling from 1, since exp(-1/0.0025) is nothing in float32.
+    """
+    n, c = similar.shape
+    cost = (1 - similar).double()
+    log_a = torch.full((n,), -math.log(n), dtype=torch.float64, device=similar.device)
+    b = torch.full((c,), 1 / c) if marginals is None else marginals / marginals.sum()
+    log_b = b.to(cost).log()
+    f, g = torch.zeros_like(log_a), torch.zeros_like(log_b)
+    for i in range(sweeps):
+        e = max(epsilon, 0.9**i)
+        f = -e * ((g - cost) / e + log_b).logsumexp(1)
+        g = -e * ((f[:, None] - cost) / e + log_a[:, None]).logsumexp(0)
+    return ((f[:, None] + g - cost) / epsilon + log_b).softmax(1).float()
+
+
+def fit_unsupervised(
+    x: Tensor,
+    y: Tensor,
+    recipe: Recipe,
+    *,
+    rounds: int = 5,
+    marginals: Tensor | None = None,
+    step: Callable[[], Any] = lambda: None,
+) -> Fit:
+    """U-LFA: labels by transport, closed form on them, then ``rounds`` of labels and refinement.
+
+    x (N,d), y (C,d), unit rows. ``step`` is called max(1, rounds * recipe.iterations) times. It
+    needs a usable zero-shot start: transport cannot name classes that zero-shot takes for each other.
+    """
+    started = time.perf_counter()
+    centre = x[:, -1] if x.ndim == 3 else x
+
+    def guess(w: Tensor) -> Tensor:
+        return sinkhorn(unit(centre @ w) @ y.T, marginals).argmax(1)
+
+    eye = identity(x.shape[-1], y.shape[1], y)
+    labels = guess(eye)
+    kind, folds = split(labels, len(y), recipe.seed)
+    folds = [fold.to(x.device) for fold in folds]
+    closed = [procrustes(centre[r], y, labels[r]) for r in (_others(h, len(x)) for h in folds)]
+    beta = recipe.beta
+    if beta is None:
+        beta = choose_beta(centre, y, labels, folds, closed) if folds else 1.0
+    w = interpolate(procrustes(centre, y, labels), beta).float()
+    average = eye
+    for i in range(rounds if recipe.iterations else 0):
+        labels = guess(w)
+        w, average = refine(w, x, y, labels, recipe, recipe.seed + i, step)
+    if not (rounds and recipe.iterations):
+        step()
+    report = {
+        "rows": len(x),
+        "classes": len(y),
+        "beta": beta,
+        "kept": "unsupervised",
+        "blend": 0.0,
+        "changed": float((guess(w) != (centre @ eye @ y.T).argmax(1)).double().mean()),
+        "seconds": round(time.perf_counter() - started, 4),
+    }
+    return Fit(w, average, report)
+
+
+# --- 2.5 use --------------------------------------------------------------------------------------
+
+
+def fold(y: Tensor, w: Tensor) -> Tensor:
+    """Y' = Y W^T (C,d_x): (xW) y^T = x (y W^T)^T, so any server of X Y'^T has the adaptation for free.
+
+    The rows are not normalised; argmax x Y'^T = argmax norm(xW) Y^T.
+    """
+    return y @ w.T
+
+
+# --- 2.7 encoders of different widths -------------------------------------------------------------
+
+
+def projection(x: Tensor, width: int, kind: str, seed: int = 0) -> Tensor:
+    """(d,width) from d to width columns: ``random`` Gaussian (the reference's), or ``pca`` of x."""
+    d = x.shape[1]
+    if kind == "random":
+        dice = torch.Generator().manual_seed(seed)
+        return (torch.randn(d, width, generator=dice) / math.sqrt(width)).to(x.device)
+    centred = x.double() - x.double().mean(0)
+    vh = torch.linalg.svd(centred, full_matrices=False).Vh[:width]
+    made = torch.zeros(d, width, dtype=torch.float64, device=x.device)
+    made[:, : len(vh)] = vh.T  # fewer rows than columns: the rest stays empty
+    return made.float()
+
+
+def chunks(rows: int) -> Iterator[slice]:
+    """Slices of at most ``ROWS`` rows."""
+    for i in range(0, rows, ROWS):
+        yield slice(i, i + ROWS)
+
+
+LOSSES: Mapping[str, Any] = {"rerank": rerank, "triplet": triplet, "contrastive": contrastive}
+INITS = ("beta", "procrustes", "ridge", "identity", "random")

@@ -1,0 +1,615 @@
+"""lfa: the closed forms against known answers, the loss against its definition, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from zoo_lfa import lfa, worlds
+from zoo_lfa.model import LFA
+
+import zoo
+from zoo.errors import InputError, NotReadyError, OptionError, WeightsError, ZooError
+from zoo.testing import VLAlignerSuite
+
+E = torch.eye
+
+
+def rows(n: int, d: int, seed: int = 0) -> Tensor:
+    dice = torch.Generator().manual_seed(seed)
+    return lfa.unit(torch.randn(n, d, generator=dice))
+
+
+def rotation(d: int, seed: int = 1) -> Tensor:
+    dice = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(d, d, generator=dice, dtype=torch.float64)).Q
+
+
+class TestLFA(VLAlignerSuite):
+    name = "lfa"
+
+
+class TestSquare(VLAlignerSuite):
+    """The same, for features of one width, where zero-shot exists."""
+
+    name = "lfa"
+
+    @pytest.fixture
+    def pairs(self) -> tuple[Any, Any]:
+        y = rows(60, 24)
+        return (y.double() @ rotation(24)).float().numpy(), y.numpy()
+
+
+# --- closed forms (brief, 8) ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reflect", [False, True])
+def test_a_planted_rotation_is_recovered_exactly(reflect: bool) -> None:
+    q = rotation(24)
+    if reflect == (float(torch.linalg.det(q)) > 0):
+        q[:, 0] = -q[:, 0]  # O(d), not SO(d)
+    x = rows(100, 24).double()
+    w = lfa.procrustes(x, x @ q, torch.arange(100))
+    torch.testing.assert_close(w, q, atol=1e-9, rtol=0)
+    w = lfa.procrustes(x.float(), lfa.unit(x @ q).float(), torch.arange(100))
+    torch.testing.assert_close(w, q, atol=1e-5, rtol=0)  # float32 features
+
+
+def test_the_closed_form_is_scipys() -> None:
+    from scipy.linalg import orthogonal_procrustes
+
+    x, y, labels = rows(80, 12), rows(20, 12, 1), torch.arange(80) % 20
+    expected, _ = orthogonal_procrustes(x.double().numpy(), y[labels].double().numpy())
+    np.testing.assert_allclose(lfa.procrustes(x, y, labels), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(("classes", "d"), [(5, 32), (20, 32), (40, 32), (2, 3)])
+def test_the_closed_form_is_orthogonal_and_optimal(classes: int, d: int) -> None:
+    x, y, labels = rows(60, d), rows(classes, d, 1), torch.arange(60) % classes
+    w = lfa.procrustes(x, y, labels)
+    torch.testing.assert_close(w.T @ w, E(d, dtype=torch.float64), atol=1e-12, rtol=0)
+
+    def error(w: Tensor) -> float:
+        return float((x.double() @ w - y[labels].double()).square().sum())
+
+    nuclear = torch.linalg.svdvals(x.double().T @ y[labels].double()).sum()
+    assert error(w) == pytest.approx(2 * 60 - 2 * float(nuclear), abs=1e-4)  # unit rows in float32
+    assert all(error(w) <= error(rotation(d, seed)) for seed in range(50))
+
+
+def test_order_and_copies_of_rows_do_not_matter() -> None:
+    x, y, labels = rows(30, 16), rows(6, 16, 1), torch.arange(30) % 6
+    w, order = lfa.procrustes(x, y, labels), torch.randperm(30)
+    torch.testing.assert_close(lfa.procrustes(x[order], y, labels[order]), w, atol=1e-6, rtol=0)
+    twice = lfa.procrustes(torch.cat([x, x]), y, torch.cat([labels, labels]))
+    torch.testing.assert_close(twice, w, atol=1e-9, rtol=0)
+
+
+def test_a_rotation_of_the_text_space_turns_the_map_with_it() -> None:
+    """With full rank; every score of an aligned image is then the same."""
+    x, y, labels, q = rows(60, 12), rows(20, 12, 1), torch.arange(60) % 20, rotation(12)
+    w = lfa.procrustes(x, y, labels)
+    turned = lfa.procrustes(x, y.double() @ q, labels)
+    torch.testing.assert_close(turned, w @ q, atol=1e-9, rtol=0)
+
+
+def test_what_no_example_speaks_about_is_left_alone() -> None:
+    """The map is I orthogonally to images and texts, and of all minimisers the nearest to I."""
+    x, y, labels = rows(12, 40), rows(4, 40, 1), torch.arange(12) % 4
+    w = lfa.procrustes(x, y, labels)
+    basis = torch.linalg.qr(torch.cat([x, y]).double().T).Q
+    v = rows(3, 40, 2).double()
+    v = v - v @ basis @ basis.T
+    torch.testing.assert_close(v @ w, v, atol=1e-9, rtol=0)
+    u, _, vh = torch.linalg.svd(lfa.class_sums(x, labels, 4).T @ y.double())
+    r, scores = 4, x.double() @ w @ y.double().T
+    for seed in range(20):  # other minimisers: the same scores, further from I
+        other = u[:, :r] @ vh[:r] + u[:, r:] @ rotation(36, seed) @ vh[r:]
+        torch.testing.assert_close(x.double() @ other @ y.double().T, scores, atol=1e-6, rtol=0)
+        assert (w - E(40)).norm() <= (other - E(40)).norm() + 1e-9
+
+
+def test_least_squares_to_the_identity() -> None:
+    eye = E(12, dtype=torch.float64)
+    x, y, labels = rows(30, 12), rows(6, 12, 1), torch.arange(30) % 6
+    direct = torch.linalg.solve(
+        x.double().T @ x.double() + 0.3 * eye, x.double().T @ y[labels].double() + 0.3 * eye
+    )
+    torch.testing.assert_close(lfa.ridge(x, y, labels, 0.3), direct, atol=1e-9, rtol=0)
+    few = lfa.ridge(x[:6], y, labels[:6], 0.3)  # the n x n way
+    big = x[:6].double()
+    right = torch.linalg.solve(big.T @ big + 0.3 * eye, big.T @ y[:6].double() + 0.3 * eye)
+    torch.testing.assert_close(few, right, atol=1e-9, rtol=0)
+    torch.testing.assert_close(lfa.ridge(x, y, labels, 1e9), eye, atol=1e-6, rtol=0)
+    wide, low = rows(8, 20), rows(4, 9, 1)
+    assert lfa.ridge(wide, low, torch.arange(8) % 4, 0.1).shape == (20, 9)
+
+
+def test_beta_one_is_zero_shot_to_the_bit_and_zero_the_closed_form() -> None:
+    x, y = rows(20, 16), rows(5, 16, 1)
+    w = lfa.procrustes(x, y, torch.arange(20) % 5).float()
+    assert torch.equal(x @ lfa.interpolate(w, 1.0) @ y.T, x @ y.T)
+    assert torch.equal(lfa.interpolate(w, 0.0), w)
+    torch.testing.assert_close(lfa.interpolate(w, 0.3), 0.7 * w + 0.3 * E(16))
+
+
+def test_beta_is_chosen_as_by_one_closed_form_for_each_value() -> None:
+    x, y, labels = rows(60, 10), rows(5, 10, 1), torch.arange(60) % 5
+    x = lfa.unit(x + 1.5 * y[labels])
+    _, folds = lfa.split(labels, 5, 0)
+    closed = [lfa.procrustes(x[r], y, labels[r]) for r in (lfa._others(h, 60) for h in folds)]
+    found = []
+    for beta in torch.linspace(0, 1, lfa.BETAS).tolist():
+        right = []
+        for held, w in zip(folds, closed, strict=True):
+            mixed = (1 - beta) * w + beta * E(10)
+            scores = lfa.unit(x[held].double() @ mixed) @ y.double().T
+            right.append((scores.argmax(1) == labels[held]).double().mean())
+        found.append(sum(right))
+    best = lfa.choose_beta(x, y, labels, folds, closed)
+    assert found[round(best * (lfa.BETAS - 1))] == max(found)
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+def naive(u: Tensor, y: Tensor, labels: Tensor, k: int = 3, s: float = 4.0) -> Tensor:
+    """The re-ranking loss as it is written: every distance, sorted, differentiated."""
+    z = u / u.norm(dim=1, keepdim=True)
+    distance = torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist")  # (n,C)
+    nearest = distance.argsort(dim=1)[:, :k]
+    margin = (1 - (y @ y.T)[labels[:, None], nearest]) / s
+    own = distance.gather(1, labels[:, None])
+    return (own - distance.gather(1, nearest) + margin).clamp_min(0).mean()
+
+
+def test_the_loss_by_hand() -> None:
+    """d = 2, texts on the axes, the image on the wrong one, k = 2: (sqrt 2 + 1/4) / 2."""
+    y = E(2)
+    loss, _ = lfa.rerank(y[1:], lfa.prepare(y), torch.tensor([0]), k=2)
+    assert float(loss) == pytest.approx((math.sqrt(2) + 0.25) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rerank", "triplet", "contrastive"])
+def test_loss_and_gradient_are_those_of_the_definition(name: str) -> None:
+    y, labels = lfa.unit(rows(12, 8, 1).double()), torch.arange(30) % 12
+    u = (2 * rows(30, 8).double() + y[labels]).requires_grad_()
+    if name == "rerank":
+        expected = naive(u, y, labels)
+    elif name == "contrastive":
+        expected = torch.nn.functional.cross_entropy(u @ y.T / 0.07, labels)
+    else:
+        z = u / u.norm(dim=1, keepdim=True)
+        distance = torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist")
+        own = distance.gather(1, labels[:, None])[:, 0]
+        wrong = distance.scatter(1, labels[:, None], torch.inf).amin(1)
+        expected = (own - wrong + 0.1).clamp_min(0).mean()
+    (gradient,) = torch.autograd.grad(expected, u)
+    loss, found = lfa.LOSSES[name](u.detach(), lfa.prepare(y), labels)
+    assert float(loss) == pytest.approx(expected.item(), abs=1e-9)
+    torch.testing.assert_close(found, gradient, atol=1e-9, rtol=0)
+
+
+def test_perfect_alignment_has_no_loss_and_no_nan() -> None:
+    y = rows(9, 6)
+    loss, gradient = lfa.rerank(y, lfa.prepare(y), torch.arange(9))
+    assert float(loss) == 0
+    assert torch.equal(gradient, torch.zeros_like(y))
+
+
+def test_the_loss_does_not_see_scale_rotation_or_the_order_of_classes() -> None:
+    y, u, labels, q = (
+        rows(10, 6, 1).double(),
+        rows(20, 6).double(),
+        torch.arange(20) % 10,
+        rotation(6),
+    )
+    loss = lfa.rerank(u, lfa.prepare(y), labels)[0]
+    scaled = lfa.rerank(
+        u * torch.rand(20, 1, dtype=torch.float64).add(0.1), lfa.prepare(y), labels
+    )[0]
+    turned = lfa.rerank(u @ q, lfa.prepare(y @ q), labels)[0]
+    order = torch.randperm(10)
+    mixed = lfa.rerank(u, lfa.prepare(y[order]), order.argsort()[labels])[0]
+    for other in (scaled, turned, mixed):
+        assert float(other) == pytest.approx(float(loss), abs=1e-12)
+
+
+def test_large_texts_do_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, u, labels = rows(10, 6, 1), rows(20, 6), torch.arange(20) % 10
+    expected = lfa.rerank(u, lfa.prepare(y), labels)
+    monkeypatch.setattr(lfa, "TABLE", 2)
+    for a, b in zip(expected, lfa.rerank(u, lfa.prepare(y), labels), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_average_starts_at_the_identity_and_freezes() -> None:
+    x, y, labels = rows(20, 8), rows(5, 8, 1), torch.arange(20) % 5
+    w, average = lfa.refine(2 * E(8), x, y, labels, lfa.Recipe(iterations=1), 0)
+    torch.testing.assert_close(average, 0.9 * E(8) + 0.1 * w)
+    start = lfa.procrustes(x, y, labels)
+    w, average = lfa.refine(start, x, y, labels, lfa.Recipe(iterations=60), 0)
+    assert (average - E(8)).norm() < (w - E(8)).norm()
+
+
+def test_a_fit_is_the_same_again_and_descends() -> None:
+    task = worlds.faint(4, 0, classes=10, d=16)
+    a, b = (lfa.fit(task.x, task.y, task.labels, lfa.Recipe(iterations=30)) for _ in range(2))
+    assert torch.equal(a.w, b.w)
+    texts, start = lfa.prepare(task.y), lfa.procrustes(task.x, task.y, task.labels).float()
+    before = lfa.rerank(task.x @ start, texts, task.labels)[0]
+    w, _ = lfa.refine(start, task.x, task.y, task.labels, lfa.Recipe(iterations=60), 0)
+    assert lfa.rerank(task.x @ w, texts, task.labels)[0] < before
+
+
+# --- the safe default -----------------------------------------------------------------------------
+
+
+def test_folds() -> None:
+    labels = torch.arange(40) % 8
+    kind, held = lfa.split(labels, 8, 0)
+    assert kind == "samples"
+    assert sorted(torch.cat(held).tolist()) == list(range(40))
+    for fold in held:  # every class is in training and in test
+        assert torch.bincount(labels[fold], minlength=8).min() >= 1
+        assert torch.bincount(labels[lfa._others(fold, 40)], minlength=8).min() >= 3
+    kind, held = lfa.split(torch.arange(8), 8, 0)
+    assert kind == "classes"
+    assert lfa.split(torch.zeros(9, dtype=torch.long), 3, 0) == ("classes", [])
+
+
+@pytest.mark.parametrize("shots", [1, 4])
+def test_the_default_does_not_harm_where_nothing_can_be_learned(shots: int) -> None:
+    """Zero-shot is the best rule there: the plain fit loses, the default keeps what it has."""
+    lost, plain = [], []
+    for seed in range(6):
+        task = worlds.faint(shots, seed, tests=25)
+
+        def accuracy(w: Tensor, task: worlds.Task = task) -> float:
+            return float(((task.test @ w @ task.y.T).argmax(1) == task.test_labels).float().mean())
+
+        best = accuracy(E(128))
+        recipe = lfa.Recipe(seed=seed, iterations=50)
+        lost.append(best - accuracy(lfa.fit(task.x, task.y, task.labels, recipe).w))
+        w = lfa.procrustes(task.x, task.y, task.labels).float()
+        plain.append(best - accuracy(w))
+    assert np.mean(plain) > 0.2
+    assert np.mean(lost) < 0.02  # one standard error of 1000 test rows is 0.016
+
+
+def test_random_labels_change_nothing() -> None:
+    """Of 20 draws with random labels none harms by more than chance allows."""
+    y = rows(10, 32, 1)
+    dice = torch.Generator().manual_seed(0)
+    truth = torch.arange(400) % 10
+    x = lfa.unit(y[truth] + 0.25 * torch.randn(400, 32, generator=dice))
+    right = ((x @ y.T).argmax(1) == truth).float().mean()
+    lost = []
+    for seed in range(20):
+        own = torch.Generator().manual_seed(seed)
+        labels = torch.randint(10, (40,), generator=own)
+        w = lfa.fit(x[:40], y, labels, lfa.Recipe(seed=seed, iterations=20)).w
+        lost.append(float(right - ((x @ w @ y.T).argmax(1) == truth).float().mean()))
+    assert np.mean(lost) < 2 * math.sqrt(float(right * (1 - right)) / 400)
+
+
+# --- without labels -------------------------------------------------------------------------------
+
+
+def test_transport_keeps_its_margins() -> None:
+    similar = rows(60, 8) @ rows(6, 8, 1).T
+    plan = lfa.sinkhorn(similar, epsilon=0.05)
+    torch.testing.assert_close(plan.sum(1), torch.ones(60))
+    torch.testing.assert_close(plan.sum(0) / 60, torch.full((6,), 1 / 6), atol=1e-3, rtol=0)
+    want = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
+    torch.testing.assert_close(
+        lfa.sinkhorn(similar, want, epsilon=0.05).sum(0) / 60, want, atol=1e-3, rtol=0
+    )
+    torch.testing.assert_close(lfa.sinkhorn(torch.zeros(6, 3)), torch.full((6, 3), 1 / 3))
+    order = torch.randperm(6)
+    mixed = lfa.sinkhorn(similar[:, order], epsilon=0.05)
+    torch.testing.assert_close(mixed, plan[:, order], atol=1e-5, rtol=0)
+
+
+def test_without_labels_a_small_rotation_is_undone() -> None:
+    y = rows(8, 16)
+    skew = 0.3 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) / 4
+    x = (y @ torch.matrix_exp(skew - skew.T))[torch.arange(80) % 8]
+    model = zoo.load("lfa", device="cpu").align(x, y, unsupervised=True, rounds=2, iterations=20)
+    assert (model.similarity(x, y).argmax(1) == np.arange(80) % 8).all()
+    assert model.similarity(x, y).diagonal().mean() > (x @ y.T).diagonal().mean()
+
+
+# --- use ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def task() -> worlds.Task:
+    """Features that a rotation spoils: easy to mend from four examples a class."""
+    return worlds.large(classes=12, shots=4, d=24, tests=5, turn=0.8)
+
+
+def fresh() -> LFA:
+    model: LFA = zoo.load("lfa", device="cpu")
+    return model
+
+
+def accuracy(model: LFA, task: worlds.Task) -> float:
+    found = model.similarity(task.test, task.y).argmax(1)
+    return float((found == task.test_labels.numpy()).mean())
+
+
+def test_features_of_every_kind_give_the_same(task: worlds.Task, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    x, y, labels = task.x.numpy(), task.y.numpy(), task.labels.numpy()
+    expected = fresh().align(x, y, labels=labels).similarity(task.test, y)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", np.asfortranarray(y))
+    np.save(tmp_path / "labels.npy", labels)
+    save_file({"features": x}, tmp_path / "x.safetensors")
+    kinds: list[tuple[Any, Any, Any]] = [
+        (tmp_path / "x.npy", str(tmp_path / "y.npy"), tmp_path / "labels.npy"),
+        (tmp_path / "x.safetensors", task.y, task.labels),
+        (np.load(tmp_path / "x.npy", mmap_mode="r"), y.tolist(), labels.tolist()),
+        (list(task.x), np.repeat(y, 2, axis=0)[::2], labels.astype(np.uint8)),
+        (3 * x, 0.2 * y, labels),
+        (x.astype(np.float64), y[:, None].repeat(3, 1), labels),
+        (x[:, None].repeat(2, 1), y, labels),
+    ]
+    for images, texts, given in kinds:
+        found = fresh().align(images, texts, labels=given).similarity(task.test, y)
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_half_precision_gives_the_same_answers(task: worlds.Task) -> None:
+    model = fresh().align(task.x.half(), task.y.half(), labels=task.labels)
+    full = fresh().align(task.x, task.y, labels=task.labels)
+    same = model.similarity(task.test.half(), task.y.half()).argmax(1)
+    assert (same == full.similarity(task.test, task.y).argmax(1)).mean() >= 0.95
+
+
+def test_it_learns_and_says_what(task: worlds.Task) -> None:
+    model = fresh()
+    before = accuracy(model, task)  # not fitted: zero-shot
+    model.align(task.x, task.y, labels=task.labels)
+    assert accuracy(model, task) > before + 0.2
+    assert model.report["validated"] > model.report["zero_shot"]
+    assert model.report["kept"] != "zero-shot"
+    assert json.loads(json.dumps(model.report)) == model.report
+
+
+def test_the_map_serves_classes_it_never_saw(task: worlds.Task) -> None:
+    many = worlds.large(classes=60, shots=4, d=24, tests=5, seed=3, turn=0.8)
+    seen = many.labels < 48
+    model = fresh().align(many.x[seen], many.y[:48], labels=many.labels[seen])
+    new = many.test_labels >= 48
+    truth = many.test_labels[new].numpy() - 48
+
+    def right(model: LFA) -> float:
+        return float((model.similarity(many.test[new], many.y[48:]).argmax(1) == truth).mean())
+
+    assert right(model) > right(fresh()) + 0.2
+
+
+def test_texts_with_the_map_folded_in_answer_alike(task: worlds.Task, tmp_path: Path) -> None:
+    model = fresh().align(task.x, task.y, labels=task.labels)
+    folded = model.fold(task.y)
+    expected = model.similarity(task.test, task.y)
+    assert ((task.test.numpy() @ folded.T).argmax(1) == expected.argmax(1)).all()
+    np.testing.assert_array_equal(model.fold(), folded)
+    proba = model.predict_proba(task.test)
+    np.testing.assert_allclose(proba.sum(1), 1, atol=1e-5)
+    assert (proba.argmax(1) == expected.argmax(1)).all()
+    from zoo.weights import load_tensors
+
+    written = load_tensors(model.export(tmp_path / "texts.safetensors", "safetensors"))
+    np.testing.assert_array_equal(written["weight"].numpy(), folded)
+
+
+@pytest.mark.parametrize("width", [24, 30])
+def test_the_exported_classifier_answers_alike(
+    task: worlds.Task, tmp_path: Path, width: int
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    q = rotation(width)[:24].float()  # 24 columns, or the same in 30
+    x, test = (task.x @ q, task.test @ q) if width > 24 else (task.x, task.test)
+    how = "pca" if width > 24 else "auto"
+    model = fresh().align(x, task.y, labels=task.labels, projection=how)
+    file = model.export(tmp_path / "classifier.onnx")
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"features": test.numpy()})
+    np.testing.assert_allclose(found, model.similarity(test, task.y), atol=1e-5)
+
+
+def test_saved_and_loaded_to_the_bit(task: worlds.Task, tmp_path: Path) -> None:
+    model = fresh().align(task.x, task.y, labels=task.labels)
+    model.save_pretrained(tmp_path / "made")
+    again: LFA = zoo.load(tmp_path / "made", device="cpu")
+    assert model.w is not None
+    np.testing.assert_array_equal(again.w, model.w)
+    assert again.report == model.report
+    np.testing.assert_array_equal(again.fold(), model.fold())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"v": E(3)}, "unknown"),
+        ({"w": torch.zeros(3)}, "wrong"),
+        ({"w": E(3), "mean": torch.zeros(4)}, "mean"),
+        ({"w": E(3) * float("nan")}, "wrong"),
+    ],
+)
+def test_a_file_that_is_no_map_is_refused(
+    tensors: dict[str, Tensor], words: str, tmp_path: Path
+) -> None:
+    from zoo.weights import save_tensors
+
+    (tmp_path / "made").mkdir()
+    save_tensors(tmp_path / "made" / "model.safetensors", tensors)
+    with pytest.raises(WeightsError, match=words):
+        zoo.load("lfa", weights=tmp_path / "made", device="cpu")
+
+
+def test_encoders_of_other_widths(task: worlds.Task) -> None:
+    """2.7: both projections and the rectangular map; also where texts are the wider side."""
+    dice = torch.Generator().manual_seed(0)
+    more = torch.randn(24, 40, generator=dice)
+    for x, y in ((task.x @ more, task.y), (task.x, task.y @ more)):
+        for how in ("auto", "random", "pca"):
+            model = fresh().align(x, y, labels=task.labels, projection=how)
+            right = model.similarity(x, y).argmax(1) == task.labels.numpy()
+            assert right.mean() > 0.8, how
+            assert model.similarity(x, y).dtype == np.float32
+        with pytest.raises(InputError, match="projection="):
+            fresh().align(x, y, labels=task.labels, projection="none")
+
+
+def test_frames_are_combined_before_they_are_normalised() -> None:
+    frames = np.random.default_rng(0).normal(size=(6, 5, 8)).astype(np.float32)
+    y = rows(3, 8)
+    for pool, combined in (("mean", frames.mean(1)), ("max", frames.max(1))):
+        a = fresh().align(frames, y, labels=[0, 1, 2] * 2, pool=pool, safe=False)
+        b = fresh().align(combined, y, labels=[0, 1, 2] * 2, safe=False)
+        np.testing.assert_allclose(a.w, b.w, atol=1e-5)
+    crops = fresh().align(frames, y, labels=[0, 1, 2] * 2, pool="crops", iterations=0, safe=False)
+    centre = fresh().align(frames[:, -1], y, labels=[0, 1, 2] * 2, iterations=0, safe=False)
+    np.testing.assert_array_equal(crops.w, centre.w)
+    assert fresh().align(frames, y, labels=[0, 1, 2] * 2, pool="crops").w is not None
+
+
+@pytest.mark.parametrize("init", [name for name in lfa.INITS if name != "random"])
+@pytest.mark.parametrize("loss", lfa.LOSSES)
+def test_every_variant_fits(task: worlds.Task, init: str, loss: str) -> None:
+    model = fresh().align(task.x, task.y, labels=task.labels, init=init, loss=loss, safe=False)
+    assert accuracy(model, task) > 0.6
+
+
+def test_a_random_start_is_orthogonal() -> None:
+    w = fresh().align(X, Y, labels=L, init="random", iterations=0, safe=False).w
+    assert w is not None
+    np.testing.assert_allclose(w.T @ w, np.eye(8), atol=1e-6)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+X, Y, L = rows(20, 8).numpy(), rows(5, 8, 1).numpy(), np.arange(20) % 5
+
+
+def _with(value: float, row: int) -> np.ndarray:
+    bad = X.copy()
+    bad[row] = value
+    return bad
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "NaN": (lambda: fresh().align(_with(math.nan, 7), Y, labels=L), "NaN.* row 7"),
+    "infinity": (lambda: fresh().align(_with(math.inf, 3), Y, labels=L), "row 3"),
+    "a row of zeros": (lambda: fresh().align(_with(0, 4), Y, labels=L), "zeros in row 4"),
+    "no columns": (lambda: fresh().align(X[:, :0], Y, labels=L), "nothing in it"),
+    "no rows": (lambda: fresh().align(X[:0], Y, labels=[]), "nothing in it"),
+    "one dimension": (lambda: fresh().align(X[0], Y, labels=[0]), "shape"),
+    "whole numbers": (lambda: fresh().align((9 * X).astype(int), Y, labels=L), "expected floats"),
+    "ragged": (lambda: fresh().align([[1.0, 2.0], [3.0]], Y, labels=[0, 1]), "alike"),
+    "one class": (lambda: fresh().align(X, Y[:1], labels=L * 0), "nothing to tell apart"),
+    "label too large": (lambda: fresh().align(X, Y, labels=L + 1), "labels 5 at rows 4"),
+    "negative label": (lambda: fresh().align(X, Y, labels=L - 1), "-1"),
+    "half labels": (lambda: fresh().align(X, Y, labels=L + 0.5), "whole numbers"),
+    "too few labels": (lambda: fresh().align(X, Y, labels=L[:-1]), "19 labels for 20 images"),
+    "labels of pairs": (lambda: fresh().align(X, Y, labels=np.eye(20)), "whole numbers"),
+    "unknown name": (lambda: fresh().align(X, Y, labels=["cat"] * 20), "not among"),
+    "no texts": (lambda: fresh().align(X), "texts are missing"),
+    "unequal pairs": (lambda: fresh().align(X, Y), "20 images and 5 texts"),
+    "raw without a base": (lambda: fresh().align(X, ["a", "b"], labels=L % 2), "base="),
+    "no such file": (lambda: fresh().align("no/x.npy", Y, labels=L), "no file"),
+    "few images, no labels": (
+        lambda: fresh().align(X[:3], Y, unsupervised=True),
+        "at least as many",
+    ),
+    "wrong marginals": (
+        lambda: fresh().align(X, Y, unsupervised=True, marginals=[1, 2]),
+        "5 positive",
+    ),
+    "other width later": (
+        lambda: fresh().align(X, Y, labels=L).similarity(X[:, :7], Y),
+        "fitted on 8",
+    ),
+    "not fitted": (lambda: fresh().similarity(X, Y[:, :7]), "nothing is fitted"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case: str) -> None:
+    call, words = BAD[case]
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"init": "best"},
+        {"loss": "mse"},
+        {"k": 0},
+        {"s": 0},
+        {"beta": 1.5},
+        {"iterations": -1},
+        {"seed": -1},
+        {"projection": "svd"},
+        {"pool": "min"},
+        {"rounds": -1},
+        {"unsupervised": True},
+    ],
+)
+def test_bad_options_are_named(option: dict[str, Any]) -> None:
+    with pytest.raises(OptionError):
+        fresh().align(X, Y, labels=L, **option)
+
+
+def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}, None], dtype=object))
+    with pytest.raises(InputError, match="no plain"):
+        fresh().align(tmp_path / "x.npy", Y, labels=[0, 1])
+
+
+def test_what_is_allowed_and_yet_odd_is_said() -> None:
+    with pytest.warns(UserWarning, match="1 of 5 classes have no image: 4"):
+        model = fresh().align(X, Y, labels=np.minimum(L, 3))
+    assert "no image" in model.report["notes"][0]
+    with pytest.warns(UserWarning, match="same text features"):
+        fresh().align(X, Y[[0, 0, 2, 3, 4]], labels=L)
+    with pytest.warns(UserWarning, match="no image"):
+        model = fresh().align(X, Y, labels=L * 0)  # examples of one class only: nothing to validate
+    assert model.report["kept"] == "zero-shot"
+
+
+def test_duplicate_rows_and_low_rank_are_fine() -> None:
+    same = np.repeat(X[:5], 4, axis=0)
+    thin = X[:, :2] @ np.ones((2, 8), np.float32) + np.outer(np.arange(20) + 1.0, np.ones(8))
+    for x, labels in ((same, np.repeat(L[:5], 4)), (thin.astype(np.float32), L)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = fresh().align(x, Y, labels=labels, safe=False)
+        assert model.w is not None
+        assert np.isfinite(model.w).all()
+
+
+def test_pairs_merge_equal_texts() -> None:
+    model = fresh().align(X, Y[L])
+    assert model.report["classes"] == 5
+
+
+def test_before_labels_there_are_no_classes() -> None:
+    with pytest.raises(NotReadyError):
+        fresh().fold()
+    with pytest.raises(ZooError):
+        fresh().export("x.onnx")
