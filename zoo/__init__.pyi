@@ -5,6 +5,7 @@ from typing import Any, Literal, overload
 
 import torch
 from zoo_edge_sd_sr.model import EdgeSDSR
+from zoo_lfa.model import LFA
 
 from .api import info as info
 from .api import list_models as list_models
@@ -22,5 +23,7 @@ __all__: list[str]
 
 @overload
 def load(name: Literal["edge-sd-sr", "edge-sd-sr-full"], *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> EdgeSDSR: ...
+@overload
+def load(name: Literal["lfa"], *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> LFA: ...
 @overload
 def load(name: str | Path, *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> Any: ...

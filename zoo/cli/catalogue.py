@@ -160,6 +160,9 @@ def _facts(facts: dict[str, Any]) -> None:
             for path, file in files:
                 text = f"{path}, {file['size']:,} bytes, sha256 {file['sha256'][:12]}…"
                 click.echo(f"{'file':{width}}  {text}")
+        elif key == "card":
+            for limit in value["limits"]:
+                click.echo(f"{'limit':{width}}  {limit}")
         elif key == "commands":
             for name, command in value.items():
                 click.echo(f"{'command':{width}}  {name}: {command['help']}")
