@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,20 @@ def export_onnx(model: EdgeSDSR, path: Path, size: int | tuple[int, int] | None 
         # Free sizes are declared as multiple * n: then every level of the UNet divides evenly.
         rows, columns = torch.export.Dim("rows", min=2), torch.export.Dim("columns", min=2)
         shapes = {"image": {2: multiple * rows, 3: multiple * columns}}
+    # The optimiser logs a warning for each operator that it leaves as it is: nothing to act on.
+    chatter = logging.getLogger("onnxscript.optimizer")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        program = _program(network, example, shapes)
+    finally:
+        chatter.setLevel(level)
+    with atomic_file(path) as temporary:
+        onnx.save_model(program.model_proto, str(temporary))
+    return path
+
+
+def _program(network: EdgeNetwork, example: Tensor, shapes: Any) -> torch.onnx.ONNXProgram:
     program = torch.onnx.export(
         Graph(network).eval(),
         (example,),
@@ -66,6 +81,4 @@ def export_onnx(model: EdgeSDSR, path: Path, size: int | tuple[int, int] | None 
         verbose=False,
     )
     assert program is not None
-    with atomic_file(path) as temporary:
-        onnx.save_model(program.model_proto, str(temporary))
-    return path
+    return program

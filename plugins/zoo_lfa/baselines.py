@@ -1,6 +1,7 @@
 """What few-shot adaptation is measured against: each method as published, settings chosen fairly.
 
-Every function takes a support set of unit rows (``Task``) and returns ``test (n,d) -> scores (n,C)``.
+Every function takes a support set of unit rows (``Task``) and returns ``test (n,d) -> scores
+(n,C)``.
 Settings come from a search on the support set alone, by the same folds that LFA uses; with
 one example of each class nothing can be held out for a classifier, and the published (or middle)
 setting is used.
@@ -115,7 +116,7 @@ def tip_adapter(task: Task) -> Scores:
 
 
 def tip_adapter_f(task: Task, epochs: int = 20) -> Scores:
-    """Tip-Adapter-F: the keys are trained; 20 epochs, AdamW 1e-3, cosine, batch 256 as published."""
+    """Tip-Adapter-F: the keys are trained, 20 epochs of AdamW 1e-3, batch 256 as published."""
     alpha, beta = searched(task, CACHES, (1.0, 5.5), lambda t, ab: _cache(t, ab[0], ab[1], t.x))
     keys = task.x.clone().requires_grad_()
     dice = torch.Generator().manual_seed(0)

@@ -1,7 +1,7 @@
 """The claims of LFA in small worlds (``worlds.py``) and, with ``--data``, on CIFAR-10 photographs.
 
-``--data`` is the folder with CIFAR-10 as ``train.parquet`` and ``test.parquet``. All accuracies are per
-cent of rows never used to fit or to choose. Seconds are CPU-seconds of one thread, search included.
+``--data`` is the folder with CIFAR-10 as ``train.parquet`` and ``test.parquet``. All accuracies
+are per cent of rows never used to fit or to choose. Seconds are CPU-seconds of one thread, search included.
 """
 
 from __future__ import annotations
@@ -313,7 +313,7 @@ def photographs(
 
 
 def speed(world: Shapes, book: Book, quick: bool) -> None:
-    """Against the method written straight down: at 64 classes in full, at ImageNet's size by the step."""
+    """Against the method written straight down: 64 classes in full, ImageNet's size by the step."""
     task, recipe = world.task(MAIN, 4 if quick else 16, 0), Recipe(safe=False)
     small = "speed: accuracy, 64 classes", "speed: seconds, 64 classes"
     for name, make in (

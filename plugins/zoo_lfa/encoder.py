@@ -1,4 +1,4 @@
-"""Images and texts to features through an open_clip checkpoint folder: a convenience, not the method."""
+"""Images and texts to features through an open_clip checkpoint: a convenience, not the method."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _listed(rows: Sequence[int]) -> str:
 
 
 def ensemble(texts: Any, device: str = "cpu") -> Tensor:
-    """(C,d) unit rows of (C,d) or (C,T,d): T templates, each normalised, averaged, normalised (2.1)."""
+    """(C,d) unit rows of (C,d) or (C,T,d): T templates normalised, averaged, normalised (2.1)."""
     rows = rows_of(texts, "text features", pool="crops", device=device)
     rows = torch.nn.functional.normalize(rows, dim=-1)
     return torch.nn.functional.normalize(rows.mean(1), dim=-1) if rows.ndim == 3 else rows
@@ -141,7 +141,8 @@ def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Ten
             near = difflib.get_close_matches(unknown[0], list(known), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError(
-                f"labels: {', '.join(map(repr, unknown[:5]))} not among the {len(known)} classes.{hint}"
+                f"labels: {', '.join(map(repr, unknown[:5]))} not among the {len(known)} classes."
+                + hint
             )
         labels = [known[label] for label in labels]
     found = np.asarray(labels)

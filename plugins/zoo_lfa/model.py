@@ -152,10 +152,10 @@ class LFA(VLAligner):
         ``unsupervised``: no labels; classes are guessed by optimal transport (balanced, or with
         ``marginals`` (C,)) and refined ``rounds`` times. ``init``: beta, procrustes, ridge,
         identity or random. ``iterations``: steps of the refinement, 0 for the closed form alone.
-        ``loss``: rerank, contrastive or triplet, with ``k`` and ``s`` of the paper. ``safe``: validate
-        on the support set, and keep zero-shot where nothing is clearly better. ``projection``,
-        where the widths differ: auto centres the images and makes the map rectangular; random and pca
-        bring the wider side down first; none is an error. ``pool`` of (N,T,d): mean, max, or
+        ``loss``: rerank, contrastive or triplet, with ``k`` and ``s`` of the paper. ``safe``:
+        validate on the support set, and keep zero-shot where nothing is clearly better. ``projection``,
+        where the widths differ: auto centres the images and makes the map rectangular; random and
+        pca bring the wider side down first; none is an error. ``pool`` of (N,T,d): mean, max, or
         crops (the last is the centre). Raises InputError naming the rows that are wrong.
         """
         recipe = self._recipe(init, beta, iterations, loss, k, s, safe, seed)
@@ -187,7 +187,8 @@ class LFA(VLAligner):
             weights = _marginals(marginals, len(y))
             if len(x) < len(y):
                 raise InputError(
-                    f"{len(x)} images for {len(y)} classes: without labels expected at least as many."
+                    f"{len(x)} images for {len(y)} classes: without labels expected at least as "
+                    "many."
                 )
             with track(max(1, rounds * iterations), progress, "align") as advance:
                 made = lfa.fit_unsupervised(
@@ -299,8 +300,8 @@ class LFA(VLAligner):
         x, y = self._embedded(images, average), self._texts_in(texts)
         if x.shape[1] != y.shape[1]:
             raise InputError(
-                f"image features have {x.shape[1]} columns, text features {y.shape[1]}, and nothing "
-                "is fitted. Call align(images, texts, labels=...) first."
+                f"image features have {x.shape[1]} columns, text features {y.shape[1]}, and "
+                "nothing is fitted. Call align(images, texts, labels=...) first."
             )
         out = np.empty((len(x), len(y)), np.float32)
         for part in lfa.chunks(len(x)):
@@ -344,7 +345,7 @@ class LFA(VLAligner):
     ) -> Path:
         """Write the adapted zero-shot classifier; returns the path.
 
-        ``onnx``: input ``features`` (N,d_x), output ``similarity`` (N,C), as ``similarity`` gives it.
+        ``onnx``: input ``features`` (N,d_x), output ``similarity`` (N,C), as the verb gives it.
         ``safetensors``: ``weight`` (C,d_x), the texts with the map folded in, and ``mean`` (d_x,)
         where the fit centred the images. ``texts``: the classes; default those of the fit.
         """
@@ -366,7 +367,7 @@ class LFA(VLAligner):
     def _prototypes(self) -> Tensor:
         if "prototypes" not in self._state:
             raise NotReadyError(
-                f"{self.entry.name} keeps no classes of its own (not fitted with labels): pass texts."
+                f"{self.entry.name} keeps no classes (not fitted with labels): pass texts."
             )
         return self._state["prototypes"]
 
@@ -445,14 +446,14 @@ class LFA(VLAligner):
             if self._base is None:
                 raise InputError(
                     f"{what}: not features, and no encoder is loaded. Pass float features (rows, "
-                    f"columns), or load one: zoo.load({self.entry.name!r}, base='org/an-open_clip-model')."
+                    f"columns), or load one: zoo.load({self.entry.name!r}, base='org/model')."
                 )
             self._encoder = Encoder(self._base, str(self._device))
         fitted = self.config.get("encoder")
         if fitted not in (None, self._encoder.digest):
             raise InputError(
                 "this map was fitted on features of another encoder (SHA-256 of its weights "
-                f"{fitted[:12]}..., here {self._encoder.digest[:12]}...). Load with the base of the fit."
+                f"{fitted[:12]}..., here {self._encoder.digest[:12]}...). Load the base of the fit."
             )
         return self._encoder
 

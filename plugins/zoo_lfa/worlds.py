@@ -1,10 +1,10 @@
 """Small worlds to measure few-shot adaptation in: all generated, so the truth is known exactly.
 
-*Shapes*: rendered pictures of 8 colours x 8 shapes and their names, with a small CLIP trained on them
-here, in about a CPU-minute; the target domain mixes colours, bends contrast, blurs and adds
+*Shapes*: rendered pictures of 8 colours x 8 shapes and their names, with a small CLIP trained on
+them here, in about a CPU-minute; the target domain mixes colours, bends contrast, blurs and adds
 noise. *Faint*: features for which zero-shot is the best possible rule, so that whatever is learned
-harms. *Photographs*: CIFAR-10 through an encoder learned without labels, and class names as letters:
-two encoders that never met. *Large*: features of ImageNet's size, for speed.
+harms. *Photographs*: CIFAR-10 through an encoder learned without labels, and class names as
+letters: two encoders that never met. *Large*: features of ImageNet's size, for speed.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _distance(shape: int, u: Tensor, v: Tensor) -> Tensor:
 
 
 def render(labels: Tensor, dice: torch.Generator) -> Tensor:
-    """(N,3,32,32) in [0,1]: one shape each, anywhere, any size, a little turned, on a grey slope."""
+    """(N,3,32,32) in [0,1]: one shape each, any place and size, a little turned, on a grey slope."""
     n = len(labels)
 
     def draw(*shape: int) -> Tensor:
@@ -224,7 +224,7 @@ class Shapes:
 
 
 def faint(shots: int, seed: int, classes: int = 40, d: int = 128, tests: int = 50) -> Task:
-    """x = y_l + isotropic noise, texts of random directions: zero-shot is Bayes' rule, right half the time.
+    """x = y_l + isotropic noise, texts of random directions: zero-shot is Bayes' rule, half right.
 
     With equal, isotropic noise and equal priors the nearest text is the best rule there is. A map
     fitted on few such examples can only be worse.
@@ -251,8 +251,9 @@ def large(
     tests: int = 5,
     seed: int = 0,
     turn: float = 0.5,
+    noise: float = 1.2,
 ) -> Task:
-    """Texts with correlated directions, a distorted copy of them as class means, noise: N = classes x shots.
+    """Texts with correlated directions, class means a turned copy of them, noise.
 
     Class means are the texts turned (``turn`` in radians or so), so zero-shot is weak and a
     linear map is the right answer: a world for timing, not for claims about accuracy.
@@ -265,7 +266,7 @@ def large(
 
     def draw(labels: Tensor) -> Tensor:
         return unit(
-            means[labels] + 1.2 / math.sqrt(d) * torch.randn(len(labels), d, generator=dice)
+            means[labels] + noise / math.sqrt(d) * torch.randn(len(labels), d, generator=dice)
         )
 
     labels = torch.arange(classes).repeat_interleave(shots)
@@ -280,8 +281,8 @@ CIFAR = (
 )  # fmt: skip
 
 
-def read_cifar(path: Path, most: int) -> tuple[Tensor, Tensor]:
-    """The first ``most`` photographs (N,3,32,32) in [0,1] and labels of a CIFAR-10 parquet file."""
+def read_cifar(path: Path, most: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """``most`` random photographs (N,3,32,32) in [0,1] of a CIFAR-10 parquet file, and their labels."""
     try:
         import pyarrow.parquet as parquet
     except ModuleNotFoundError as error:
@@ -293,10 +294,13 @@ def read_cifar(path: Path, most: int) -> tuple[Tensor, Tensor]:
 
     if not path.is_file():
         raise InputError(f"--data: expected the CIFAR-10 file {path.name} in {path.parent.name}/.")
-    table = next(parquet.ParquetFile(path).iter_batches(batch_size=most)).to_pydict()
-    pictures = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in table["jpeg"]]
+    table = parquet.read_table(path, columns=["jpeg", "label"])
+    dice = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(table), generator=dice)[:most]
+    chosen = table.take(rows.numpy()).to_pydict()
+    pictures = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in chosen["jpeg"]]
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    return x, torch.tensor(table["label"])
+    return x, torch.tensor(chosen["label"])
 
 
 def patch_encoder(pictures: Tensor, seed: int = 0, atoms: int = 256) -> Callable[[Tensor], Tensor]:

@@ -71,7 +71,7 @@ FILES: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("not an image", "a.png", lambda p: p.write_text("hello"), "not an image"),
     ("empty file", "a.png", lambda p: p.write_bytes(b""), "empty"),
     ("truncated JPEG", "a.jpg", truncated, "truncated"),
-    ("missing file", "a.png", lambda p: None, "no such"),
+    ("missing file", "a.png", lambda p: None, "there is no file"),
     ("folder", "a.png", lambda p: p.mkdir(), "a.png"),
     ("decompression bomb", "a.png", bomb, "pixels"),
 ]
@@ -121,7 +121,7 @@ USAGE: list[tuple[str, list[str], int, str]] = [
     (
         "export of nothing known",
         ["export", MODEL, "-o", "DIR/m.tflite", "--format", "tflite"],
-        1,
+        2,
         "onnx",
     ),
     ("unknown command of a method", ["run", MODEL, "nothing"], 2, "nothing"),
@@ -257,7 +257,7 @@ def test_a_changed_byte_in_a_saved_folder(model: zoo.SRModel, tmp_path: Path) ->
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(WeightsError, match="sha256"):
+    with pytest.raises(WeightsError, match="SHA-256"):
         zoo.load(folder)
 
 
