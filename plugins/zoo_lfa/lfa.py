@@ -33,7 +33,7 @@ BETAS = 25
 BLENDS = 11
 """Values of m that ``safe`` tries, from 0 to 1."""
 GATE = 0.3
-"""The blend of the ridge that decides, from one example of each class, whether anything is learned."""
+"""The blend of the ridge that decides, from one example of each class, whether to learn at all."""
 FOLDS = 3
 ROWS = 8192
 """Rows that are worked on at once, so that memory beyond the features is bounded."""
@@ -61,13 +61,16 @@ class Recipe:
     """Margins are (1 - cos(y_c, y_l)) / s."""
     lr: float = 5e-4
     decay: float = 5e-4
-    batch: int = 2048
-    """Most rows in a step; the reference takes 75 % of the support set, whatever its size."""
+    batch: int = 256
+    """Rows in a step, at least two for each class and at most 75 % of the support set [design]: the
+    reference always takes 75 %, which costs more and is no more accurate."""
     noise: float = 0.035
     """Standard deviation of the feature noise, added in every other step (at random)."""
     dropout: float = 0.05
     safe: bool = True
     """Cross-validate {I, closed forms, refined} x blends with I, and keep the best (2.9)."""
+    met: bool = True
+    """Were the two encoders trained together, so that I is a zero-shot map worth keeping? (2.7)"""
     seed: int = 0
 
 
@@ -150,7 +153,8 @@ def _rank(s: Tensor) -> int:
 def ridge(x: Tensor, y: Tensor, labels: Tensor, penalty: float) -> Tensor:
     """argmin ||XW - PY||^2 + p ||W - E||^2 = E + (X^T X + p I)^-1 X^T (PY - XE) [design].
 
-    p is ``penalty`` > 0. Returns (d_x,d_y) float64. No null space: unique, deterministic, milliseconds.
+    p is ``penalty`` > 0. Returns (d_x,d_y) float64. No null space: unique, in
+    milliseconds.
     """
     (n, d), eye = x.shape, identity(x.shape[1], y.shape[1], y.double())
     y = y.double()
@@ -310,14 +314,15 @@ def refine(
     """``recipe.iterations`` steps of AdamW from w (d_x,d_y): the last W and the moving average.
 
     x (N,d_x), or (N,T,d_x) with T crops of each image: then each step takes one crop, the same for
-    all images. Cosine schedule to 1e-7. A step sees a random 75 % of the rows, at most
-    ``recipe.batch``; at random noise and dropout on the features, which are not normalised again.
+    all images. Cosine schedule to 1e-7. A step sees a random part of the rows
+    (``recipe.batch``); at random noise and dropout on the features, which are not normalised again.
     """
     generator = torch.Generator(device=x.device).manual_seed(seed)
     dice = torch.Generator().manual_seed(seed)  # decisions, on the CPU whatever the device
     w, texts = w.to(x.dtype).clone(), prepare(y)
     average, n = like_identity(w), len(x)
-    rows = min(recipe.batch, n if x.ndim == 3 else max(1, round(0.75 * n)))
+    most = n if x.ndim == 3 else max(1, round(0.75 * n))
+    rows = min(max(recipe.batch, 2 * len(y)), most)
     optimiser = torch.optim.AdamW([w], lr=recipe.lr, weight_decay=recipe.decay, foreach=False)
     t_end, half = recipe.iterations, max(1, recipe.iterations // 2)
     for t in range(t_end):
@@ -408,7 +413,7 @@ def fit(
     kind, folds = split(labels, len(y), recipe.seed)
     folds = [fold.to(x.device) for fold in folds]
     rest = [_others(fold, len(x)) for fold in folds]
-    square = x.shape[-1] == y.shape[1]
+    square = x.shape[-1] == y.shape[1] and recipe.met
     report: dict[str, Any] = {"rows": len(x), "classes": len(y), "folds": kind if folds else "none"}
 
     beta = 1.0 if recipe.init == "identity" else 0.0 if recipe.beta is None else recipe.beta
@@ -472,7 +477,7 @@ def _safe(
     with 0.3 of I, has to be better than I by two standard errors before the best one is taken.
     """
     centre = x[:, -1] if x.ndim == 3 else x
-    square = x.shape[-1] == y.shape[1]
+    square = x.shape[-1] == y.shape[1] and recipe.met
     eye = identity(x.shape[-1], y.shape[1], y)
     blends = [i / (BLENDS - 1) for i in range(BLENDS - 1)] if square else [0.0]
     if recipe.iterations:
@@ -610,7 +615,7 @@ def fit_unsupervised(
 
 
 def fold(y: Tensor, w: Tensor) -> Tensor:
-    """Y' = Y W^T (C,d_x): (xW) y^T = x (y W^T)^T, so a server of X Y'^T has the adaptation for free.
+    """Y' = Y W^T (C,d_x): (xW) y^T = x (y W^T)^T, so servers of X Y'^T need no change.
 
     The rows are not normalised; argmax x Y'^T = argmax norm(xW) Y^T.
     """

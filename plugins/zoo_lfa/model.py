@@ -153,10 +153,11 @@ class LFA(VLAligner):
         ``marginals`` (C,)) and refined ``rounds`` times. ``init``: beta, procrustes, ridge,
         identity or random. ``iterations``: steps of the refinement, 0 for the closed form alone.
         ``loss``: rerank, contrastive or triplet, with ``k`` and ``s`` of the paper. ``safe``:
-        validate on the support set, and keep zero-shot where nothing is clearly better. ``projection``,
-        where the widths differ: auto centres the images and makes the map rectangular; random and
-        pca bring the wider side down first; none is an error. ``pool`` of (N,T,d): mean, max, or
-        crops (the last is the centre). Raises InputError naming the rows that are wrong.
+        validate on the support set, and keep zero-shot where nothing is clearly better.
+        ``projection``, where the widths differ: auto centres the images and makes the map
+        rectangular; random and pca bring the wider side down first; none is an error. ``pool`` of
+        (N,T,d): mean, max, or crops (the last is the centre). Raises InputError naming the rows
+        that are wrong.
         """
         recipe = self._recipe(init, beta, iterations, loss, k, s, safe, seed)
         _choice("projection", projection, PROJECTIONS)
@@ -179,6 +180,7 @@ class LFA(VLAligner):
         x = self._image_rows(images, pool)
         y, labels = self._text_rows_and_labels(texts, labels, len(x), unsupervised)
         state = self._bring_together(x, y, projection, seed)
+        recipe = replace(recipe, met=not state)
         x, y = self._prepared_images(x, state), self._prepared_texts(y, state)
         if len(y) < 2:
             raise InputError("there is one class only: nothing to tell apart.")

@@ -77,7 +77,7 @@ def _distance(shape: int, u: Tensor, v: Tensor) -> Tensor:
 
 
 def render(labels: Tensor, dice: torch.Generator) -> Tensor:
-    """(N,3,32,32) in [0,1]: one shape each, any place and size, a little turned, on a grey slope."""
+    """(N,3,32,32) in [0,1]: one shape each, any place and size, turned a little, on a slope."""
     n = len(labels)
 
     def draw(*shape: int) -> Tensor:
@@ -282,7 +282,7 @@ CIFAR = (
 
 
 def read_cifar(path: Path, most: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """``most`` random photographs (N,3,32,32) in [0,1] of a CIFAR-10 parquet file, and their labels."""
+    """``most`` random photographs (N,3,32,32) in [0,1] of a CIFAR-10 file, and their labels."""
     try:
         import pyarrow.parquet as parquet
     except ModuleNotFoundError as error:
@@ -303,7 +303,7 @@ def read_cifar(path: Path, most: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, torch.tensor(chosen["label"])
 
 
-def patch_encoder(pictures: Tensor, seed: int = 0, atoms: int = 256) -> Callable[[Tensor], Tensor]:
+def patch_encoder(pictures: Tensor, seed: int = 0, atoms: int = 128) -> Callable[[Tensor], Tensor]:
     """Features without labels: whitened 6x6 patches against k-means directions (Coates, Ng 2011).
 
     Two-sided soft threshold, 2x2 sums: 8 x atoms columns, standardised on these pictures.

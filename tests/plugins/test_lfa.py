@@ -491,7 +491,7 @@ def test_frames_are_combined_before_they_are_normalised() -> None:
 @pytest.mark.parametrize("loss", lfa.LOSSES)
 def test_every_variant_fits(task: worlds.Task, init: str, loss: str) -> None:
     model = fresh().align(task.x, task.y, labels=task.labels, init=init, loss=loss, safe=False)
-    assert accuracy(model, task) > 0.6
+    assert accuracy(model, task) > accuracy(fresh(), task)
 
 
 def test_a_random_start_is_orthogonal() -> None:
