@@ -305,7 +305,7 @@ def _tensor(images: torch.Tensor, fn: Fn, scale: int) -> torch.Tensor:
                 alpha
                 if scale == 1
                 else torch.nn.functional.interpolate(
-                    alpha[None], scale_factor=scale, mode="bicubic"
+                    alpha[None], scale_factor=scale, mode="bicubic", antialias=True
                 )[0].clamp_(0, 1)
             )
             if scale > 1:

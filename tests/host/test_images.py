@@ -415,3 +415,16 @@ def test_importing_costs_nothing() -> None:
         assert not heavy & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+def test_alpha_is_enlarged_alike_whatever_the_container() -> None:
+    """The same picture as PIL image and as tensor: alphas differ by rounding alone."""
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
+
+    def nearest(rgb: torch.Tensor) -> torch.Tensor:
+        return rgb.repeat_interleave(4, 1).repeat_interleave(4, 2)
+
+    as_pil = np.asarray(images.transform(Image.fromarray(noise), nearest, scale=4))[..., 3]
+    tensor = torch.from_numpy(noise).permute(2, 0, 1).float() / 255
+    as_tensor = images.transform(tensor, nearest, scale=4)[3].numpy() * 255
+    assert np.abs(as_pil.astype(float) - as_tensor).max() <= 1.01  # PIL rounds twice: rows, columns
