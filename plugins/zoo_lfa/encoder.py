@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,17 @@ TEMPLATES = {
 }
 
 
+@contextmanager
+def _no_warning() -> Iterator[None]:
+    """Without open_clip's warning that the weights are random: they are read a moment later."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 class Encoder:
     """The two towers of a folder with ``open_clip_config.json`` and safetensors weights."""
 
@@ -51,13 +64,10 @@ class Encoder:
         name = f"local-dir:{folder}"
         try:
             # The weights come from our own reader: open_clip would also open pickles.
-            self.model: Any = open_clip.create_model(
-                name,
-                load_weights=False,
-                pretrained_image=False,
-                pretrained_text=False,
-                device="cpu",
-            )
+            with _no_warning():
+                self.model: Any = open_clip.create_model(
+                    name, load_weights=False, pretrained_image=False, pretrained_text=False
+                )
             self.model.load_state_dict(load_tensors(weights), strict=True)
             self.tokens = open_clip.get_tokenizer(name)
         except ZooError:
@@ -67,7 +77,7 @@ class Encoder:
         self.model.eval().requires_grad_(False).to(device)
         self.device = device
         config = open_clip.get_model_preprocess_cfg(self.model)
-        self.transform = open_clip.image_transform_v2(
+        self.transform = open_clip.transform.image_transform_v2(
             open_clip.transform.PreprocessCfg(**config), is_train=False
         )
         self.digest = sha256(weights)

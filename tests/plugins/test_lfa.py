@@ -613,3 +613,56 @@ def test_before_labels_there_are_no_classes() -> None:
         fresh().fold()
     with pytest.raises(ZooError):
         fresh().export("x.onnx")
+
+
+# --- cost -----------------------------------------------------------------------------------------
+
+
+def test_memory_is_linear_in_rows_and_never_rows_by_classes_by_columns() -> None:
+    """The largest array that a fit makes: rows x columns, a step's rows x classes, or columns²."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        most = 0
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(tensor, Tensor):
+                    self.most = max(self.most, tensor.untyped_storage().nbytes())
+            return out
+
+    d, classes = 16, 40
+    for shots in (10, 20):
+        task = worlds.large(classes=classes, shots=shots, d=d, tests=1)
+        with Largest() as seen:
+            lfa.fit(task.x, task.y, task.labels, lfa.Recipe(iterations=3))
+        held = len(task.x) // lfa.FOLDS + classes
+        assert seen.most <= 8 * max(len(task.x) * d, held * classes, len(task.x) * lfa.BLENDS)
+
+
+def test_quicker_than_the_method_written_straight_down() -> None:
+    """Equal accuracy, and (loosely: the benchmark measures it) in less time."""
+    import time
+
+    from zoo_lfa import reference
+
+    task = worlds.large(classes=40, shots=12, d=96, tests=10, turn=0.8, noise=3.0)
+    recipe = lfa.Recipe(safe=False, iterations=40)
+
+    def run(fit: Callable[..., Any]) -> tuple[float, float]:
+        started = time.process_time()
+        w = fit(task.x, task.y, task.labels, recipe)
+        spent = time.process_time() - started
+        w = w if isinstance(w, Tensor) else w.w
+        return spent, float(
+            ((task.test @ w @ task.y.T).argmax(1) == task.test_labels).float().mean()
+        )
+
+    run(lfa.fit)  # warm
+    quick, right = run(lfa.fit)
+    slow, expected = run(reference.fit)
+    assert right == pytest.approx(expected, abs=0.05)
+    assert quick < slow / 1.5
