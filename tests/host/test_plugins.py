@@ -576,7 +576,8 @@ def test_bases_of_two_strangers_are_told_apart(here: Site) -> None:
             package,
             distribution=dist,
             registry="schema: 1\nzoo_api: 1\nbases:\n"
-            f"  shared: {{summary: from {dist}, files: []}}\n  only-{dist}: {{summary: x, files: []}}\n",
+            f"  shared: {{summary: from {dist}, files: []}}\n"
+            f"  only-{dist}: {{summary: x, files: []}}\n",
         )
     from zoo.registry import catalogue
 
