@@ -476,10 +476,10 @@ def decided(
                 book,
                 "uni-modal",
                 "Encoders that never met: aligned by lfa, better than a linear probe on the images "
-                f"alone up to {[*shots, 8][-2] if len(shots) > 2 else shots[-1]} shots.",
+                f"alone, from 1 to {shots[-2]} shots.",
                 OURS,
                 "linear probe",
-                columns[:-1] if len(columns) > 2 else columns,
+                columns[:-1],
             ),
             compare(
                 book,
@@ -621,7 +621,7 @@ def picture(path: Path, book: Book, shots: Sequence[int], curves: Curves) -> Non
     slow = [(s * scale, a) for s, a in curves.prompts]
     left.plot(
         *zip(*slow, strict=True), "s--", color="C0", alpha=0.5,
-        label="the same at the cost of CLIP's text tower",
+        label="the same, at the cost of CLIP's text tower",
     )  # fmt: skip
     for name in BASELINES:
         if name not in ("zero-shot", "Procrustes alone"):
@@ -635,7 +635,7 @@ def picture(path: Path, book: Book, shots: Sequence[int], curves: Curves) -> Non
     left.set_xscale("log")
     left.set_xlabel("CPU-seconds to fit, one thread")
     left.set_ylabel(f"accuracy in per cent, {most} shots")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, loc="center left")
     for name in (OURS, *BASELINES, PROMPTS):
         if name != "Procrustes alone":
             values = [book.mean(name, column(n)) for n in shots]
@@ -645,7 +645,7 @@ def picture(path: Path, book: Book, shots: Sequence[int], curves: Curves) -> Non
     right.set_xticks(list(shots), [str(n) for n in shots])
     right.set_xlabel("examples of each class")
     right.set_ylabel("accuracy in per cent")
-    right.legend(fontsize=6)
+    right.legend(fontsize=6, loc="lower right", ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
