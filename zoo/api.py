@@ -387,6 +387,8 @@ def as_folder(text: str | Path) -> Path | None:
     """The folder that an argument means, or None where it is a name or a Hub id."""
     if isinstance(text, os.PathLike):
         return Path(text)
+    if not isinstance(text, str):
+        raise UsageError(f"{text!r} is neither a name nor a folder.")
     if text.startswith((".", "~", "/", "\\")) or _DRIVE.match(text):
         return Path(text).expanduser()
     return None

@@ -83,8 +83,10 @@ def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     try:
         with _in_words(path):
             temporary.touch(exist_ok=False)
+            mode = stat.S_IMODE(temporary.stat().st_mode)
         with _in_words(path, _FULL):
             yield temporary
+            temporary.chmod(mode)  # safetensors puts a file of its own there, for the owner alone
             _sync(temporary)
         check_target(path, overwrite=overwrite)
         with _in_words(path):

@@ -226,7 +226,8 @@ def reachable() -> str | None:
     if not answers or "Timeout" in type(answers[0]).__name__:
         return f"{constants.ENDPOINT} did not answer within {seconds:g} s"
     if isinstance(answers[0], Exception):
-        return f"{constants.ENDPOINT} answered with an error: {str(answers[0]).splitlines()[0]}"
+        why = (str(answers[0]) or type(answers[0]).__name__).splitlines()[0]
+        return f"{constants.ENDPOINT} gave no answer: {why}"
     return None
 
 

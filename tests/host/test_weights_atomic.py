@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from zoo import weights
 from zoo.errors import OutputError
@@ -86,7 +87,9 @@ def test_the_file_has_ordinary_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     with weights.atomic_file(tmp_path / "a") as temporary:
         temporary.write_text("x")
-    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    weights.save_tensors(tmp_path / "b.safetensors", {"x": torch.zeros(2)})
+    for name in ("a", "b.safetensors"):
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def unwritable(tmp_path: Path, case: str) -> Path:

@@ -82,7 +82,8 @@ def align(
     said = ", ".join(
         f"{key} {_short(value)}" for key, value in report.items() if value not in (None, [])
     )
-    click.echo(f'{out}: load it with zoo.load("./{out}")' + (f"\n{said}" if said else ""))
+    here = out if out.is_absolute() else f"./{out}"
+    click.echo(f'{out}: load it with zoo.load("{here}")' + (f"\n{said}" if said else ""))
 
 
 def _verb(model: str) -> Callable[..., Any]:

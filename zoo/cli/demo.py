@@ -67,7 +67,7 @@ def demo(model: str, out: Path, device: str, force: bool) -> None:
         a, b = images.to_tensor(image), images.to_tensor(truth)
         psnr, haarpsi = metrics.psnr_y(a, b, scale), metrics.haarpsi(a, b, scale)
         scores = f"PSNR-Y {psnr:.2f} dB, HaarPSI {haarpsi:.3f}"
-        click.echo(f"{name:9s} {scores}")
+        click.echo(f"{name:{max(9, len(model))}} {scores}")
         captions.append(f"{name}: {scores}")
     images.save(
         _side_by_side([small, plain, ours, truth], [*captions, "truth"]), out, overwrite=force

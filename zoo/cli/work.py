@@ -60,7 +60,8 @@ def train(
         progress=not quiet,
         options=parse_settings(settings),
     )
-    click.echo(f'{folder}: load it with zoo.load("./{folder}")')
+    here = folder if folder.is_absolute() else f"./{folder}"
+    click.echo(f'{folder}: load it with zoo.load("{here}")')
 
 
 @click.command()
