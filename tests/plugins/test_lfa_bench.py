@@ -1,0 +1,100 @@
+"""What ``zoo bench lfa`` rests on: worlds, baselines, and the rules that decide its claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from zoo_lfa import baselines, bench, lfa, worlds
+
+from zoo.errors import InputError
+
+
+def test_pictures_show_their_class_and_are_the_same_again() -> None:
+    labels = torch.arange(64)
+    pictures = worlds.render(labels, torch.Generator().manual_seed(0))
+    assert pictures.shape == (64, 3, 32, 32)
+    assert pictures.min() >= 0
+    assert pictures.max() <= 1
+    assert torch.equal(pictures, worlds.render(labels, torch.Generator().manual_seed(0)))
+    dice = torch.Generator().manual_seed(1)
+    assert torch.equal(worlds.shifted(pictures, 0, dice), pictures)
+    moved = [(worlds.shifted(pictures, a, dice) - pictures).abs().mean() for a in (0.25, 0.5, 0.75)]
+    assert moved == sorted(moved)
+
+
+def test_towers_read_every_name_as_six_words() -> None:
+    net = worlds.Towers()
+    tokens = net.tokens(worlds.NAMES)
+    assert tokens.shape == (64, 6)
+    assert len({tuple(row) for row in tokens.tolist()}) == 64
+    assert 0.5e6 < worlds.parameters(net) < 0.8e6
+    prompts = baselines.Prompts(net)
+    y = lfa.unit(net.encode_texts(worlds.NAMES))
+    torch.testing.assert_close(prompts.texts(prompts.start), y)
+
+
+def test_in_the_faint_world_no_map_beats_zero_shot() -> None:
+    """Not even the map fitted on a hundred examples of each class."""
+    task = worlds.faint(100, 0, classes=20, d=32, tests=50)
+    best = bench.accuracy(baselines.zero_shot(task), task)
+    for method in (baselines.ridge_to_identity, baselines.procrustes_alone, baselines.class_mean):
+        assert bench.accuracy(method(task), task) <= best + 2
+
+
+@pytest.mark.parametrize("name", baselines.BASELINES)
+def test_every_baseline_learns(name: str) -> None:
+    task = worlds.large(classes=10, shots=6, d=32, tests=20, turn=1.0, noise=0.8)
+    zero = bench.accuracy(baselines.zero_shot(task), task)
+    found = bench.accuracy(baselines.BASELINES[name](task), task)
+    assert found == zero if name == "zero-shot" else found > zero
+
+
+def test_a_search_sees_the_support_set_alone_and_takes_the_best() -> None:
+    task = worlds.large(classes=6, shots=6, d=16)
+    asked: list[int] = []
+
+    def make(part: worlds.Task, candidate: int) -> baselines.Scores:
+        asked.append(len(part.x))
+        return lambda x: (x if candidate == 2 else -x) @ part.y.T
+
+    assert baselines.searched(task, (1, 2, 3), 1, make) == 2
+    assert max(asked) < len(task.x)
+    one = worlds.large(classes=6, shots=1, d=16)  # nothing can be held out: the default
+    assert baselines.searched(one, (1, 2, 3), 3, make) == 3
+
+
+def test_half_of_the_classes() -> None:
+    task = worlds.large(classes=6, shots=2, d=16, tests=3)
+    part = bench.half(task, torch.tensor([1, 4]))
+    assert part.labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(part.x, task.x[[2, 3, 8, 9]])
+    assert torch.equal(part.test, task.test[[3, 4, 5, 12, 13, 14]])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "by", "holds"),
+    [
+        ([10, 11, 12], [1, 2, 2], 0, True),
+        ([1, 2, 2], [10, 11, 12], 0, False),
+        ([10, 11, 12], [1, 2, 2], 20, False),
+        ([1, 9, 2], [2, 3, 4], 0, None),
+        ([10], [1], 0, None),
+    ],
+)
+def test_claims_are_decided_by_paired_differences(
+    a: list[float], b: list[float], by: float, holds: bool | None
+) -> None:
+    book = bench.Book()
+    for row, values in (("a", a), ("b", b)):
+        for value in values:
+            book.add(row, "x", value)
+    claim = bench.compare(book, "id", "a is better", "a", "b", ["x"], by)
+    assert claim.holds is holds
+    assert claim.value == pytest.approx(sum(a) / len(a))
+
+
+def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.parquet"):
+        worlds.Photographs(tmp_path)
