@@ -47,7 +47,7 @@ class LFA(VLAligner):
 
     def __init__(self, request: BuildRequest) -> None:
         super().__init__(request)
-        self._device = torch.device(request.device)
+        self._device = _place(request.device)
         self._base = request.base
         self._encoder: Encoder | None = None
         self._state: dict[str, Tensor] = {}
@@ -67,7 +67,7 @@ class LFA(VLAligner):
         return self._device
 
     def to(self, device: str | torch.device) -> Self:
-        self._device = torch.device(device)
+        self._device = _place(device)
         self._state = {name: tensor.to(self._device) for name, tensor in self._state.items()}
         if self._encoder is not None:
             self._encoder.model.to(self._device)
@@ -458,6 +458,12 @@ class LFA(VLAligner):
                 f"{fitted[:12]}..., here {self._encoder.digest[:12]}...). Load the base of the fit."
             )
         return self._encoder
+
+
+def _place(device: str | torch.device) -> torch.device:
+    """Where to compute: on the CPU for mps, which lacks the float64 of the closed forms."""
+    found = torch.device(device)
+    return torch.device("cpu") if found.type == "mps" else found
 
 
 def _strings(texts: Any) -> bool:
