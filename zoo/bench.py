@@ -53,7 +53,7 @@ def run(
 
     ``out`` takes the pictures. Raises PluginError where the plugin's results break the schema.
     """
-    started = time.perf_counter()
+    started, code = time.perf_counter(), _code_version()  # now: others may commit meanwhile
     plugin = api.require_code(entry)
     request = BenchRequest(
         entry=entry,
@@ -73,7 +73,7 @@ def run(
         )
     seconds = time.perf_counter() - started
     try:
-        return check(record(entry.name, results, command, seconds, weights), entry.name)
+        return check(record(entry.name, results, command, seconds, weights, code), entry.name)
     except (InputError, TypeError, AttributeError) as error:
         raise PluginError(
             f"{entry.plugin}: zoo_bench broke the schema of results: {error}"
@@ -86,12 +86,13 @@ def record(
     command: str,
     seconds: float,
     weights: Mapping[str, str] | None = None,
+    code: str | None = None,
 ) -> dict[str, Any]:
     """Results with what makes them repeatable: command, commit, date, hardware, weights."""
     found = {
         "model": model,
         "command": command,
-        "code": _code_version(),
+        "code": code or _code_version(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": hardware(),
         "weights": dict(weights or {}),

@@ -41,6 +41,7 @@ LICENSES = frozenset(
 _PLACEHOLDER = re.compile(
     r"\b(TODO|TBD|FIXME|XXX|lorem ipsum)\b|\{\{|<(your|insert)[^>]*>", re.IGNORECASE
 )
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MEASURED = re.compile(r"\d+\.\d+|\d\s*(%|dB\b)")
 
 
@@ -54,6 +55,7 @@ def render(entry: Entry, results: Mapping[str, Any] | None) -> str:
         library_name="zoo",
         pipeline_tag=PIPELINE_TAGS[entry.interface],
         base_model=_hub_base(entry),
+        datasets=[d.name for d in card.data if _HUB_ID.fullmatch(d.name)] or None,
         tags=[
             "zoo",
             entry.interface,
@@ -81,7 +83,8 @@ def render(entry: Entry, results: Mapping[str, Any] | None) -> str:
 
 def usage(entry: Entry) -> str:
     """Three lines that use the model; a test runs them."""
-    return f'import zoo\nmodel = zoo.load("{entry.name}")\n{USE[entry.interface]}'
+    what = f"./runs/{entry.name}/model" if entry.status == "untrained" else entry.name
+    return f'import zoo\nmodel = zoo.load("{what}")\n{USE[entry.interface]}'
 
 
 def _first_line(entry: Entry) -> str:
@@ -94,6 +97,11 @@ def _first_line(entry: Entry) -> str:
 
 
 def _training(entry: Entry) -> str:
+    if entry.status == "untrained":
+        return (
+            "There are no trained weights of this size. Train some:\n\n```console\n"
+            f"$ zoo train {entry.name} --data PATH -o runs/{entry.name}\n```"
+        )
     lines = [f"- {_plain(d.name)} ({_plain(d.license)})" for d in entry.card.data]
     text = "\n".join(lines) if lines else "No training: the method has no weights of its own."
     if entry.card.training:
@@ -106,9 +114,10 @@ def _measured(results: Mapping[str, Any] | None) -> str:
         return "Nothing yet."
     data = "; ".join(f"{d['name']} ({d['size']}, {d['license']})" for d in results["data"])
     seeds = ", ".join(map(str, results["seeds"])) or "none"
-    parts = [bench.table_text(results)]
+    tables = [bench.table_text(results)]
     if results["claims"]:
-        parts.append(bench.claims_text(results))
+        tables.append(bench.claims_text(results))
+    parts = [table.replace("<", "&lt;") for table in tables]
     parts.append(
         f"Made by the command below on {results['hardware']}, {results['date']}, at "
         f"`{results['code'][:12]}`, in {results['seconds']:.0f} s. Data: {_plain(data)}. "
@@ -118,10 +127,10 @@ def _measured(results: Mapping[str, Any] | None) -> str:
 
 
 def _source(entry: Entry) -> str:
-    licenses = ", ".join(f"{what}: {name}" for what, name in entry.license.items())
+    licenses = ", ".join(f"{what}: {_plain(name)}" for what, name in entry.license.items())
     text = f"Licence of {licenses}." if licenses else ""
     if entry.paper.get("title"):
-        where = f" ({entry.paper['id']})" if entry.paper.get("id") else ""
+        where = f" ({_plain(entry.paper['id'])})" if entry.paper.get("id") else ""
         text += f"\n\nMethod: {_plain(entry.paper['title'])}{where}. An independent implementation."
     return text.strip()
 
@@ -155,8 +164,8 @@ def _eval_results(entry: Entry, results: Mapping[str, Any] | None) -> list[Any]:
 
 
 def _plain(text: str) -> str:
-    """Registry text as text: nothing in it becomes markup, a link or HTML."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
+    """Registry text as text: nothing in it becomes markup or HTML, and no words hide an address."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)
 
 
 # --- a card on disk -------------------------------------------------------------------------------
@@ -239,7 +248,7 @@ def _results_faults(entry: Entry, results: Mapping[str, Any]) -> list[str]:
         found.append("results.json was made with uncommitted changes; run the benchmark again")
     measured = results["weights"]
     current = {f.path: f.sha256 for f in entry.files if f.path.endswith(".safetensors")}
-    if any(measured.get(path) != digest for path, digest in current.items() if path in measured):
+    if any(measured.get(path) != digest for path, digest in current.items()):
         found.append("results.json was measured with other weights; run the benchmark again")
     if not results["command"]:
         found.append("results.json names no command")

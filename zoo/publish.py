@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class Plan:
 
 
 def plan(model: str, cards_folder: Path, registry: Path | None = None) -> Plan:
-    """Everything that publishing a model would upload; nothing is asked of the network.
+    """Everything that publishing a model would upload; the network is asked only for weights that
+    are neither in the project nor cached.
 
     ``model``: a name, whose files, card, results and picture go; or a saved folder, whose listed
     files and a plain card go. Raises InputError where the card is not valid, OutputError where the
@@ -58,9 +59,12 @@ def plan(model: str, cards_folder: Path, registry: Path | None = None) -> Plan:
         raise NotReadyError(f"{entry.name} has no weights of its own to publish.")
     registry = registry or _checkout_registry(entry)
     page = cards_folder / entry.name
-    cards.require_valid(entry, page)
-    files = {file.path: _weights(entry) / file.path for file in entry.files}
+    weights = _weights(entry)
+    files = {file.path: weights / file.path for file in entry.files}
     facts = file_facts(files)
+    # The card is judged beside what is uploaded: its numbers may be of the weights before.
+    now = tuple(replace(file, **facts[file.path]) for file in entry.files)
+    cards.require_valid(replace(entry, files=now), page)
     files["zoo.json"] = json.dumps(manifest(entry, facts), indent=2).encode()
     extras = ["README.md", bench.FILE, *([entry.card.picture] if entry.card.picture else [])]
     for name in extras:
@@ -87,7 +91,7 @@ def file_facts(files: Mapping[str, Path | bytes]) -> dict[str, dict[str, Any]]:
 def upload(plan: Plan, repo: str, *, private: bool = False) -> str:
     """Make the repository if need be, upload in one commit, pin it; returns the commit."""
     hub.parse_id(repo)
-    text = plan.registry.read_text("utf-8") if plan.registry else ""
+    text = plan.registry.read_bytes().decode() if plan.registry else ""  # line ends as they are
 
     def pinned(commit: str) -> str:
         assert plan.registry is not None
@@ -105,7 +109,7 @@ def upload(plan: Plan, repo: str, *, private: bool = False) -> str:
         from .weights import atomic_file
 
         with atomic_file(plan.registry) as temporary:
-            temporary.write_text(pinned(commit), "utf-8")
+            temporary.write_bytes(pinned(commit).encode())
     return commit
 
 

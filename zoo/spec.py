@@ -159,6 +159,7 @@ class TrainingData:
     """A data set that the weights were trained on."""
 
     name: str
+    """A Hub id (``org/name``) where it is on the Hub: the card's metadata then links to it."""
     license: str
 
 

@@ -918,6 +918,20 @@ def test_two_processes_at_once_download_once(hub: LoopbackHub, folder: Path) -> 
     assert len(asked) == 1
 
 
+def test_a_token_stays_with_the_hub_that_it_is_for(hub: LoopbackHub, folder: Path) -> None:
+    world = World(hub, folder / "token-kept")
+    with LoopbackHub() as other:
+        other.add("org/token-kept", FILES)
+        commit = world.add("token-kept")
+        elsewhere = other.endpoint.replace("127.0.0.1", "localhost")
+        hub.fault("redirect", on="/org/token-kept/resolve/*", to=elsewhere)
+        source = locate("token-kept", commit)
+        out = call(world, "token-kept", source, HF_TOKEN="hf_loopback")
+        assert out.source == "hub", out.message
+        assert {r.token for r in hub.requests if "token-kept" in r.path} == {"hf_loopback"}
+        assert {r.token for r in other.requests} == {None}
+
+
 def test_a_repository_keeps_its_first_commit_until_asked_for_another(
     hub: LoopbackHub, folder: Path
 ) -> None:

@@ -240,11 +240,14 @@ def test_a_strangers_editable_install_is_found(bare: Environment, nearest: Path)
     refused = bare.install("--editable", nearest, ok=False)
     assert refused.returncode == 1
     assert "zoo-nearest" in refused.stderr
-    bare.install("--no-deps", "--editable", nearest)
+    # `zoo install` passes on what follows --, and sees at once what pip has installed
+    offline = ("--no-index", "--no-build-isolation", "--no-deps")
+    done = bare.zoo("install", "--", *offline, "--editable", str(nearest))
+    assert "zoo_nearest (ok): nearest-x2" in done.stdout
     assert names(bare) == [*OWN.models, "nearest-x2"]
     assert states(bare) == {"zoo_nearest": "ok"}
     bare.zoo("pull", "nearest-x2")  # its bundle is found in the project's folder
-    bare.uninstall("zoo-nearest")
+    bare.zoo("uninstall", "Zoo_Nearest")
     assert states(bare) == {}
 
 

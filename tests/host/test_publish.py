@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import MINIMAL_INIT, Site
+from zoo import bench
+from zoo.interfaces import Metric, Results
 from zoo.testing import LoopbackHub
 
 MODEL = """
@@ -105,6 +107,8 @@ def test_publish_then_load_elsewhere(hub: LoopbackHub, site: Site, project: Path
     card = zoo(hub, site, "card", "gain")
     assert card.returncode == 0, card.stderr
 
+    (project / "weights" / "gain" / "notes.txt").write_text("private", "utf-8")
+    (site.path / "hub_cards" / "gain" / "draft.md").write_text("private", "utf-8")
     dry = zoo(hub, site, "publish", "gain", "--to", "them/gain", "--dry-run", "--json")
     assert dry.returncode == 0, dry.stderr
     listed = json.loads(dry.stdout)
@@ -161,6 +165,20 @@ def test_what_is_refused_leaves_everything_as_it_was(
     stale = zoo(hub, site, "publish", "gain", "--to", "them/gain")
     assert "stale" in stale.stderr
     assert "placeholder" in stale.stderr
+    assert zoo(hub, site, "card", "gain").returncode == 0
+
+    old = {"model.safetensors": "cd" * 32}
+    record = bench.record("gain", Results(table={"gain": {"PSNR": Metric(1.0)}}), "c", 1.0, old)
+    bench.write({**record, "code": "1" * 40}, page.parent)
+    assert zoo(hub, site, "card", "gain").returncode == 0
+    # even where the registry still has the weights that were measured: others would be uploaded
+    measured = before.replace("0" * 64, "cd" * 32)
+    (project / "registry.yaml").write_text(measured, "utf-8")
+    other = zoo(hub, site, "publish", "gain", "--to", "them/gain")
+    assert other.returncode != 0
+    assert "other weights" in other.stderr
+    (page.parent / bench.FILE).unlink()
+    (project / "registry.yaml").write_text(before, "utf-8")
     assert zoo(hub, site, "card", "gain").returncode == 0
 
     pinless = before.replace("    hub: {repo: nobody/nothing, revision: null}\n", "")

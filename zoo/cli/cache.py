@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from ..errors import UsageError
@@ -36,10 +38,11 @@ def cache(repos: tuple[str, ...], free: bool, yes: bool, as_json: bool) -> None:
             + (f"; did you mean {hint[0]!r}?" if hint else "; `zoo cache` lists what is.")
         )
     chosen = [models[name] for name in repos] or sorted(models.values(), key=lambda r: r.repo_id)
+    sizes = {r.repo_id: _size(r.repo_path) for r in chosen}
     if free:
         if not repos:
             raise UsageError("name the repositories to delete: zoo cache --free org/name")
-        size = sum(r.size_on_disk for r in chosen)
+        size = sum(sizes.values())
         if not yes:
             click.confirm(f"Delete {', '.join(repos)} ({size:,} bytes)?", abort=True, err=True)
         commits = [revision.commit_hash for r in chosen for revision in r.revisions]
@@ -47,8 +50,14 @@ def cache(repos: tuple[str, ...], free: bool, yes: bool, as_json: bool) -> None:
         return echo_json({"freed": size}) if as_json else click.echo(f"freed {size:,} bytes")
     if as_json:
         return echo_json(
-            [{"repo": r.repo_id, "size": r.size_on_disk, "path": r.repo_path} for r in chosen]
+            [{"repo": r.repo_id, "size": sizes[r.repo_id], "path": r.repo_path} for r in chosen]
         )
     for r in chosen:
-        click.echo(f"{r.repo_id:40} {r.size_on_disk:>15,} bytes  {r.repo_path}")
-    return click.echo(f"{sum(r.size_on_disk for r in chosen):,} bytes in {folder}")
+        click.echo(f"{r.repo_id:40} {sizes[r.repo_id]:>15,} bytes  {r.repo_path}")
+    return click.echo(f"{sum(sizes.values()):,} bytes in {folder}")
+
+
+def _size(repo: Path) -> int:
+    """What a repository takes, with what a download that broke off has left of it."""
+    files = (f for f in repo.rglob("*") if f.is_file() and not f.is_symlink())
+    return sum(f.stat().st_size for f in files)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import shlex
+import site
 import subprocess
 import sys
+import sysconfig
 
 import click
 
@@ -23,6 +25,7 @@ def install(distributions: tuple[str, ...]) -> None:
     """
     before = {(p.distribution, p.package) for p in registry.catalogue().plugins}
     _pip("install", *distributions)
+    site.addsitedir(sysconfig.get_path("purelib"))  # an editable install is a new .pth file there
     importlib.invalidate_caches()
     registry.forget()
     new = [p for p in registry.catalogue().plugins if (p.distribution, p.package) not in before]
