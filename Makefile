@@ -25,7 +25,9 @@ generated: $(READY)
 
 # The numbers in hub_cards/: hours on a laptop. DATA is described in CONTRIBUTING.md.
 bench: $(READY)
-	$(BIN)/zoo bench edge-sd-sr --data $(DATA)/sr-eval --write hub_cards
+	$(BIN)/zoo bench edge-sd-sr --data $(DATA) --write hub_cards
+	$(BIN)/zoo bench lfa --data $(DATA)/cifar10 --write hub_cards
+	for model in edge-sd-sr edge-sd-sr-full lfa; do $(BIN)/zoo card $$model || exit 1; done
 	$(BIN)/python -m zoo.generate
 
 $(READY): pyproject.toml constraints.txt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,3 +47,31 @@ def track(total: int, progress: Progress, label: str) -> Iterator[Advance]:
         raise UsageError(
             f"progress={progress!r}: expected False, True, or a callable progress(done, total)."
         )
+
+
+@contextmanager
+def whole_steps() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C wait for the end of a step, so that what is saved then is a whole one.
+
+    Yields a function that says whether Ctrl-C was pressed; the caller saves and raises
+    KeyboardInterrupt. A second Ctrl-C interrupts at once. Outside the main thread, where no signal
+    arrives, it always says no.
+    """
+    import signal
+    import threading
+
+    pressed = False
+
+    def remember(signum: int, frame: object) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

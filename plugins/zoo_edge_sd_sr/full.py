@@ -21,22 +21,6 @@ from torch import Tensor, nn
 TIMESTEPS = 999
 """diffusers' UNet was made for t = 0 ... 999; our t is in [0, 1]."""
 
-FULL: Mapping[str, Any] = {
-    "network": "diffusers",
-    "factor": 8,
-    "latent": 4,
-    "stride": 16,
-    "tile": 128,
-    "lr_encoder": {"kind": "native", "widths": [48, 96], "groups": 16},
-    "unet": {"widths": [160, 192, 512, 768], "attention": [2, 3], "head": 32, "groups": 32},
-    "decoder": {"widths": [16, 32, 64, 128], "groups": 16},
-    "hr_encoder": {"widths": [32, 64, 128, 128], "groups": 16},
-    "mean": "lr",
-    "var": "learned",
-    "const": 0.3,
-}
-"""The configuration of ``edge-sd-sr-full``."""
-
 
 class DiffusersUNet(nn.Module):
     """``UNet2DModel`` behind the call that the method makes: (x, t in [0, 1]) -> v^."""

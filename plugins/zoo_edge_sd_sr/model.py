@@ -14,7 +14,6 @@ what the paper says and what is our reading of it.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +43,10 @@ LOG_VAR = (-8.0, 2.0)
 """Bounds of log sigma_l^2 (2.2)."""
 LOG_VAR_START = -2.4
 """Where log sigma_l^2 starts: s_l = 0.3, the noise range that the brief found robust (7.1)."""
+
+
+PROBE_FLOPS = 150e9
+"""A tile of more is not computed just to estimate its time."""
 
 
 class LREncoder(nn.Module):
@@ -116,23 +119,6 @@ class EdgeNetwork(nn.Module):
     def forward(self, x_l: Tensor, eps: Tensor | None = None) -> Tensor:
         """x_l (B,3,h,w) in [0,1] to x^ (B,3,4h,4w) in [0,1]."""
         return (self.decode(self.one_step(2 * x_l - 1, eps)) + 1) / 2
-
-
-TINY: Mapping[str, Any] = {
-    "network": "tiny",
-    "factor": 4,
-    "latent": 8,
-    "stride": 4,
-    "tile": 192,
-    "lr_encoder": {"kind": "native", "width": 48},
-    "unet": {"widths": [64, 96, 128]},
-    "decoder": {"widths": [96, 48]},
-    "hr_encoder": {"widths": [32, 96]},
-    "mean": "lr",
-    "var": "learned",
-    "const": 0.3,
-}
-"""The configuration of ``edge-sd-sr``."""
 
 
 def build_network(config: Mapping[str, Any]) -> EdgeNetwork:
@@ -320,19 +306,22 @@ class EdgeSDSR(SRModel):
     ) -> Estimate:
         """What enlarging an image of ``size`` (height, width) in input pixels would cost.
 
-        Counts the FLOPs of one tile without computing, and times a small one on this device.
+        Counts the FLOPs of one tile without computing, and times a tile on this device: the
+        very one where that is cheap, else a smaller one.
         """
         if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
             raise InputError(f"size={size!r}: expected (height, width) in pixels.")
         grid = self._grid(*size, *self._tiling(tile, overlap))
         flops = grid.evaluations * count_flops(self.config, *grid.shape)
-        small = min(64, self.multiple * math.ceil(max(grid.shape) / self.multiple))
-        probe = torch.rand(1, 3, small, small)
+        shape = grid.shape
+        if count_flops(self.config, *shape) > PROBE_FLOPS:  # 64 is a multiple of every stride
+            shape = (min(64, shape[0]), min(64, shape[1]))
+        probe = torch.rand(1, 3, *shape)
         for _ in range(2):  # the first one warms up
             started = time.perf_counter()
             self._evaluate(probe, [(0, 0)], 0, 0.0, 0)
             spent = time.perf_counter() - started
-        seconds = flops / count_flops(self.config, small, small) * spent
+        seconds = flops / count_flops(self.config, *shape) * spent
         h, w = grid.shape
         s = self.module.scale
         widest = max(self.config["decoder"]["widths"]) * h * w  # our decoder, at the input's size

@@ -33,6 +33,7 @@ from zoo_yonos_sr.distill import channel_weights, denoising_loss, teacher_target
 from zoo_yonos_sr.noise import kl_to_unit
 from zoo_yonos_sr.resize import bicubic_up
 
+from zoo import images
 from zoo.errors import InputError, OptionError
 from zoo.hookspecs import TrainRequest
 
@@ -67,7 +68,7 @@ TINY_RECIPE: Mapping[str, Stage] = {
     "unet": Stage(5000, 8e-4, 16, 64),
     "decoder": Stage(1500, 4e-4, 16, 64),
 }
-"""For ``edge-sd-sr``: under an hour on two CPU cores."""
+"""For ``edge-sd-sr``: about 40 minutes on two CPU cores that compute bfloat16 (AMX), else hours."""
 
 FULL_RECIPE: Mapping[str, Stage] = {
     "autoencoder": Stage(100_000, 2e-4, 32, 256),
@@ -106,8 +107,7 @@ class Photos:
         known = any(p.stem in HELD_OUT for p in paths)
         for i, path in enumerate(paths):
             digest.update(path.name.encode() + path.read_bytes())
-            with Image.open(path) as image:
-                rgb = image.convert("RGB")
+            rgb = images.read(path).convert("RGB")
             # Somebody else's photos: every tenth is held out, if there are enough.
             if path.stem in HELD_OUT if known else i % 10 == 9:
                 self.held_out[path.stem] = np.asarray(rgb)
@@ -260,7 +260,7 @@ class Trainer:
         loss_of: Callable[[Batch], Tensor],
     ) -> None:
         """Minimise ``loss_of`` over the parts, each with its rate as a function of progress."""
-        from zoo.progress import track
+        from zoo.progress import track, whole_steps
 
         stage = self.recipe[name]
         if self.stage != name:  # a fresh stage, not one that goes on from a checkpoint
@@ -278,7 +278,10 @@ class Trainer:
         recent: list[float] = []
         started = time.monotonic()
         saved_at = started
-        with track(stage.steps, self.request.progress, f"{name}") as advance:
+        with (
+            track(stage.steps, self.request.progress, name) as advance,
+            whole_steps() as interrupted,
+        ):
             advance(self.step)
             while self.step < stage.steps:
                 progress = self.step / stage.steps
@@ -304,12 +307,15 @@ class Trainer:
                         )
                     self.curve.append((name, self.step, value))
                     recent.clear()
-                    now = time.monotonic()
-                    if now - saved_at > SAVE_SECONDS and self.step < stage.steps:
-                        self.seconds += now - saved_at
-                        saved_at = now
-                        self._keep_moments(optimizer, tensors, average)
-                        self.checkpoint()
+                now = time.monotonic()
+                due = self.step % EVERY == 0 and now - saved_at > SAVE_SECONDS
+                if (due and self.step < stage.steps) or interrupted():
+                    self.seconds += now - saved_at
+                    saved_at = now
+                    self._keep_moments(optimizer, tensors, average)
+                    self.checkpoint()
+                if interrupted():
+                    raise KeyboardInterrupt
                 advance(1)
         self.seconds += time.monotonic() - saved_at
         with torch.no_grad():
@@ -371,6 +377,7 @@ class Trainer:
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         state = self.facts() | {
             "stage": self.stage,
+            "recipe": asdict(self.recipe[self.stage]) if self.stage else None,
             "step": self.step,
             "done": self.done,
             "curve": self.curve,
@@ -400,6 +407,13 @@ class Trainer:
                     f"The checkpoint in {str(self.out)!r} was made with {key}={state[key]!r}, "
                     f"not {value!r}: resume with the same, or start in another folder."
                 )
+
+        stage, recipe = state["stage"], state["recipe"]
+        if stage in self.recipe and asdict(self.recipe[stage]) != recipe:
+            raise OptionError(
+                f"The checkpoint in {str(self.out)!r} is in the middle of stage {stage!r} with "
+                f"{recipe}: resume with the same --steps, or start in another folder."
+            )
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -464,8 +478,8 @@ class Trainer:
         clean = RealLite(share=0.0)
         x_l = clean.apply(x_h, scale, clean.sample(np.random.default_rng(0), len(x_h)), scale)
         made = (picture(2 * x_h.to(self.device) - 1, 2 * x_l.to(self.device) - 1).cpu() + 1) / 2
-        for row, images in ((name, made), ("bicubic", bicubic_up(x_l, scale))):
-            values = [psnr_y(a, b, scale) for a, b in zip(images, x_h, strict=True)]
+        for row, enlarged in ((name, made), ("bicubic", bicubic_up(x_l, scale))):
+            values = [psnr_y(a, b, scale) for a, b in zip(enlarged, x_h, strict=True)]
             self.validated[row] = {"psnr_y": round(sum(values) / len(values), 3)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +17,17 @@ import zoo_edge_sd_sr
 import zoo_edge_sd_sr.train as recipe
 from PIL import Image
 from torch import nn
-from zoo_edge_sd_sr.full import FULL
-from zoo_edge_sd_sr.model import TINY, EdgeSDSR, build_network, count_flops
+from zoo_edge_sd_sr.model import EdgeSDSR, build_network, count_flops
 from zoo_yonos_sr.resize import bicubic_down, bicubic_up
 
+import zoo
 from zoo.errors import InputError, NotReadyError, OptionError, ZooError
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
 from zoo.spec import Entry
 from zoo.weights import read_saved
 
+TINY = zoo.info("edge-sd-sr").config  # what users load, not a copy of it
+FULL = zoo.info("edge-sd-sr-full").config
 SMALL = {
     **TINY,
     "latent": 4,
@@ -116,6 +119,11 @@ def test_full_size_meets_the_published_totals():
     parts = network.lr_encoder, network.unet, network.decoder
     assert sum(p.numel() for part in parts for p in part.parameters()) == 169_197_279
     assert count_flops(FULL, 128, 128) == pytest.approx(141.54e9, abs=0.1e9)
+
+
+def test_sizes_are_what_the_registry_says():
+    assert zoo.info("edge-sd-sr").params == 2_611_468
+    assert zoo.info("edge-sd-sr-full").params == 169_197_279
 
 
 def test_tiny_size_is_what_the_card_says():
@@ -462,6 +470,36 @@ def test_same_seed_same_weights_and_resumed_equals_uninterrupted(photos, tmp_pat
     assert all(torch.equal(a[k], b[k]) for k in a)
     other = load(train(photos, tmp_path / "other", steps=5, seed=1)).state()
     assert not all(torch.equal(a[k], other[k]) for k in a)
+
+
+def test_ctrl_c_in_the_first_seconds_loses_nothing(photos, tmp_path, monkeypatch):
+    """No checkpoint is due yet; Ctrl-C itself makes one, of a whole step."""
+    whole = train(photos, tmp_path / "whole", steps=4)
+    real = recipe.Trainer.batch
+
+    def interrupted(self, stage, name=None):
+        if self.stage == "autoencoder" and self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, stage, name)
+
+    monkeypatch.setattr(recipe.Trainer, "batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(photos, tmp_path / "cut", steps=4)
+    monkeypatch.setattr(recipe.Trainer, "batch", real)
+    assert json.loads((tmp_path / "cut" / "train.json").read_text())["step"] == 3
+    with pytest.raises(OptionError, match="same --steps"):
+        train(photos, tmp_path / "cut", steps=9, resume=True)
+    resumed = train(photos, tmp_path / "cut", steps=4, resume=True)
+    a, b = (load(folder).state() for folder in (whole, resumed))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_damaged_photo_is_named(photos, tmp_path):
+    for path in photos.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    with pytest.raises(InputError, match=r"torn\.jpg"):
+        train(tmp_path, tmp_path / "out")
 
 
 def test_decoder_stage_touches_the_decoder_only(photos, tmp_path):
