@@ -200,10 +200,12 @@ def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _
         located = hub.fetch(*hub.parse_id(str(weights)), progress=_bar())
         folder, source = located.folder, located.source
     assert folder is not None
+    fetched = source != "folder"
     if not (folder / "zoo.json").is_file():
-        check_plain_folder(folder)
+        if not fetched:  # fetch has checked that there are safetensors, and each of them
+            check_plain_folder(folder)
         return _Weights(folder, source)
-    saved = read_saved(folder)
+    saved = read_saved(folder, shared=fetched)
     mine = _entry_of(saved)
     if (mine.plugin, mine.method or mine.name) != (entry.plugin, entry.method or entry.name):
         raise UsageError(
@@ -243,6 +245,8 @@ def _find_base(
     entry: Entry, base: str | Path | None, saved: Saved | None
 ) -> tuple[Path | None, dict[str, Any] | None]:
     """The base model's folder and what to remember of it."""
+    from .weights import refuse_pickles
+
     if entry.base is None:
         return None, None
     if base is None and saved is not None and saved.manifest["base"]:
@@ -255,6 +259,7 @@ def _find_base(
     if folder is not None:
         if not folder.is_dir():
             raise UsageError(f"base={str(base)!r}: there is no such folder.")
+        refuse_pickles(folder)
         return folder, {"id": str(folder), "revision": None}
     known = catalogue().base(str(base))
     if known is not None:

@@ -21,6 +21,8 @@ from .errors import OutputError, WeightsError, WeightsNotFoundError, ZooError
 
 MANIFEST = "zoo.json"
 """What makes a folder a saved model: only such a folder is ever replaced."""
+FORBIDDEN = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+"""Endings of files that can hold pickled code; a folder with one of them is not loaded."""
 # What a body that writes may raise because of the disk; its other errors are its own.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import HubError, UsageError, WeightsError, WeightsNotFoundError
+from .files import FORBIDDEN
 from .progress import track
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 # All that is taken from a stranger's repository: nothing that runs when it is opened.
 SAFE_TYPES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() '
     "for k, v in torch.load('FILE', weights_only=True).items()}, 'model.safetensors')\""
@@ -327,7 +327,7 @@ def _select(repo: str, listing: Mapping[str, _File], patterns: Sequence[str] | N
         chosen = [f for f in chosen if _VARIANT.sub("", f.path) not in names - {f.path}]
         if "model_index.json" in names:
             chosen = [f for f in chosen if "/" in f.path or not f.path.endswith(".safetensors")]
-    pickles = [path for path in listing if path.endswith(PICKLES)]
+    pickles = [path for path in listing if path.endswith(FORBIDDEN)]
     if pickles and not any(file.path.endswith(".safetensors") for file in chosen):
         raise WeightsError(
             f"{repo} has its weights only as {pickles[0]}: a pickle, which can run code when it is "

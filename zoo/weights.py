@@ -30,7 +30,7 @@ from .errors import (
     WeightsError,
     WeightsNotFoundError,
 )
-from .files import MANIFEST, opened
+from .files import FORBIDDEN, MANIFEST, opened
 from .files import atomic_file as atomic_file
 from .files import atomic_folder as atomic_folder
 from .files import check_target as check_target
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of ``zoo.json`` that this zoo writes and reads."""
-FORBIDDEN = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
-"""Endings of files that can hold pickled code; a folder with one of them is not loaded."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 32 * 1024 * 1024  # a model of 100,000 tensors has a header of about 10 MB
@@ -452,9 +450,10 @@ def manifest(
     }
 
 
-def read_saved(folder: str | Path) -> Saved:
+def read_saved(folder: str | Path, *, shared: bool = False) -> Saved:
     """Read a saved folder: ``zoo.json`` checked, then size and SHA-256 of every file it lists.
 
+    ``shared``: a folder of the Hub's cache, where other programs may keep a pickle beside them.
     Raises WeightsNotFoundError where folder, ``zoo.json`` or a listed file is missing, WeightsError
     for anything else that is wrong, a pickle among the files included.
     """
@@ -474,7 +473,8 @@ def read_saved(folder: str | Path) -> Saved:
         )
     if mistakes := _mistakes(manifest):
         raise WeightsError(f"{path} is not valid: {'; '.join(mistakes)}. Save the model again.")
-    refuse_pickles(folder)
+    if not shared:
+        refuse_pickles(folder)
     for name, file in manifest["files"].items():
         verify(folder / name, file["size"], file["sha256"])
     return Saved(folder, manifest)

@@ -363,6 +363,9 @@ def test_bases(tiny: Path, tmp_path: Path) -> None:
     assert api._find_base(entry, "./mine", None)[0] == Path("mine")
     with pytest.raises(UsageError, match=r"base='mine': .* Write './mine'"):
         api._find_base(entry, "mine", None)
+    (tmp_path / "mine" / "pytorch_model.bin").write_bytes(b"never opened")
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin"):
+        api._find_base(entry, "./mine", None)
 
 
 # --- saved folders --------------------------------------------------------------------------------
