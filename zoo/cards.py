@@ -92,7 +92,7 @@ def _first_line(entry: Entry) -> str:
         "tiny": "A **tiny variant trained by the project that ships it; not the paper's model**",
         "full": "The paper's size",
     }.get(entry.size or "", "A model")
-    size = f", {entry.params / 1e6:.2g} M parameters" if entry.params else ""
+    size = f", {entry.params / 1e6:.3g} M parameters" if entry.params else ""
     return f"{kind}{size}: {_plain(entry.summary)}."
 
 
