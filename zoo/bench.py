@@ -158,7 +158,8 @@ def _number(value: Any) -> bool:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    """One printable line: it is shown in terminals and cards."""
+    return isinstance(value, str) and bool(value) and value.isprintable()
 
 
 def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -635,6 +635,10 @@ class _Checker:
                 node.line,
                 f"{what}: {path!r} must be relative, with forward slashes, and stay in its folder",
             )
+        elif not re.fullmatch(r"[\w./-]+", path, re.ASCII):
+            self.wrong(
+                node.line, f"{what}: {path!r} may have letters, digits, '.', '_' and '-' only"
+            )
         elif not path.endswith(FILE_TYPES):
             self.wrong(
                 node.line, f"{what}: {path!r} is not one of the file types {', '.join(FILE_TYPES)}"

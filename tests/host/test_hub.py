@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from zoo import hub
 from zoo.errors import UsageError, WeightsError, WeightsNotFoundError
+from zoo.files import FORBIDDEN
 from zoo.spec import BaseEntry, Entry, FileSpec, HubSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -193,7 +194,7 @@ def test_the_same_weights_are_taken_once() -> None:
     assert chosen("model.fp16.safetensors") == ["model.fp16.safetensors"]
 
 
-@pytest.mark.parametrize("kind", hub.PICKLES)
+@pytest.mark.parametrize("kind", FORBIDDEN)
 def test_pickles_are_refused_by_name(kind: str) -> None:
     with pytest.raises(WeightsError, match=f"only as weights{kind}: a pickle"):
         chosen(f"weights{kind}", "config.json")

@@ -726,12 +726,26 @@ CASES = [
 ]
 
 
+# What needs more than one call to show has a test of its own below.
+FURTHER = [
+    ("two processes want the same files at once", "works, from the hub", "downloaded once"),
+    ("a download is killed", "works, from the hub", "the next try goes on from there"),
+    ("HF_HOME or HF_HUB_CACHE names another place", "works, from the hub", "kept there"),
+    ("a redirect leads to another host", "works, from the hub", "your token is not sent there"),
+    ("a branch that was used before, and the Hub is dead", "works, from the cache", "a warning"),
+    ("a branch that was used before has moved", "works, from the hub", "the new commit"),
+    ("org/name without a branch, and its main has moved", "works, from the cache", "no request"),
+    ("a cached file of a foreign repository is damaged", "works, from the hub", "at its commit"),
+]
+
+
 def rows() -> list[tuple[str, str, str]]:
     """The docs' table: what happens, which error (or where the files come from), what it says."""
     works = "works, from the {}".format
-    return [
+    cases = [
         (case.situation, case.error or works(case.source), " … ".join(case.sees)) for case in CASES
     ]
+    return cases + FURTHER
 
 
 # --- running them ---------------------------------------------------------------------------------
@@ -1025,6 +1039,9 @@ def page() -> str:
         "# When the Hub fails\n\n"
         "What a user sees, case by case. Generated from the tests that hold it: "
         "`python -m tests.host.test_hub_faults`.\n\n"
+        "Whether the Hub answers at all is known within `ZOO_HUB_TIMEOUT` seconds (2). A server "
+        "that answers and then stops in the middle of a file is given up after three reads of "
+        "`HF_HUB_DOWNLOAD_TIMEOUT` seconds (10) without a new byte; what came is kept.\n\n"
     )
     table = [(situation, f"`{kind}`", said) for situation, kind, said in rows()]
     return f"{head}{markdown(['what happens', 'result', 'the message says'], table)}\n"

@@ -207,6 +207,7 @@ ONE = [
     ("params: 12", "params: {}", "params: expected a whole number, not a mapping"),
     ("params: 12", f"params: {'1' * 400}", "params: expected a whole number"),
     ("path: model.safetensors", "path: ../model.safetensors", "stay in its folder"),
+    ("path: model.safetensors", "path: 'a ](x).safetensors'", "letters, digits"),
     ("path: model.safetensors", "path: /model.safetensors", "must be relative"),
     ("path: model.safetensors", "path: a/./model.safetensors", "stay in its folder"),
     ("path: model.safetensors", "path: a//model.safetensors", "stay in its folder"),
