@@ -303,6 +303,21 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["large.png"]
 
 
+def test_a_methods_own_command(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    args = ["run", MODEL, "compare", str(photo), "-o", str(sheet)]
+    assert command(capsys, *args)[0] == 0
+    with Image.open(sheet) as image:
+        assert image.size == (2 * 96 + 8, 64)
+    code, said = command(capsys, *args)
+    assert code == 1
+    assert "--force" in said
+    assert command(capsys, *args, "--force")[0] == 0
+    assert command(capsys, "run", MODEL, "compare")[0] == 2
+
+
 def test_json_on_request(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["upscale", MODEL, str(photo), "-o", str(tmp_path / "big.png"), "--json"])
