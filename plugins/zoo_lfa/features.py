@@ -103,11 +103,11 @@ def rows_of(array: Any, what: str, *, pool: str = "mean", device: str = "cpu") -
         if piece.ndim == 3 and not keep:
             piece = piece.mean(1) if pool != "max" else piece.amax(1)
         flat = piece.flatten(1)
-        bad += (part.start + (~flat.isfinite().all(1)).nonzero()[:, 0]).tolist()
+        bad += (part.start + (~flat.norm(dim=1).isfinite()).nonzero()[:, 0]).tolist()
         low = piece.abs().amax(-1)
         empty += (part.start + (low.reshape(len(low), -1) == 0).any(1).nonzero()[:, 0]).tolist()
         out[part] = piece
-    for rows, fault in ((bad, "NaN or infinity"), (empty, "only zeros")):
+    for rows, fault in ((bad, "NaN, infinity or numbers beyond float32"), (empty, "only zeros")):
         if rows:
             raise InputError(f"{what}: {fault} in {_listed(rows)}. Leave these rows out.")
     return out
@@ -132,7 +132,11 @@ def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Ten
         labels = read_file(Path(labels), "labels")
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "U":
+        labels = labels.tolist()
     if isinstance(labels, list | tuple) and any(isinstance(label, str) for label in labels):
+        if not names:
+            raise InputError("labels are strings and the texts features: expected whole numbers.")
         known = {name: i for i, name in enumerate(names)}
         unknown = sorted({str(label) for label in labels if label not in known})
         if unknown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -156,9 +157,10 @@ class LFA(VLAligner):
         validate on the support set, and keep zero-shot where nothing is clearly better.
         ``projection``, where the widths differ: auto centres the images and makes the map
         rectangular; random and pca bring the wider side down first; none is an error. ``pool`` of
-        (N,T,d): mean, max, or crops (the last is the centre). Raises InputError naming the rows
-        that are wrong.
+        (N,T,d): mean, max, or crops (the last is the centre, and what the fitted model looks at);
+        it is kept for the verbs that follow. Raises InputError naming the rows that are wrong.
         """
+        iterations, k, seed = _whole("iterations", iterations), _whole("k", k), _whole("seed", seed)
         recipe = self._recipe(init, beta, iterations, loss, k, s, safe, seed)
         _choice("projection", projection, PROJECTIONS)
         _choice("pool", pool, POOLS)
@@ -179,6 +181,12 @@ class LFA(VLAligner):
             names = list(texts)
         x = self._image_rows(images, pool)
         y, labels = self._text_rows_and_labels(texts, labels, len(x), unsupervised)
+        if unsupervised and x.shape[-1] != y.shape[1]:
+            raise InputError(
+                f"image features have {x.shape[-1]} columns, text features {y.shape[1]}: without "
+                "labels a fit starts from zero-shot, which encoders that never met do not have. "
+                "Pass labels."
+            )
         state = self._bring_together(x, y, projection, seed)
         recipe = replace(recipe, met=not state)
         x, y = self._prepared_images(x, state), self._prepared_texts(y, state)
@@ -212,6 +220,7 @@ class LFA(VLAligner):
             "report": {**made.report, "notes": notes, "seed": seed},
             "classes": names if len(names) == len(y) else [],
             "encoder": self._encoder.digest if self._encoder else None,
+            "pool": pool,
         }
         return self
 
@@ -229,7 +238,7 @@ class LFA(VLAligner):
         _choice("init", init, lfa.INITS)
         _choice("loss", loss, tuple(lfa.LOSSES))
         for name, value, low in (("iterations", iterations, 0), ("k", k, 1), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if not low <= value < 2**62:
                 raise OptionError(f"{name}={value!r}: expected a whole number, at least {low}.")
         if not s > 0:
             raise OptionError(f"s={s!r}: expected a positive number.")
@@ -374,7 +383,9 @@ class LFA(VLAligner):
         return self._state["prototypes"]
 
     def _embedded(self, images: Any, average: bool) -> Tensor:
-        x = self._prepared_images(self._image_rows(images, "mean"), self._state)
+        pool = self.config.get("pool", "mean")  # as in the fit
+        rows = self._image_rows(images, pool)
+        x = self._prepared_images(rows[:, -1] if rows.ndim == 3 else rows, self._state)
         if "w" not in self._state:
             return x
         w = self._state["average" if average and "average" in self._state else "w"]
@@ -475,6 +486,12 @@ def _strings(texts: Any) -> bool:
 def _choice(name: str, value: Any, known: Sequence[str]) -> None:
     if value not in known:
         raise OptionError(f"{name}={value!r}: expected one of {', '.join(known)}.")
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise OptionError(f"{name}={value!r}: expected a whole number.")
+    return int(value)
 
 
 def _marginals(values: Sequence[float] | None, classes: int) -> Tensor | None:

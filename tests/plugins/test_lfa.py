@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from zoo_lfa import lfa, worlds
+from zoo_lfa import features, lfa, worlds
 from zoo_lfa.model import LFA
 
 import zoo
@@ -240,6 +241,27 @@ def test_the_average_starts_at_the_identity_and_freezes() -> None:
     assert (average - E(8)).norm() < (w - E(8)).norm()
 
 
+def test_refinement_is_adamw_on_the_loss_as_written() -> None:
+    """Without noise and dropout, on all rows: learning rates, decay and gradient, step for step."""
+    x, y, labels = rows(24, 8).double(), rows(6, 8, 1).double(), torch.arange(24) % 6
+    start = lfa.procrustes(x, y, labels)
+    recipe = lfa.Recipe(iterations=12, noise=0, dropout=0, batch=999, lr=5e-3, decay=0.1)
+    found, _ = lfa.refine(start, x[:, None], y, labels, recipe, 0)  # one crop: every row, each step
+    w = start.clone().requires_grad_()
+    optimiser = torch.optim.AdamW([w], lr=5e-3, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 12, 1e-7)
+    for _ in range(12):
+        optimiser.zero_grad()
+        naive(x @ w, y, labels).backward()
+        optimiser.step()
+        schedule.step()
+    assert (w - start).norm() > 0.1
+    torch.testing.assert_close(found, w.detach(), atol=1e-6, rtol=0)
+    for change in ({"noise": 0.5}, {"dropout": 0.5}):
+        other = replace(recipe, **change)
+        assert not torch.allclose(lfa.refine(start, x, y, labels, other, 0)[0], found, atol=1e-3)
+
+
 def test_a_fit_is_the_same_again_and_descends() -> None:
     task = worlds.faint(4, 0, classes=10, d=16)
     a, b = (lfa.fit(task.x, task.y, task.labels, lfa.Recipe(iterations=30)) for _ in range(2))
@@ -283,6 +305,27 @@ def test_the_default_does_not_harm_where_nothing_can_be_learned(shots: int) -> N
         plain.append(best - accuracy(w))
     assert np.mean(plain) > 0.2
     assert np.mean(lost) < 0.02  # one standard error of 1000 test rows is 0.016
+
+
+def test_the_map_is_the_one_that_the_report_names() -> None:
+    """Kept and blend are what is returned, blends between included."""
+    seen = set()
+    for seed in range(12):
+        task = worlds.large(classes=40, shots=6, d=48, turn=0.6, noise=2.0, seed=seed)
+        recipe = lfa.Recipe(seed=seed, iterations=20)
+        made = lfa.fit(task.x, task.y, task.labels, recipe)
+        kept, blend = made.report["kept"], made.report["blend"]
+        x, labels, y = task[:3]
+        if kept == "zero-shot":
+            assert torch.equal(made.w, E(48))
+            continue
+        plain = lfa.fit(x, y, labels, replace(recipe, safe=False, beta=made.report["beta"])).w
+        start = lfa.start_of(x, y, labels, recipe, made.report["beta"]).float()
+        ridge = lfa.ridge(x, y, labels, recipe.ridge).float()
+        w = {"refined": plain, "closed form": start, "ridge": ridge}[kept]
+        torch.testing.assert_close(made.w, (1 - blend) * w + blend * E(48), atol=1e-6, rtol=0)
+        seen.add(blend)
+    assert any(0 < blend < 1 for blend in seen)
 
 
 def test_random_labels_change_nothing() -> None:
@@ -481,9 +524,13 @@ def test_frames_are_combined_before_they_are_normalised() -> None:
         a = fresh().align(frames, y, labels=[0, 1, 2] * 2, pool=pool, safe=False)
         b = fresh().align(combined, y, labels=[0, 1, 2] * 2, safe=False)
         np.testing.assert_allclose(a.w, b.w, atol=1e-5)
+        same = b.similarity(combined, y)  # the verbs pool as the fit did
+        np.testing.assert_allclose(a.similarity(frames, y), same, atol=1e-5)
     crops = fresh().align(frames, y, labels=[0, 1, 2] * 2, pool="crops", iterations=0, safe=False)
     centre = fresh().align(frames[:, -1], y, labels=[0, 1, 2] * 2, iterations=0, safe=False)
     np.testing.assert_array_equal(crops.w, centre.w)
+    same = centre.similarity(frames[:, -1], y)
+    np.testing.assert_array_equal(crops.similarity(frames, y), same)
     assert fresh().align(frames, y, labels=[0, 1, 2] * 2, pool="crops").w is not None
 
 
@@ -515,6 +562,12 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "NaN": (lambda: fresh().align(_with(math.nan, 7), Y, labels=L), "NaN.* row 7"),
     "infinity": (lambda: fresh().align(_with(math.inf, 3), Y, labels=L), "row 3"),
     "a row of zeros": (lambda: fresh().align(_with(0, 4), Y, labels=L), "zeros in row 4"),
+    "beyond float32": (lambda: fresh().align(_with(1e25, 4), Y, labels=L), "float32 in row 4"),
+    "names for features": (lambda: fresh().align(X, Y, labels=["a"] * 20), "texts features"),
+    "two widths, no labels": (
+        lambda: fresh().align(X[:, :5], Y, unsupervised=True),
+        "5 columns.* 8",
+    ),
     "no columns": (lambda: fresh().align(X[:, :0], Y, labels=L), "nothing in it"),
     "no rows": (lambda: fresh().align(X[:0], Y, labels=[]), "nothing in it"),
     "one dimension": (lambda: fresh().align(X[0], Y, labels=[0]), "shape"),
@@ -526,7 +579,6 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "half labels": (lambda: fresh().align(X, Y, labels=L + 0.5), "whole numbers"),
     "too few labels": (lambda: fresh().align(X, Y, labels=L[:-1]), "19 labels for 20 images"),
     "labels of pairs": (lambda: fresh().align(X, Y, labels=np.eye(20)), "whole numbers"),
-    "unknown name": (lambda: fresh().align(X, Y, labels=["cat"] * 20), "not among"),
     "no texts": (lambda: fresh().align(X), "texts are missing"),
     "unequal pairs": (lambda: fresh().align(X, Y), "20 images and 5 texts"),
     "raw without a base": (lambda: fresh().align(X, ["a", "b"], labels=L % 2), "base="),
@@ -564,6 +616,8 @@ def test_bad_input_is_named(case: str) -> None:
         {"beta": 1.5},
         {"iterations": -1},
         {"seed": -1},
+        {"seed": 2**70},
+        {"iterations": 1.5},
         {"projection": "svd"},
         {"pool": "min"},
         {"rounds": -1},
@@ -573,6 +627,14 @@ def test_bad_input_is_named(case: str) -> None:
 def test_bad_options_are_named(option: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
         fresh().align(X, Y, labels=L, **option)
+
+
+@pytest.mark.parametrize("of", [list, np.array])
+def test_names_as_labels(of: Callable[[list[str]], Any]) -> None:
+    found = features.labels_of(of(["dog", "cat", "dog"]), 3, ["cat", "dog"], 2)
+    assert found.tolist() == [1, 0, 1]
+    with pytest.raises(InputError, match=r"'dig' not among.*'dog'"):
+        features.labels_of(of(["dig"]), 1, ["cat", "dog"], 2)
 
 
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:

@@ -112,6 +112,21 @@ def test_pictures_of_every_kind(base: Path, photos: Path, kind: str) -> None:
     assert model.similarity(image, "a red thing").shape == (1, 1)
 
 
+def test_features_are_those_of_open_clip(base: Path) -> None:
+    """Pixels, preprocessing and words as open_clip itself would have them."""
+    import open_clip
+
+    name = f"local-dir:{base}"
+    net, _, prepare = open_clip.create_model_and_transforms(name)
+    model = zoo.load("lfa", base=base, device="cpu")
+    tall = picture((200, 120, 30), 0).resize((50, 70))
+    with torch.no_grad():
+        x = net.eval().encode_image(prepare(tall)[None], normalize=True)
+        y = net.encode_text(open_clip.get_tokenizer(name)(["a red thing"]), normalize=True)
+    np.testing.assert_allclose(model.embed_images([tall]), x.numpy(), atol=1e-5)
+    np.testing.assert_allclose(model.embed_texts(["a red thing"]), y.numpy(), atol=1e-5)
+
+
 def test_a_folder_of_classes(base: Path, photos: Path) -> None:
     """Folder names are the texts; the fit is the one by features of these texts and pictures."""
     model = zoo.load("lfa", base=base, device="cpu", templates="photo")
