@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A shell starts background jobs, and some CI runners all jobs, with SIGINT ignored, which children
+# inherit; the tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test may reach the real Hub: those about the network bring a loopback Hub of their own.
 os.environ["HF_HUB_OFFLINE"] = "1"
