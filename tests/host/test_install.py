@@ -288,6 +288,18 @@ def test_a_plugin_of_ours_works_from_a_project_of_its_own(
     )
     dist = f"split-{package}".replace("_", "-")
     assert text.split() == [w for n in ready for w in (mine[n].class_.split(":")[0], dist)]
+    suites = workshop / f"contract-{package}" / "test_contract.py"
+    suites.parent.mkdir()
+    suites.write_text(
+        "import zoo.testing\n"
+        + "".join(
+            f"class Test{i}(zoo.testing.{mine[n].interface}Suite):\n    name = {n!r}\n"
+            for i, n in enumerate(ready)
+        ),
+        "utf-8",
+    )
+    pytest_ = (env.python, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider")
+    assert " passed" in env.run(*pytest_, suites).stdout
     for name, entry in mine.items():
         if entry.status == "untrained":
             failed = env.zoo("pull", name, ok=False)
