@@ -52,7 +52,7 @@ HEAVY = {"torch", "numpy", "timm", "transformers", "diffusers", "open_clip", "hu
 HEAVY |= {"PIL", "safetensors", "skimage", "scipy", "onnx", "onnxruntime", "matplotlib"}
 
 MEGABYTE = 1024 * 1024
-CORE_LINES = 4800  # DESIGN.md hoped for 2,500; each method's own verb is counted too
+CORE_LINES = 4700  # DESIGN.md hoped for 2,500; each method's own verb is counted too
 """What there is and a little room, command and cards included: lower it when it shrinks."""
 LOAD_PATH_LINES = 3300
 LOAD_PATH = {"__init__", "api", "registry", "hub", "weights", "files", "images", "plugins", "spec"}
@@ -396,7 +396,7 @@ def code_lines(path: Path) -> int:
 
 
 def test_the_host_stays_small() -> None:
-    apart = {"testing", "bench", "scaffold", "_template", "ui", "generate"}
+    apart = {"testing", "bench", "metrics", "scaffold", "_template", "ui", "generate"}
     sizes: dict[str, int] = {}
     for path in sources("zoo"):
         sizes[part(dotted(path))] = sizes.get(part(dotted(path)), 0) + code_lines(path)
