@@ -7,8 +7,10 @@ parameters once for the final scale, then apply them at both scales.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +19,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from .resize import bicubic, bicubic_down
+
+
+class Degradation(Protocol):
+    """A law of making LR images. What ``sample`` draws is data: ``apply`` has no chance in it."""
+
+    def sample(self, rng: np.random.Generator, count: int) -> Sequence[Any]:
+        """The parameters of ``count`` images."""
+
+    def apply(self, x_h: Tensor, scale: int, params: Sequence[Any], final: int) -> Tensor:
+        """x_h (B,3,H,W) in [0,1] to x_l (B,3,H/scale,W/scale), at ``scale`` <= ``final``."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,191 @@ class RealLite:
             x = round8(x)
             images.append(_jpeg(x, p.jpeg) if p.jpeg else x)
         return torch.cat(images)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """A low-pass filter with the frequency response exp(-q^shape / 2), q = w' S w.
+
+    shape 1 is a Gaussian with covariance S; below 1 the kernel has a sharp peak and long tails;
+    far above 1 it is a cut at |w| = 1/spread that rings, as a sinc filter does. Our choice: the
+    usual lists of blur kernels (section 2.8) in one formula.
+    """
+
+    spread: tuple[float, float]
+    """Square roots of the eigenvalues of S, in LR pixels of the final scale."""
+    angle: float = 0.0
+    """Direction of the first axis, radians."""
+    shape: float = 1.0
+
+
+@dataclass(frozen=True)
+class Resize:
+    """To another grid."""
+
+    factor: float
+    """Side of the new grid as a multiple of the LR image's; never finer than the HR image."""
+    mode: Literal["bicubic", "bilinear", "area"] = "bicubic"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise, on the grid of the moment."""
+
+    std: float
+    """In [0, 1] image units; with ``shot`` at white."""
+    seed: int
+    grey: bool = False
+    """The same in all three colours."""
+    shot: bool = False
+    """Grows with the square root of the brightness, as a count of photons does."""
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """Through a JPEG file, on the grid of the moment."""
+
+    quality: int
+
+
+Chain: TypeAlias = tuple[Blur | Resize | Noise | Jpeg, ...]
+"""One image's degradation, in order; at the end stands a bicubic resize to the LR grid."""
+
+
+@dataclass(frozen=True)
+class RealESRGAN:
+    """Blur, resize, noise and JPEG in random order, once or twice, for a share of the images.
+
+    The idea of Real-ESRGAN (section 2.8), with ranges of our own for what x4 meets most: phone
+    pictures and thumbnails of web pages. Noise and JPEG come after the first resize, so their
+    grids follow ``scale``: at a smaller one the noise field is the same, enlarged, and JPEG's
+    blocks cover less of the picture. That keeps the teacher's version the easier one.
+    """
+
+    share: float = 0.9
+    """Which part of the images is degraded beyond bicubic, in [0, 1]."""
+    twice: float = 0.4
+    """Which part of those goes through a second round, in [0, 1]."""
+    each: float = 0.75
+    """Chance of each blur, noise and JPEG step."""
+    blur: tuple[float, float] = (0.1, 0.8)
+    """LR pixels of the final scale."""
+    factor: tuple[float, float] = (0.7, 2.5)
+    """Sides of the grids between, as multiples of the LR image's; drawn log-uniformly."""
+    noise: tuple[float, float] = (0.0, 12 / 255)
+    jpeg: tuple[int, int] = (30, 95)
+
+    def sample(self, rng: np.random.Generator, count: int) -> list[Chain]:
+        drawn: list[Chain] = []
+        for _ in range(count):
+            degraded = rng.random() < self.share
+            if rng.random() < self.twice:
+                chain = self._round(rng, True, False) + self._round(rng, False, True)
+            else:
+                chain = self._round(rng, True, True)
+            drawn.append(chain if degraded else ())
+        return drawn
+
+    def _round(self, rng: np.random.Generator, first: bool, last: bool) -> Chain:
+        # Most pictures are saved at the size in which we find them: JPEG on the LR grid itself.
+        fixed = last and rng.random() < 0.7
+        factor = 1.0 if fixed else math.exp(rng.uniform(*np.log(self.factor)))
+        mode = ("bicubic", "bilinear", "area")[rng.integers(3)]
+        one, two = rng.uniform(*self.blur, size=2)
+        kind = rng.random()
+        shape = 1.0 if kind < 0.6 else rng.uniform(0.5, 1) if kind < 0.8 else rng.uniform(1, 6)
+        optics: list[Blur | Resize | Noise | Jpeg] = [
+            Resize(factor, mode),
+            Blur(
+                spread=(float(one), float(two if rng.random() < 0.5 else one)),
+                angle=float(rng.uniform(0, math.pi)),
+                shape=float(shape),
+            ),
+        ]
+        file: list[Blur | Resize | Noise | Jpeg] = [
+            Noise(
+                std=float(rng.uniform(*self.noise)),
+                seed=int(rng.integers(2**31)),
+                grey=bool(rng.random() < 0.4),
+                shot=bool(rng.random() < 0.5),
+            ),
+            Jpeg(int(rng.integers(self.jpeg[0], self.jpeg[1] + 1))),
+        ]
+        groups = [optics, file] if first else [optics + file]
+        steps = [group[i] for group in groups for i in rng.permutation(len(group))]
+        chances = rng.random(len(steps))
+        return tuple(
+            step
+            for step, chance in zip(steps, chances, strict=True)
+            if isinstance(step, Resize) or chance < self.each
+        )
+
+    def apply(self, x_h: Tensor, scale: int, params: Sequence[Chain], final: int) -> Tensor:
+        """x_h (B,3,H,W) in [0,1] to x_l (B,3,H/scale,W/scale), at ``scale`` <= ``final``.
+
+        The same parameters at a smaller scale give the same blur in HR pixels, the same noise
+        fields enlarged, and JPEG of the same quality on a finer grid.
+        """
+        x_l = bicubic_down(x_h, scale)
+        images = [
+            _run(chain, x[None], scale, final) if chain else clean[None]
+            for x, clean, chain in zip(x_h, x_l, params, strict=True)
+        ]
+        return round8(torch.cat(images))
+
+
+def _run(chain: Chain, x: Tensor, scale: int, final: int) -> Tensor:
+    """x (1,3,H,W) to (1,3,H/scale,W/scale), not yet rounded."""
+    height, width = x.shape[-2:]
+
+    def grid(factor: float, scale: int) -> tuple[int, int]:
+        sides = (min(n, max(1, round(factor * n / scale))) for n in (height, width))
+        return next(sides), next(sides)
+
+    at_final = (height, width)  # the grid of the moment, were this the final scale
+    for step in chain:
+        match step:
+            case Blur():
+                x = _blur(x, step, final * x.shape[-1] / width)
+            case Resize(factor, mode):
+                at_final = grid(factor, final)
+                x = _resize(x, grid(factor, scale), mode)
+            case Noise():
+                x = _noise(x, step, at_final)
+            case Jpeg(quality):
+                x = _jpeg(round8(x), quality)
+    return _resize(x, grid(1, scale), "bicubic")
+
+
+def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if x.shape[-2:] == size:
+        return x
+    if mode == "area":
+        return functional.interpolate(x, size=size, mode="area")
+    return functional.interpolate(x, size=size, mode=mode, antialias=True, align_corners=False)
+
+
+def _blur(x: Tensor, blur: Blur, unit: float) -> Tensor:
+    """(1,3,h,w); ``unit``: how many of its pixels are one LR pixel. Edges are replicated."""
+    one, two = (s * unit for s in blur.spread)
+    pad = math.ceil(3 * max(one, two))
+    padded = functional.pad(x, (pad, pad, pad, pad), mode="replicate")
+    height, width = padded.shape[-2:]
+    fy = 2 * math.pi * torch.fft.fftfreq(height, device=x.device)[:, None]  # (h,1) radians/pixel
+    fx = 2 * math.pi * torch.fft.rfftfreq(width, device=x.device)  # (w/2+1,)
+    cos, sin = math.cos(blur.angle), math.sin(blur.angle)
+    q = (one * (cos * fx + sin * fy)).square() + (two * (cos * fy - sin * fx)).square()
+    response = torch.exp(-0.5 * q**blur.shape)  # (h,w/2+1)
+    blurred = torch.fft.irfft2(torch.fft.rfft2(padded) * response, s=(height, width))
+    return blurred[..., pad : height - pad, pad : width - pad]
+
+
+def _noise(x: Tensor, noise: Noise, size: tuple[int, int]) -> Tensor:
+    """(1,3,h,w) with a field drawn on a grid of ``size`` and enlarged where x is finer."""
+    generator = torch.Generator().manual_seed(noise.seed)
+    field = torch.randn((1, 1 if noise.grey else 3, *size), generator=generator)
+    field = _resize(field, (x.shape[-2], x.shape[-1]), "bicubic").to(x)
+    return x + noise.std * (x.clamp(0, 1).sqrt() * field if noise.shot else field)
 
 
 def _gaussian_blur(x: Tensor, std: float) -> Tensor:
