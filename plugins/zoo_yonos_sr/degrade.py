@@ -125,13 +125,17 @@ class Blur:
     shape: float = 1.0
 
 
+Mode: TypeAlias = Literal["bicubic", "bilinear", "area"]
+MODES: tuple[Mode, ...] = ("bicubic", "bilinear", "area")
+
+
 @dataclass(frozen=True)
 class Resize:
     """To another grid."""
 
     factor: float
     """Side of the new grid as a multiple of the LR image's; never finer than the HR image."""
-    mode: Literal["bicubic", "bilinear", "area"] = "bicubic"
+    mode: Mode = "bicubic"
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,7 @@ class RealESRGAN:
         # Most pictures are saved at the size in which we find them: JPEG on the LR grid itself.
         fixed = last and rng.random() < 0.7
         factor = 1.0 if fixed else math.exp(rng.uniform(*np.log(self.factor)))
-        mode = ("bicubic", "bilinear", "area")[rng.integers(3)]
+        mode = MODES[rng.integers(len(MODES))]
         one, two = rng.uniform(*self.blur, size=2)
         kind = rng.random()
         shape = 1.0 if kind < 0.6 else rng.uniform(0.5, 1) if kind < 0.8 else rng.uniform(1, 6)
@@ -263,7 +267,7 @@ def _run(chain: Chain, x: Tensor, scale: int, final: int) -> Tensor:
     return _resize(x, grid(1, scale), "bicubic")
 
 
-def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+def _resize(x: Tensor, size: tuple[int, int], mode: Mode) -> Tensor:
     if x.shape[-2:] == size:
         return x
     if mode == "area":
