@@ -1,0 +1,411 @@
+"""Scale distillation in a linear world, where all of it can be computed (YONOS-SR, 2.3 and 7.1).
+
+Super-resolution by linear regression on photographs: a student predicts a block of N x N HR pixels
+from the LR pixels x around it, a teacher from those and the pixels x' of an LR image that is twice
+as fine. The method's argument, exactly:
+
+* The optimum stays. E[E[y|x'] | x] = E[y|x], as x is a function of x' (the tower property). Here
+  x' is a window, of which x is a function nearly; so teachers get (x, x').
+* Labels lose variance, Var[y|x] to Var[E[y|x']|x], and the student's excess risk on n samples falls
+  by that ratio. Strictly each block counts by its leverage, because the variance is not the same
+  everywhere: n R = sum over i of mean(h e_i^2) with h = x^T M_xx^-1 x and e the labels' residual.
+
+A teacher that is fitted on k n samples gives its student noise of its own: the ratio p becomes
+p + (1 - p) / k. At k = 1 nothing is gained, whatever the chain of teachers: regression on x of what
+regression on (x, x') says is regression on x, in a sample as in the world.
+
+Nearly everything follows from second moments. With a = (x, x', ..., y) in one row for each block
+and M = mean of a a^T, a fit reads M only, and labels that a teacher makes are linear in a: a matrix
+W (len(a), N*N) with labels a W. Photographs are read in small chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from zoo import images
+from zoo.errors import InputError, OptionError
+from zoo.files import atomic_file
+from zoo.interfaces import Claim, Metric
+
+from .resize import bicubic_down
+
+Array = NDArray[np.float64]
+
+COUNTS = (500, 2000, 10_000)
+"""Sizes of the students' training sets, in blocks."""
+TEACHERS: Mapping[int, tuple[int, ...]] = {4: (2,), 8: (4, 2)}
+"""Scale of the student -> scales of its teachers, the next finer one first."""
+DIRECT = "truth"
+MORE = 4
+"""The data of teachers that know a little more than their student, as a multiple of n."""
+TOLERANCE = 0.15
+"""How near the measured ratio must come to the predicted one (section 8, check 5)."""
+RIDGE = 1e-9  # of the mean square of an input: for the solver only, far below the eigenvalues
+CHUNK = 4096  # blocks in memory at a time
+SIDE = 1280  # larger photographs are shrunk: at native size they are soft (7.3)
+
+
+# --- photographs and blocks -----------------------------------------------------------------------
+
+
+def photographs(folder: Path | None = None) -> list[NDArray[np.float32]]:
+    """Luminance (H,W) in [0,1] of a folder's photographs, or of five that scikit-image brings."""
+    if folder is None:
+        from skimage import data
+
+        bundled = (data.astronaut, data.camera, data.chelsea, data.coffee, data.rocket)
+        pictures = [Image.fromarray(read()) for read in bundled]
+    else:
+        endings = {".png", ".jpg", ".jpeg"}
+        paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in endings)
+        if not paths:
+            raise InputError(f"No .png or .jpg files in {str(folder)!r}: nothing to fit on.")
+        pictures = [images.read(path) for path in paths]
+    grey = []
+    for picture in pictures:
+        light = picture.convert("L")
+        light.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+        grey.append(np.asarray(light, dtype=np.float32) / np.float32(255))
+    return grey
+
+
+class Blocks:
+    """All blocks of some photographs at one scale, read by their number."""
+
+    def __init__(self, photos: Sequence[NDArray[np.float32]], scale: int) -> None:
+        self.scale = scale
+        self.sources = (scale, *TEACHERS[scale])
+        self.views: dict[int, slice] = {}  # scale of an LR image -> columns of its own pixels
+        self.inputs: dict[int, slice] = {}  # and of all that a model of that scale sees
+        at = 0
+        for source in self.sources:
+            end = at + _window(scale // source) ** 2
+            self.views[source], self.inputs[source] = slice(at, end), slice(0, end)
+            at = end
+        self.truth = slice(at, at + scale**2)
+        self.width = at + scale**2
+        self._photos: list[dict[int, NDArray[np.float32]]] = []  # scale -> its LR image; 1 is HR
+        ends = [0]
+        for photo in photos:
+            height, width = (n // scale for n in photo.shape)
+            if min(height, width) < 7:
+                continue
+            hr = torch.from_numpy(photo[: height * scale, : width * scale])[None, None]
+            small = {s: bicubic_down(hr, s)[0, 0].numpy() for s in self.sources}
+            self._photos.append({1: hr[0, 0].numpy(), **small})
+            ends.append(ends[-1] + (height - 6) * (width - 6))  # three pixels off the border
+        if not self._photos:
+            raise InputError(
+                f"No photograph is at least {7 * scale} pixels wide and high, the least for "
+                f"x{scale}. Give larger ones."
+            )
+        self._ends = np.array(ends)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, numbers: NDArray[np.int64]) -> Iterator[Array]:
+        """Rows (x, x', ..., y) of these blocks (sorted), in parts (<= CHUNK, width).
+
+        All values are relative to the LR pixel at the block's place: brightness is given.
+        """
+        for photo, low, high in zip(self._photos, self._ends[:-1], self._ends[1:], strict=True):
+            own = numbers[np.searchsorted(numbers, low) : np.searchsorted(numbers, high)] - low
+            columns = photo[self.scale].shape[1] - 6
+            for start in range(0, len(own), CHUNK):
+                part = own[start : start + CHUNK]
+                yield self._rows(photo, part // columns + 3, part % columns + 3)
+
+    def _rows(
+        self, photo: Mapping[int, NDArray[np.float32]], i: NDArray[np.int64], j: NDArray[np.int64]
+    ) -> Array:
+        rows = np.empty((len(i), self.width))
+        for source, columns in [*self.views.items(), (1, self.truth)]:
+            side = self.scale // source  # of the block on this grid
+            window = side if source == 1 else _window(side)
+            off = (window - side) // 2
+            at = np.lib.stride_tricks.sliding_window_view(photo[source], (window, window))
+            rows[:, columns] = at[side * i - off, side * j - off].reshape(len(i), -1)
+        return rows - photo[self.scale][i, j][:, None]
+
+    def moments(self, numbers: NDArray[np.int64]) -> Array:
+        """Mean of a a' over these blocks: (width, width)."""
+        total = np.zeros((self.width, self.width))
+        for rows in self.read(np.sort(numbers)):
+            total += rows.T @ rows
+        return total / len(numbers)
+
+
+def _window(side: int) -> int:
+    """What a model sees of an LR image on which the block has this side: 7, 10, 12 pixels."""
+    return side + (6 if side == 1 else 8)
+
+
+# --- fits, labels and risks: all from second moments ----------------------------------------------
+
+
+def fit(moments: Array, inputs: slice, labels: Array) -> Array:
+    """Least squares from these columns to the labels a W: the answers, also as a W."""
+    answers = np.zeros_like(labels)
+    answers[inputs] = np.linalg.solve(_square(moments, inputs), moments[inputs] @ labels)
+    return answers
+
+
+def _square(moments: Array, inputs: slice) -> Array:
+    """M of these columns, made invertible: the centre of x is always 0."""
+    square = moments[inputs, inputs]
+    return square + RIDGE * np.trace(square) / len(square) * np.eye(len(square))
+
+
+def mean_square(moments: Array, difference: Array) -> float:
+    """Mean over blocks and pixels of the square of a W."""
+    return float(np.einsum("ij,ij->", difference, moments @ difference) / difference.shape[1])
+
+
+def teachers(moments: Array, blocks: Blocks, truth: Array) -> dict[str, Array]:
+    """Labels of each teacher fitted on the truth: name -> W."""
+    return {f"x{s} teacher": fit(moments, blocks.inputs[s], truth) for s in TEACHERS[blocks.scale]}
+
+
+def weighted_variance(
+    blocks: Blocks, moments: Array, residuals: Mapping[str, Array]
+) -> dict[str, float]:
+    """mean(h e^2), see the top of this file; e = a W for each W of ``residuals``."""
+    own = blocks.inputs[blocks.scale]
+    inverse = np.linalg.inv(_square(moments, own))
+    total = dict.fromkeys(residuals, 0.0)
+    for rows in blocks.read(np.arange(len(blocks))):
+        x = rows[:, own]
+        leverage = np.einsum("ij,ij->i", x @ inverse, x)
+        for name, w in residuals.items():
+            total[name] += float(leverage @ np.square(rows @ w).sum(1))
+    return {name: value / len(blocks) / blocks.scale**2 for name, value in total.items()}
+
+
+@dataclass(frozen=True)
+class Students:
+    """Students of one scale, by the labels that they were fitted on; ``truth`` is direct."""
+
+    blocks: int
+    """How many there are to draw from."""
+    error: float
+    """Mean squared error of the best linear model, in [0, 1] image units."""
+    tower: float
+    """How much worse the best student of the next teacher's labels is, as a part of ``error``."""
+    variance: Mapping[str, float]
+    """Labels -> their variance given the student's input, as a part of the truth's."""
+    predicted: Mapping[str, float]
+    """Labels -> what the ratio of excess risks must be for large n."""
+    excess: Mapping[str, tuple[tuple[float, ...], ...]]
+    """Labels -> count -> run: mean squared distance to the best linear model, over all blocks."""
+
+    def ratios(self, labels: str, count: int) -> list[float]:
+        """Excess risk as a part of the direct student's on the same blocks, for each run."""
+        pairs = zip(self.excess[labels][count], self.excess[DIRECT][count], strict=True)
+        return [own / direct for own, direct in pairs]
+
+
+@dataclass(frozen=True)
+class LinearWorld:
+    """What ``run`` measured."""
+
+    seed: int
+    counts: tuple[int, ...]
+    students: Mapping[int, Students]
+    """Scale -> its students."""
+
+
+def run(
+    photos: Sequence[NDArray[np.float32]],
+    seed: int = 0,
+    counts: Sequence[int] = COUNTS,
+    runs: int = 10,
+    scales: Sequence[int] = (4, 8),
+) -> LinearWorld:
+    """Measure it on photographs, luminance (H,W) in [0,1].
+
+    For each scale and each count, ``runs`` times: draw so many blocks of all, with replacement,
+    and fit a student on the truth and on each teacher's labels. "x2 teacher" knows all blocks,
+    "x2 teacher, same n" the student's only, and "x2 teacher, 4 n" those and thrice as many more.
+    The x4 teacher of x8 is what a chain x2 -> x4 -> x8 has; the x2 teacher skips a link.
+
+    Raises OptionError for counts below 400: an x2 teacher of x8 has 293 weights for each pixel.
+    """
+    if unknown := set(scales) - set(TEACHERS):
+        raise OptionError(f"No linear world of scale {min(unknown)}: choose from {[*TEACHERS]}.")
+    if min(counts) < 400:
+        raise OptionError(f"{min(counts)} blocks are too few to fit a teacher on: at least 400.")
+    students = {
+        scale: _measure(Blocks(photos, scale), np.random.default_rng([seed, scale]), counts, runs)
+        for scale in scales
+    }
+    return LinearWorld(seed, tuple(counts), students)
+
+
+def _measure(
+    blocks: Blocks, rng: np.random.Generator, counts: Sequence[int], runs: int
+) -> Students:
+    truth = np.zeros((blocks.width, blocks.scale**2))
+    truth[blocks.truth] = np.eye(blocks.scale**2)
+    own = blocks.inputs[blocks.scale]
+    everything = blocks.moments(np.arange(len(blocks)))
+    if everything.diagonal().max() < 1e-10:  # float32 resizing alone makes about 1e-15
+        raise InputError("The photographs are all of one grey: nothing to predict. Give others.")
+    expert = {DIRECT: truth, **teachers(everything, blocks, truth)}
+    limits = {name: fit(everything, own, labels) for name, labels in expert.items()}
+    best = limits[DIRECT]
+    residuals = {name: labels - limits[name] for name, labels in expert.items()}
+    error = mean_square(everything, residuals[DIRECT])
+    weighted = weighted_variance(blocks, everything, residuals)
+    excess: dict[str, list[list[float]]] = {}
+    for k, count in enumerate(counts):
+        for _ in range(runs):
+            drawn = rng.integers(len(blocks), size=MORE * count)
+            sample, larger = blocks.moments(drawn[:count]), blocks.moments(drawn)
+            same, more = (teachers(m, blocks, truth) for m in (sample, larger))
+            labelled = dict(expert)
+            for name in same:
+                labelled[f"{name}, same n"] = same[name]
+                labelled[f"{name}, {MORE} n"] = more[name]
+            for name, labels in labelled.items():
+                distance = mean_square(everything, fit(sample, own, labels) - best)
+                excess.setdefault(name, [[] for _ in counts])[k].append(distance)
+    taught = [name for name in expert if name != DIRECT]
+    ratio = {name: weighted[name] / weighted[DIRECT] for name in taught}
+    return Students(
+        blocks=len(blocks),
+        error=error,
+        tower=mean_square(everything, truth - limits[taught[0]]) / error - 1,
+        variance={k: mean_square(everything, residuals[k]) / error for k in taught},
+        predicted=ratio
+        | {f"{name}, {MORE} n": p + (1 - p) / MORE for name, p in ratio.items()}
+        | {f"{name}, same n": 1.0 for name in taught},
+        excess={name: tuple(map(tuple, values)) for name, values in excess.items()},
+    )
+
+
+# --- what the run says ----------------------------------------------------------------------------
+
+
+def rows_and_claims(world: LinearWorld) -> tuple[dict[str, dict[str, Metric]], list[Claim]]:
+    """Rows (labels) of excess risks as parts of the direct student's, and what they decide."""
+    rows: dict[str, dict[str, Metric]] = {}
+    claims: list[Claim] = []
+    for scale, students in world.students.items():
+        for name, predicted in students.predicted.items():
+            row = rows[f"linear x{scale}, {name}"] = {}
+            if name in students.variance:
+                row["label variance"] = Metric(students.variance[name])
+            row["risk, predicted"] = Metric(predicted)
+            for k, count in enumerate(world.counts):
+                row[f"risk, n={count}"] = Metric.of(students.ratios(name, k))
+        claims.append(_as_predicted(scale, students))
+    every = world.students.values()
+    gap = max(abs(students.tower) for students in every)
+    claims.append(
+        Claim(
+            "linear-same-optimum",
+            "In the linear world scale distillation does not move the optimum.",
+            "the best student of the teacher's labels has the error of the best student of the "
+            "truth, to a millionth of it",
+            gap,
+            1e-6,
+            0.0,
+            gap < 1e-6,
+        )
+    )
+    own = [
+        np.mean(s.ratios(name, k))
+        for s in every
+        for name in s.predicted
+        if name.endswith("same n")
+        for k in range(len(world.counts))
+    ]
+    farthest = float(max(own, key=lambda ratio: abs(ratio - 1)))
+    claims.append(
+        Claim(
+            "linear-same-data-gains-nothing",
+            "In the linear world a teacher fitted on the student's own data gains nothing.",
+            "mean ratio of excess risks within 0.001 of 1 for every teacher and n",
+            farthest,
+            1.0,
+            0.0,
+            abs(farthest - 1) < 1e-3,
+        )
+    )
+    claims += [_no_skipping(s, scale) for scale, s in world.students.items() if len(s.variance) > 1]
+    return rows, claims
+
+
+def _as_predicted(scale: int, students: Students) -> Claim:
+    nearest = next(iter(students.variance))
+    counts = len(students.excess[DIRECT])
+    errors = [
+        np.mean(students.ratios(name, k)) / predicted - 1
+        for name, predicted in students.predicted.items()
+        for k in range(counts)
+    ]
+    last = Metric.of(students.ratios(nearest, counts - 1))
+    return Claim(
+        f"linear-x{scale}-risk-as-predicted",
+        f"In the linear world a x{scale} student's excess risk falls by the ratio of its labels' "
+        "variance.",
+        f"mean ratio within {TOLERANCE:.0%} of the predicted one for every teacher and n; shown: "
+        f"the {nearest}, largest n",
+        last.mean,
+        students.predicted[nearest],
+        last.std / last.n**0.5,
+        bool(np.abs(errors).max() < TOLERANCE),
+    )
+
+
+def _no_skipping(students: Students, scale: int) -> Claim:
+    near, far = list(students.variance)[:2]
+    counts = range(len(students.excess[DIRECT]))
+    lead = [np.subtract(students.ratios(far, k), students.ratios(near, k)) for k in counts]
+    errors = [float(d.std(ddof=1) / len(d) ** 0.5) for d in lead]
+    ahead = [d.mean() / max(e, 1e-12) for d, e in zip(lead, errors, strict=True)]
+    return Claim(
+        f"linear-x{scale}-chain-beats-skipping",
+        f"In the linear world a x{scale} student gains more from the {near}, the last of a "
+        f"progressive chain, than from the {far}, which skips a link.",
+        "mean paired difference of the ratios above two standard errors for every n; shown: "
+        "largest n",
+        float(np.mean(students.ratios(near, -1))),
+        float(np.mean(students.ratios(far, -1))),
+        errors[-1],
+        True if min(ahead) > 2 else False if max(ahead) < -2 else None,
+    )
+
+
+def draw(world: LinearWorld, path: Path) -> None:
+    """Excess risk over n as a PNG: direct, distilled, and what theory says of the distilled."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(world.students), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(world.students), squeeze=False)[0]
+    for axis, (scale, students) in zip(axes, world.students.items(), strict=True):
+        means = {k: [np.mean(runs) for runs in v] for k, v in students.excess.items()}
+        axis.loglog(world.counts, means[DIRECT], "o-", color="black", label="direct: the truth")
+        for color, name in enumerate(students.predicted):
+            if name.endswith("same n"):
+                continue  # on top of the direct one
+            line = f"C{color}"
+            axis.loglog(world.counts, means[name], "o", color=line, label=name)
+            theory = np.multiply(means[DIRECT], students.predicted[name])
+            axis.loglog(world.counts, theory, "--", color=line, linewidth=1)
+        axis.set_title(f"x{scale}")
+        axis.set_xlabel("blocks the student is fitted on")
+        axis.grid(which="both", alpha=0.2)
+        axis.legend(fontsize=8, title="labels (dashed: predicted)", title_fontsize=8)
+    axes[0].set_ylabel("excess risk")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
