@@ -1,7 +1,29 @@
-"""YONOS-SR: one-step latent-diffusion super-resolution by scale distillation.
+"""YONOS-SR: one-step latent-diffusion super-resolution by scale distillation (ECCV 2024).
 
-The method's own models are still planned. What is here is the ground that it shares with
-``zoo_edge_sd_sr``: latent schedule, forward noise, resizing, degradations, tiles, scale
-distillation, decoder fine-tuning, and the tiny networks. Import the module you need; this file
-imports nothing, so that looking at the package costs nothing.
+Also the ground that it shares with ``zoo_edge_sd_sr``: latent schedule, forward noise, resizing,
+degradations, tiles, scale distillation, decoder fine-tuning, the tiny networks, the training loop.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.hookspecs import BuildRequest, TrainRequest, hookimpl
+
+if TYPE_CHECKING:
+    from .model import YonosSR
+
+
+@hookimpl
+def zoo_build(request: BuildRequest) -> YonosSR:
+    from .model import YonosSR
+
+    return YonosSR.build(request)
+
+
+@hookimpl
+def zoo_train(request: TrainRequest) -> Path:
+    from .train import train
+
+    return train(request)

@@ -17,8 +17,11 @@ import zoo_edge_sd_sr
 import zoo_edge_sd_sr.train as recipe
 from PIL import Image
 from torch import nn
-from zoo_edge_sd_sr.model import EdgeSDSR, build_network, count_flops
+from zoo_edge_sd_sr.model import EdgeSDSR, build_network
+from zoo_yonos_sr import photos as pictures
+from zoo_yonos_sr import trainer
 from zoo_yonos_sr.resize import bicubic_down, bicubic_up
+from zoo_yonos_sr.upscaler import count
 
 import zoo
 from zoo.errors import InputError, NotReadyError, OptionError, ZooError
@@ -51,6 +54,7 @@ OPTIONS = {
     "batch": 2,
     "crop": 32,
     "texture": 0.2,
+    "degradation": "light",
     "degraded": 0.3,
     "distill": False,
     "precision": "float32",
@@ -118,7 +122,7 @@ def test_full_size_meets_the_published_totals():
         network = build_network(FULL)
     parts = network.lr_encoder, network.unet, network.decoder
     assert sum(p.numel() for part in parts for p in part.parameters()) == 169_197_279
-    assert count_flops(FULL, 128, 128) == pytest.approx(141.54e9, abs=0.1e9)
+    assert count(network, 128, 128)[0] == pytest.approx(141.54e9, abs=0.1e9)
 
 
 def test_sizes_are_what_the_registry_says():
@@ -141,7 +145,7 @@ def test_tiny_size_is_what_the_card_says():
 def batch_of(network, size=16):
     generator = torch.Generator().manual_seed(0)
     x_h = 2 * torch.rand(2, 3, 4 * size, 4 * size, generator=generator) - 1
-    return recipe.Batch(x_h, bicubic_down(x_h, 4), None, generator)
+    return trainer.Batch(x_h, bicubic_down(x_h, 4), None, generator)
 
 
 def loss_of(network, batch):
@@ -265,14 +269,13 @@ def test_progress_counts_tiles():
 
 def test_back_projection_gives_the_input_back():
     model = make()
-    x_h = torch.rand(1, 3, 8, 8)
-    x_l = bicubic_up(x_h, 2)[0].clamp(0, 1)  # smooth
+    x_h = 0.2 + 0.6 * torch.rand(1, 3, 8, 8)  # far from 0 and 1: nothing is clamped
+    x_l = bicubic_up(x_h, 2)[0]  # smooth
     network = model.module
-    network.forward = lambda x, eps=None: bicubic_up(x, 4)  # a start that bicubic inputs give
-    errors = [
-        float((bicubic_down(model._evaluate(x_l[None], [(0, 0)], 0, 0.0, k), 4) - x_l).abs().max())
-        for k in range(6)
-    ]
+    # A start that bicubic inputs give.
+    network.forward = lambda x, eps=None, steps=1: bicubic_up(x, 4)
+    made = [model.upscale(x_l, tile=None, consistency=k)[None] for k in range(6)]
+    errors = [float((bicubic_down(x, 4) - x_l).abs().max()) for x in made]
     assert errors == sorted(errors, reverse=True)
     assert errors[5] <= 1 / 255
 
@@ -291,6 +294,7 @@ def test_back_projection_gives_the_input_back():
         ({"noise_scale": 1.5}, "noise_scale=1.5"),
         ({"noise_scale": float("nan")}, "noise_scale=nan"),
         ({"noise_scale": True}, "noise_scale=True"),
+        ({"steps": 0}, "steps=0"),
         ({"consistency": -1}, "consistency=-1"),
         ({"seed": -1}, "seed=-1"),
     ],
@@ -304,7 +308,7 @@ def test_estimate_counts_without_running():
     model = make()
     estimate = model.estimate((40, 40))
     assert estimate.evaluations == len(model._grid(40, 40, 16, 4).rows) ** 2
-    assert estimate.flops == estimate.evaluations * count_flops(SMALL, 16, 16)
+    assert estimate.flops == estimate.evaluations * count(build_network(SMALL), 16, 16)[0]
     assert estimate.memory > 0
     assert estimate.seconds > 0
     with pytest.raises(InputError, match="size="):
@@ -447,20 +451,20 @@ def test_training_learns_one_picture(photos, tmp_path):
 
 
 def test_same_seed_same_weights_and_resumed_equals_uninterrupted(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "EVERY", 2)
-    monkeypatch.setattr(recipe, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(trainer, "EVERY", 2)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1)
     whole = train(photos, tmp_path / "whole", steps=5)
-    real = recipe.Trainer.batch
+    real = trainer.Trainer.batch
 
     def interrupted(self, stage, name=None):
         if self.stage == "unet" and self.step == 3:
             raise KeyboardInterrupt
         return real(self, stage, name)
 
-    monkeypatch.setattr(recipe.Trainer, "batch", interrupted)
+    monkeypatch.setattr(trainer.Trainer, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(photos, tmp_path / "cut", steps=5)
-    monkeypatch.setattr(recipe.Trainer, "batch", real)
+    monkeypatch.setattr(trainer.Trainer, "batch", real)
     with pytest.raises(OptionError, match="add --resume"):
         train(photos, tmp_path / "cut", steps=5)
     with pytest.raises(OptionError, match="seed=0"):
@@ -475,17 +479,17 @@ def test_same_seed_same_weights_and_resumed_equals_uninterrupted(photos, tmp_pat
 def test_ctrl_c_in_the_first_seconds_loses_nothing(photos, tmp_path, monkeypatch):
     """No checkpoint is due yet; Ctrl-C itself makes one, of a whole step."""
     whole = train(photos, tmp_path / "whole", steps=4)
-    real = recipe.Trainer.batch
+    real = trainer.Trainer.batch
 
     def interrupted(self, stage, name=None):
         if self.stage == "autoencoder" and self.step == 2:
             signal.raise_signal(signal.SIGINT)
         return real(self, stage, name)
 
-    monkeypatch.setattr(recipe.Trainer, "batch", interrupted)
+    monkeypatch.setattr(trainer.Trainer, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(photos, tmp_path / "cut", steps=4)
-    monkeypatch.setattr(recipe.Trainer, "batch", real)
+    monkeypatch.setattr(trainer.Trainer, "batch", real)
     assert json.loads((tmp_path / "cut" / "train.json").read_text())["step"] == 3
     with pytest.raises(OptionError, match="same --steps"):
         train(photos, tmp_path / "cut", steps=9, resume=True)
@@ -545,21 +549,21 @@ def test_phases_of_the_dedicated_schedule():
 
 
 def test_scale_distillation_runs_and_resumes(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "EVERY", 1)
-    monkeypatch.setattr(recipe, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(trainer, "EVERY", 1)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1)
     distill = {"distill": True}
     whole = load(train(photos, tmp_path / "a", steps=3, options=distill)).state()
-    real = recipe.Trainer.batch
+    real = trainer.Trainer.batch
 
     def interrupted(self, stage, name=None):
         if self.stage == "unet" and self.step == 2:
             raise KeyboardInterrupt
         return real(self, stage, name)
 
-    monkeypatch.setattr(recipe.Trainer, "batch", interrupted)
+    monkeypatch.setattr(trainer.Trainer, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(photos, tmp_path / "b", steps=3, options=distill)
-    monkeypatch.setattr(recipe.Trainer, "batch", real)
+    monkeypatch.setattr(trainer.Trainer, "batch", real)
     resumed = load(train(photos, tmp_path / "b", steps=3, options=distill, resume=True)).state()
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     assert "teacher" in json.loads((tmp_path / "a" / "train.json").read_text())["done"]
@@ -570,7 +574,7 @@ def test_training_says_what_is_wrong(photos, tmp_path):
         ({"data": None}, InputError, "--data"),
         ({"data": tmp_path}, InputError, "nothing to train on"),
         ({"stage": "sleep"}, OptionError, "Stages: autoencoder"),
-        ({"stage": "teacher"}, OptionError, "distill"),
+        ({"stage": "teacher"}, OptionError, "with these options"),
         ({"stage": "unet"}, OptionError, "--init"),
         ({"resume": True}, InputError, "no checkpoint"),
         ({"init": tmp_path}, ZooError, "is not a saved model"),
@@ -586,7 +590,7 @@ def test_training_says_what_is_wrong(photos, tmp_path):
 def test_held_out_photos_are_never_trained_on(tmp_path):
     for i, name in enumerate(["casa-mila", "other"]):
         Image.new("RGB", (64, 64), (100 * i + 50, 0, 0)).save(tmp_path / f"{name}.png")
-    photos = recipe.Photos(tmp_path)
+    photos = pictures.Photos(tmp_path)
     assert set(photos.held_out) == {"casa-mila"}
     assert {int(a[0, 0, 0]) for a in photos.train} == {150}
 
@@ -628,7 +632,7 @@ def test_bundle_beats_bicubic_on_a_photograph(bundled):
 def test_bundled_training_is_recorded():
     report = json.loads((WEIGHTS / "train.json").read_text())
     assert report["done"] == ["autoencoder", "lr_encoder", "unet", "decoder"]
-    assert set(report["data"]["held_out"]) == set(recipe.HELD_OUT)
+    assert set(report["data"]["held_out"]) == set(pictures.HELD_OUT)
     made = report["validation"]
     # The rule of section 7.2: the autoencoder at least 4 dB above bicubic.
     assert made["autoencoder"]["psnr_y"] > made["bicubic"]["psnr_y"] + 4

@@ -1,0 +1,271 @@
+"""How super-resolution is measured here: test images, interpolation baselines, claims, pictures.
+
+``--data`` is a folder with any of ``set5``, ``bsd100`` (also below ``sr-eval``) and ``photos-cc0``,
+or one of them itself. Without it a photograph that scikit-image brings is used. Of the CC0 photos
+only those that training never saw are measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional
+
+from zoo.errors import InputError
+from zoo.interfaces import Claim, Data, Metric
+from zoo.metrics import haarpsi, psnr_y, ssim_y
+from zoo.progress import track
+
+from .degrade import Bicubic, Degradation, round8
+from .gdists import gdists
+from .photos import HELD_OUT
+from .resize import bicubic_down, bicubic_up
+
+METRICS: Mapping[str, Callable[[Tensor, Tensor, int], float]] = {
+    "PSNR-Y": psnr_y,
+    "SSIM": ssim_y,
+    "HaarPSI": haarpsi,
+    "G-DISTS": gdists,
+}
+HIGHER = {"PSNR-Y": True, "SSIM": True, "HaarPSI": True, "G-DISTS": False}
+LICENSES = {
+    "Set5": "research use",
+    "BSD100": "research use",
+    "held-out photos": "CC0-1.0",
+    "astronaut": "public domain (NASA)",
+}
+Enlarge = Callable[[Tensor], Tensor]
+"""x_l (3,h,w) in [0,1] to (3,scale*h,scale*w)."""
+Values = dict[str, dict[str, dict[str, list[float]]]]
+"""method -> set -> metric -> one number for each image."""
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def read_hr(path: Path, scale: int, crop: int | None = None) -> Tensor:
+    """(3,H,W) in [0,1], sides cut to multiples of the scale, or a centre crop."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return cut(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255, scale, crop)
+
+
+def cut(x: Tensor, scale: int, crop: int | None = None) -> Tensor:
+    """x (3,H,W) with sides that are multiples of the scale, at most ``crop``, from the centre."""
+    h, w = (min(crop or n, n) // scale * scale for n in x.shape[1:])
+    y, z = (0, 0) if crop is None else ((x.shape[1] - h) // 2, (x.shape[2] - w) // 2)
+    return x[:, y : y + h, z : z + w]
+
+
+def find_sets(data: Path | None, quick: bool, scale: int) -> dict[str, list[Tensor]]:
+    """Name -> HR images (3,H,W) in [0,1] of each test set under ``data``."""
+    if data is None:
+        from skimage.data import astronaut
+
+        picture = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
+        return {"astronaut": [cut(picture, scale, 256 if quick else None)]}
+    sets: dict[str, list[Tensor]] = {}
+    for name in ("Set5", "BSD100"):
+        for folder in (data / name.lower(), data / "sr-eval" / name.lower(), data):
+            if folder.name == name.lower() and (files := sorted(folder.glob("*.png"))):
+                few = quick and len(files) > 10
+                sets[name] = [read_hr(p, scale) for p in (files[::10] if few else files)]
+                break
+    if folder := photos_below(data):
+        files = sorted(p for p in folder.glob("*.jpg") if p.stem in HELD_OUT)
+        sets["held-out photos"] = [read_hr(p, scale, 256 if quick else 512) for p in files]
+    if not sets:
+        raise InputError(
+            f"{str(data)!r} has neither set5, bsd100 nor photos-cc0 (the held-out photos "
+            f"{', '.join(HELD_OUT)}). Leave --data out to measure on a bundled photograph."
+        )
+    return sets
+
+
+def photos_below(data: Path | None) -> Path | None:
+    """The folder of CC0 photos under ``data``, where there is one."""
+    for folder in () if data is None else (data / "photos-cc0", data):
+        if any(p.stem in HELD_OUT for p in folder.glob("*.jpg")):
+            return folder
+    return None
+
+
+def described(sets: Mapping[str, Sequence[Tensor]]) -> list[Data]:
+    """The sets as a results file names them."""
+    return [Data(s, LICENSES[s], f"{len(x)} image{'s' * (len(x) > 1)}") for s, x in sets.items()]
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def unsharp(x: Tensor, amount: float = 1.0) -> Tensor:
+    """x + amount (x - blur(x)), Gaussian of 2 pixels: a baseline that costs nothing. (B,3,H,W)."""
+    taps = torch.exp(-0.5 * (torch.arange(-6, 7) / 2.0) ** 2)
+    taps = (taps / taps.sum()).expand(3, 1, -1)  # (3,1,13)
+    blur = functional.conv2d(
+        functional.pad(x, (6, 6, 6, 6), mode="replicate"), taps[:, :, None, :], groups=3
+    )
+    blur = functional.conv2d(blur, taps[:, :, :, None], groups=3)
+    return x + amount * (x - blur)
+
+
+def interpolations(scale: int) -> dict[str, Enlarge]:
+    """What costs nothing: bicubic, and bicubic sharpened."""
+    return {
+        "bicubic": lambda x: bicubic_up(x[None], scale)[0],
+        "bicubic + unsharp": lambda x: unsharp(bicubic_up(x[None], scale))[0],
+    }
+
+
+def measure(
+    methods: Mapping[str, Enlarge],
+    sets: Mapping[str, Sequence[Tensor]],
+    scale: int,
+    progress: Any = False,
+    degradation: Degradation | None = None,
+) -> Values:
+    """Each method on each image, shrunk by ``degradation`` (clean bicubic) with seed 0."""
+    degradation = degradation or Bicubic()
+    values: Values = {m: {s: {k: [] for k in METRICS} for s in sets} for m in methods}
+    with track(sum(map(len, sets.values())), progress, "measure") as advance:
+        for name, images in sets.items():
+            rng = np.random.default_rng(0)
+            for x_h in images:
+                params = degradation.sample(rng, 1)
+                x_l = degradation.apply(x_h[None], scale, params, scale)[0]  # (3,h,w)
+                for method, enlarge in methods.items():
+                    x = enlarge(x_l).clamp(0, 1)
+                    for metric, of in METRICS.items():
+                        values[method][name][metric].append(of(x, x_h, scale))
+                advance(1)
+    return values
+
+
+def table_of(values: Values, suffix: str = "") -> dict[str, dict[str, Metric]]:
+    """Means over the images of each set."""
+    return {
+        method: {
+            f"{name}{suffix} {metric}": Metric(sum(v) / len(v))
+            for name, by_metric in by_set.items()
+            for metric, v in by_metric.items()
+        }
+        for method, by_set in values.items()
+    }
+
+
+def all_of(values: Values, method: str, metric: str) -> list[float]:
+    """A method's numbers over the images of all sets."""
+    return [v for by_metric in values[method].values() for v in by_metric[metric]]
+
+
+# --- claims: decided here, by the numbers ---------------------------------------------------------
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Mean difference a - b and its standard error (infinite where there is one pair only)."""
+    d = np.asarray(a) - np.asarray(b)
+    error = float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else math.inf
+    return float(d.mean()), error
+
+
+def decide(difference: float, error: float) -> bool | None:
+    """True or False beyond two standard errors, else undecided."""
+    if not math.isfinite(error) or abs(difference) <= 2 * error:
+        return None
+    return difference > 0
+
+
+def compare(
+    identity: str,
+    statement: str,
+    rule: str,
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    higher: bool = True,
+) -> Claim:
+    """The claim that a is better than b, number by number, beyond two standard errors."""
+    difference, error = paired(a, b)
+    holds = decide(difference if higher else -difference, error)
+    spread = error if math.isfinite(error) else 0.0
+    return Claim(identity, statement, rule, float(np.mean(a)), float(np.mean(b)), spread, holds)
+
+
+def better_than_interpolation(values: Values, ours: str) -> list[Claim]:
+    """On each set and metric: ours against the better of bicubic and bicubic with unsharp."""
+    claims = []
+    for name in values[ours]:
+        for metric, higher in HIGHER.items():
+            mean = {m: float(np.mean(values[m][name][metric])) for m in interpolations(4)}
+            rival = (max if higher else min)(mean, key=lambda m: mean[m])
+            claims.append(
+                compare(
+                    f"beats-interpolation-{name}-{metric}".lower().replace(" ", "-"),
+                    f"On {name} x4, {ours} has a better {metric} than bicubic with and without "
+                    "unsharp masking.",
+                    "mean paired difference to the better of the two, over images, "
+                    "above two standard errors",
+                    values[ours][name][metric],
+                    values[rival][name][metric],
+                    higher=higher,
+                )
+            )
+    return claims
+
+
+# --- picture --------------------------------------------------------------------------------------
+
+
+def busiest(x: Tensor, side: int) -> Tensor:
+    """The (3,side,side) window of x (3,H,W) with the most detail."""
+    detail = (x[:, 1:, 1:] - x[:, :-1, :-1]).abs().mean(0)[None, None]  # (1,1,H-1,W-1)
+    score = functional.avg_pool2d(detail, side - 1, stride=16)[0, 0]
+    row, column = divmod(int(score.argmax()), score.shape[1])
+    return x[:, 16 * row : 16 * row + side, 16 * column : 16 * column + side]
+
+
+def picture(
+    path: Path,
+    methods: Mapping[str, Enlarge],
+    sets: Mapping[str, Sequence[Tensor]],
+    scale: int,
+    degradation: Degradation | None = None,
+    side: int = 192,
+) -> None:
+    """Input, each method and truth side by side; CC0 or public-domain photos only."""
+    if "held-out photos" in sets:
+        photos = list(sets["held-out photos"])[:4]
+    else:
+        from skimage.data import astronaut
+
+        photos = [torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255]
+    degradation, rng, rows = degradation or Bicubic(), np.random.default_rng(0), []
+    for photo in photos:
+        x_h = busiest(photo, side)
+        x_l = degradation.apply(x_h[None], scale, degradation.sample(rng, 1), scale)
+        nearest = functional.interpolate(x_l, scale_factor=scale, mode="nearest")[0]
+        columns = [nearest, *(enlarge(x_l[0]) for enlarge in methods.values()), x_h]
+        rows.append(torch.cat([functional.pad(c, (2, 2, 2, 2), value=1.0) for c in columns], 2))
+    sheet = (torch.cat(rows, 1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    image = Image.new("RGB", (sheet.shape[1], sheet.shape[0] + 16), "white")
+    image.paste(Image.fromarray(sheet), (0, 16))
+    draw = ImageDraw.Draw(image)
+    labels = ["input", *methods, "truth"]
+    for i, label in enumerate(labels):
+        draw.text((i * sheet.shape[1] // len(labels) + 4, 2), label, fill="black")
+    from zoo.images import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(image, path, overwrite=True)
+
+
+def small(x_h: Tensor, scale: int) -> Tensor:
+    """x_h (3,H,W) shrunk cleanly, 8 bits: (3,H/scale,W/scale)."""
+    return round8(bicubic_down(x_h[None], scale))[0]

@@ -1,0 +1,104 @@
+"""The baseline that diffusion has to answer to: a plain network of the same size, same photos.
+
+Residual blocks at the LR image's own size, a pixel shuffle at the end, trained with L1: what EDSR
+and its many small relatives are. It gives the blurred mean that scores high in PSNR.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.errors import InputError
+from zoo.progress import track, whole_steps
+from zoo.weights import load_tensors, save_tensors
+
+from .networks import ResBlock, conv3, zero
+from .photos import Photos
+from .resize import bicubic_up
+from .stages import cosine
+from .trainer import Stage, Trainer
+
+RECIPE = Stage(8000, 8e-4, 16, 64)
+FILE = "baseline.safetensors"
+
+
+class PlainSR(nn.Module):
+    """x_l (B,3,h,w) in [-1,1] to x^ (B,3,scale*h,scale*w): bicubic plus what was learnt."""
+
+    def __init__(self, scale: int = 4, width: int = 112, blocks: int = 12) -> None:
+        super().__init__()
+        self.scale = scale
+        self.conv_in = conv3(3, width)
+        self.blocks = nn.Sequential(*(ResBlock(width, width) for _ in range(blocks)))
+        self.conv_out = zero(conv3(width, 3 * scale**2))
+
+    def forward(self, x_l: Tensor) -> Tensor:
+        h = self.conv_in(x_l)  # (B,width,h,w)
+        h = self.conv_out(functional.silu(self.blocks(h) + h))
+        return bicubic_up(x_l, self.scale) + functional.pixel_shuffle(h, self.scale)
+
+
+def regression(run: Trainer, folder: Path, steps: int, progress: Any = False) -> PlainSR:
+    """The baseline for ``run``'s scale, photos and degradation; kept in ``folder`` and found again.
+
+    A folder that holds one trained on other photos, by another seed or for other steps is refused:
+    InputError.
+    """
+    network = PlainSR(run.net.scale).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    facts = {
+        "scale": str(run.net.scale),
+        "steps": str(steps),
+        "seed": str(run.request.seed),
+        "photos": run.photos.hash,
+        "degradation": str(run.degradation),
+    }
+    path = folder / FILE
+    if path.is_file():
+        from safetensors import safe_open
+
+        with safe_open(str(path), "pt") as file:
+            found = file.metadata() or {}
+        if found != facts:
+            differs = ", ".join(k for k in facts if found.get(k) != facts[k])
+            raise InputError(f"{path} was trained with another {differs}: give another folder.")
+        network.load_state_dict(load_tensors(path))
+        return network.requires_grad_(False).eval()
+    torch.manual_seed(run.request.seed)
+    network = PlainSR(run.net.scale).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
+    average = {k: v.detach().clone() for k, v in network.named_parameters()}
+    with track(steps, progress, "regression baseline") as advance, whole_steps() as interrupted:
+        for step in range(steps):
+            batch = run.batch(RECIPE, f"regression {step}")
+            for group in optimizer.param_groups:
+                group["lr"] = RECIPE.lr * cosine(step / steps) * min(1.0, (step + 1) / 100)
+            with run.autocast():
+                x = network(batch.x_l)
+            loss = (x.float() - batch.x_h).abs().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            keep = min(0.999, (1 + step) / (10 + step))
+            for name, value in network.named_parameters():
+                average[name].lerp_(value.detach(), 1 - keep)
+            advance(1)
+            if interrupted():
+                raise KeyboardInterrupt
+    network.load_state_dict(average)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, {k: v.cpu().contiguous() for k, v in average.items()}, facts)
+    return network.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def enlarge(network: PlainSR, x_l: Tensor) -> Tensor:
+    """x_l (3,h,w) in [0,1] to (3,scale*h,scale*w) in [0,1]."""
+    where = next(network.parameters()).device
+    made: Tensor = (network(2 * x_l[None].to(where) - 1)[0].cpu() + 1) / 2
+    return made.clamp(0, 1)

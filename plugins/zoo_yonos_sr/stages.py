@@ -1,0 +1,81 @@
+"""Stages of training that both recipes have, and what their losses share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .autoencoder import normalise_latents
+from .decoder import decoder_loss
+from .distill import channel_weights
+from .trainer import Batch, Trainer
+
+
+def cosine(progress: float) -> float:
+    """1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def draw_t(batch: Batch) -> Tensor:
+    """t (B,): 1 with probability a half, for inference only meets t=1; else uniform (2.5)."""
+    u = batch.uniform()
+    return torch.where(u < 0.5, torch.ones_like(u), 2 * (u - 0.5))
+
+
+def conditional(unet: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A UNet as a function of (z_t, z_l, t)."""
+    return lambda z_t, z_l, t: unet(torch.cat([z_t, z_l], dim=1), t)
+
+
+def train_autoencoder(run: Trainer) -> None:
+    """E and D learn to reconstruct (L1); the latents are then brought to unit variance."""
+    net = run.net
+
+    def loss(batch: Batch) -> Tensor:
+        with run.autocast():
+            x = net.decoder_base(net.hr_encoder(batch.x_h))
+        return (x.float() - batch.x_h).abs().mean()
+
+    run.run(
+        "autoencoder",
+        {"hr_encoder": (net.hr_encoder, cosine), "decoder_base": (net.decoder_base, cosine)},
+        loss,
+    )
+    stage = replace(run.recipe["autoencoder"], batch=128)
+    with torch.no_grad():
+        z = net.encode_hr(run.batch(stage, "latent spread").x_h)  # (128,latent,h,w)
+    net.decoder.load_state_dict(net.decoder_base.state_dict())
+    ends: list[Any] = [net.hr_encoder.conv_out, net.decoder_base.conv_in, net.decoder.conv_in]
+    normalise_latents(ends[0], ends[1:], z.std((0, 2, 3)))
+    run.validate("autoencoder", lambda x_h, x_l: net.decode(net.encode_hr(x_h)))
+
+
+def latent_metric(run: Trainer) -> Tensor:
+    """What an error in each latent channel counts (C,); a function of the frozen E and D."""
+    stage = next(iter(run.recipe.values()))
+    batch = run.batch(replace(stage, batch=32), "latent metric")
+    z_h = run.net.encode_hr(batch.x_h)
+    return channel_weights(run.net.decoder_base, z_h, batch.noise(z_h))
+
+
+def train_decoder(run: Trainer, noisy: float) -> None:
+    """D on the one-step latents; with the noise of the start in a share ``noisy`` of them."""
+    net = run.net
+
+    def loss(batch: Batch) -> Tensor:
+        with run.autocast():
+            with torch.no_grad():
+                b, _, height, width = batch.x_h.shape
+                on = (batch.uniform() < noisy).to(batch.x_h)[:, None, None, None]  # (B,1,1,1)
+                shape = (b, net.latent, height // net.factor, width // net.factor)
+                z = net.one_step(batch.x_l, on * batch.noise(batch.x_h.new_empty(shape)))
+            x = net.decode(z)
+        return decoder_loss(x.float(), batch.x_h, run.texture)
+
+    run.run("decoder", {"decoder": (net.decoder, cosine)}, loss)
+    run.validate("model", lambda x_h, x_l: net.decode(net.one_step(x_l)))

@@ -1,0 +1,109 @@
+"""The recipe of YONOS-SR: learn the easy magnification, hand it on to the harder one.
+
+autoencoder   E and D learn to reconstruct; then both are frozen and the latents normalised
+              (``-O autoencoder=false`` keeps those of ``--init``)
+x2            the first UNet, on the true latents                                       (2.1)
+x4, x8        a copy of it, on the answers of the one before, up to the target scale     (2.2)
+decoder       D is tuned on what one step really gives                                   (2.4)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from zoo.hookspecs import TrainRequest
+
+from . import schedule
+from .distill import denoising_loss, teacher_target
+from .model import YonosSR
+from .stages import conditional, cosine, draw_t, latent_metric, train_autoencoder, train_decoder
+from .trainer import Batch, Stage, Trainer, fit
+
+TINY_RECIPE: Mapping[str, Stage] = {
+    "autoencoder": Stage(4000, 1e-3, 16, 64),
+    "x2": Stage(5000, 8e-4, 16, 64),
+    "x4": Stage(7000, 8e-4, 16, 64),
+    "x8": Stage(7000, 8e-4, 16, 64),
+    "decoder": Stage(2000, 4e-4, 16, 64),
+}
+"""For ``yonos-sr``: under an hour on two CPU cores that compute bfloat16 (AMX), else hours."""
+
+
+def factor_of(stage: str) -> int | None:
+    """N of a stage called xN."""
+    return int(stage[1:]) if stage.startswith("x") else None
+
+
+def train_scale(run: Trainer) -> None:
+    """One link of the chain: the UNet for N, taught by the truth (x2) or by the UNet for N/2."""
+    net, name = run.net, run.current
+    scale, easier = run.factors()
+    if easier is not None and run.stage != name:  # not where a checkpoint is gone on from
+        run.teacher = copy.deepcopy(net.unet).requires_grad_(False)  # what the chain has learnt
+    channels = latent_metric(run)
+
+    def loss(batch: Batch) -> Tensor:
+        with run.autocast():
+            z_h = net.encode_hr(batch.x_h).float()  # no gradient: E is frozen
+            z_l = net.encode(batch.x_l, scale).float()
+            t, eps = draw_t(batch), batch.noise(z_h)
+            y = z_h
+            if easier is not None:
+                assert run.teacher is not None
+                assert batch.x_l_easy is not None
+                z_l_easy = net.encode(batch.x_l_easy, easier).float()
+                y = teacher_target(conditional(run.teacher), z_h, eps, t, z_l_easy)
+            z_t = schedule.forward(z_h, eps, t)
+            return denoising_loss(net.denoise, z_t, z_l, t, y, channels)
+
+    run.run(name, {"unet": (net.unet, cosine)}, loss)
+    run.validate(
+        f"x{scale}, frozen decoder",
+        lambda x_h, x_l: net.decoder_base(net.one_step(x_l, scale=scale)),
+    )
+
+
+class YonosTrainer(Trainer):
+    """The recipe; the chain of magnifications ends at the configuration's scale."""
+
+    model = YonosSR
+    recipes: ClassVar = {"tiny": TINY_RECIPE}
+    stages: ClassVar = {
+        "autoencoder": train_autoencoder,
+        "x2": train_scale,
+        "x4": train_scale,
+        "x8": train_scale,
+        "decoder": partial(train_decoder, noisy=1.0),
+    }
+
+    def configured(self, config: dict[str, Any]) -> dict[str, Any]:
+        return config | {"scale": int(self.request.options["scale"])}
+
+    def adopted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All of them, or the autoencoder of another method that has one of this shape."""
+        own = self.net.state_dict()
+        if tensors.keys() == own.keys():
+            return tensors
+        base = {k: v for k, v in tensors.items() if k.startswith(("hr_encoder.", "decoder_base."))}
+        tuned = {k.replace("_base", "", 1): v for k, v in base.items() if k.startswith("decoder")}
+        return {**own, **base, **tuned}
+
+    def wanted(self, names: Sequence[str]) -> list[str]:
+        own = [n for n in names if n != "autoencoder" or self.request.options["autoencoder"]]
+        return [n for n in own if (factor_of(n) or 0) <= self.net.scale]
+
+    def factors(self) -> tuple[int, int | None]:
+        scale = factor_of(self.current) or self.net.scale
+        chain = self.current.startswith("x") and scale > 2
+        return scale, scale // 2 if chain else None
+
+
+def train(request: TrainRequest) -> Path:
+    """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
+    return fit(YonosTrainer(request))

@@ -1,0 +1,549 @@
+"""The loop that all stages of both recipes share: steps, averages, checkpoints, reports.
+
+Each step draws its data and noise from (seed, stage, step), so a run that was interrupted and
+resumed ends with the weights of one that was not. Checkpoints are safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from zoo.errors import InputError, OptionError
+from zoo.hookspecs import BuildRequest, TrainRequest
+
+from .degrade import Bicubic, RealESRGAN, RealLite
+from .noise import noise_field
+from .photos import Photos
+from .resize import bicubic_up
+from .upscaler import LatentNetwork, LatentSR
+
+EMA = 0.999
+CLIP = 1.0
+EVERY = 50  # steps between points of the loss curve
+SAVE_SECONDS = 60  # between checkpoints: what an interruption costs at most
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage of a recipe runs."""
+
+    steps: int
+    lr: float
+    batch: int
+    crop: int
+    """Side of an HR crop in pixels."""
+
+
+@dataclass
+class Batch:
+    """What one step works on. Images in [-1,1]."""
+
+    x_h: Tensor  # (B,3,H,W)
+    x_l: Tensor  # (B,3,H/N,W/N)
+    x_l_easy: Tensor | None  # (B,3,2H/N,2W/N): the same degradation at half the factor
+    generator: torch.Generator
+
+    def noise(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.generator).to(like)
+
+    def uniform(self) -> Tensor:
+        return torch.rand(len(self.x_h), generator=self.generator).to(self.x_h)
+
+
+class Trainer:
+    """The network, its data, and the loop. A method's own one names model, recipes and stages."""
+
+    model: ClassVar[type[LatentSR]]
+    recipes: ClassVar[Mapping[str, Mapping[str, Stage]]]
+    """``config["network"]`` -> stage -> how it runs, in order."""
+    stages: ClassVar[Mapping[str, Callable[[Any], None]]]
+    """Stage -> what runs it, given the trainer."""
+    net: Any
+
+    def configured(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The configuration with what the options change."""
+        return config
+
+    def adopted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the network takes over from the tensors of ``--init``."""
+        return tensors
+
+    def wanted(self, names: Sequence[str]) -> list[str]:
+        """Of a recipe's stages those that the options ask for."""
+        return list(names)
+
+    def factors(self) -> tuple[int, int | None]:
+        """N of the stage that runs, and that of a teacher's easier task where there is one."""
+        return self.net.scale, None
+
+    def __init__(self, request: TrainRequest, photos: Photos | None = None) -> None:
+        options = request.options
+        self.request = request
+        self.out = Path(request.out)
+        self.device = torch.device(request.device)
+        self.photos = photos or Photos(request.data)
+        self.texture: float = options["texture"]
+        kind = {"light": RealLite, "real": RealESRGAN}[options["degradation"]]
+        self.degradation: RealLite | RealESRGAN = kind(share=options["degraded"])
+        self.bfloat16 = options["precision"] == "bfloat16" or (
+            options["precision"] == "auto" and bfloat16_is_fast(self.device)
+        )
+        torch.manual_seed(request.seed)
+        self.config: dict[str, Any] = dict(request.entry.config)
+        if request.init is not None:
+            self.config, tensors = read_saved(request.init, request.entry.config)
+        self.config = self.configured(self.config)
+        self.net = self.model.network(self.config)
+        if request.init is not None:
+            self.net.load_state_dict(self.adopted(tensors), strict=True)
+        self.net.requires_grad_(False)
+        self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.teacher: nn.Module | None = None
+        self.current = ""
+        """The stage that runs."""
+        self.stage = ""
+        """The stage that ``step``, ``moments`` and ``average`` belong to: "" between stages."""
+        self.step = 0
+        self.done: list[str] = []
+        self.moments: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = {}
+        self.curve: list[tuple[str, int, float]] = []
+        self.validated: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.recipe = self._recipe()
+
+    def _recipe(self) -> dict[str, Stage]:
+        """The stages to run in order, with the caller's changes."""
+        request, options = self.request, self.request.options
+        own = self.recipes[self.config["network"]]
+        names = self.wanted(list(own))
+        if request.stage is not None:
+            if request.stage not in names:
+                hint = " with these options" if request.stage in own else ""
+                raise OptionError(
+                    f"There is no stage {request.stage!r}{hint}. Stages: {', '.join(names)}."
+                )
+            names = [request.stage]
+        chosen = {}
+        for name in names:
+            stage = own[name]
+            changes: dict[str, Any] = {}
+            if request.steps is not None:
+                changes["steps"] = request.steps
+            changes |= {k: options[k] for k in ("batch", "crop") if options[k]}
+            chosen[name] = replace(stage, **changes)
+            multiple = self.net.scale * self.net.stride
+            if chosen[name].crop % multiple:
+                raise OptionError(f"crop={chosen[name].crop} is not a multiple of {multiple}.")
+        return chosen
+
+    def batch(self, stage: Stage, name: str | None = None) -> Batch:
+        """The data of this step: a function of (seed, stage, step), or of (seed, name), alone."""
+        text = f"{self.request.seed} {name or f'{self.stage} {self.step}'}"
+        key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+        rng = np.random.default_rng(key)
+        x_h = self.photos.crops(rng, stage.batch, stage.crop)  # (B,3,H,W) in [0,1]
+        params = self.degradation.sample(rng, stage.batch)
+        scale, easier = self.factors()
+        x_l = self.degradation.apply(x_h, scale, params, scale)
+        easy = None if easier is None else self.degradation.apply(x_h, easier, params, scale)
+
+        def ready(x: Tensor) -> Tensor:
+            return (2 * x - 1).to(self.device).contiguous(memory_format=torch.channels_last)
+
+        generator = torch.Generator().manual_seed(key & 0x7FFF_FFFF)
+        return Batch(ready(x_h), ready(x_l), None if easy is None else ready(easy), generator)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def run(
+        self,
+        name: str,
+        parts: Mapping[str, tuple[nn.Module, Callable[[float], float]]],
+        loss_of: Callable[[Batch], Tensor],
+    ) -> None:
+        """Minimise ``loss_of`` over the parts, each with its rate as a function of progress."""
+        from zoo.progress import track, whole_steps
+
+        stage = self.recipe[name]
+        if self.stage != name:  # a fresh stage, not one that goes on from a checkpoint
+            self.stage, self.step, self.moments, self.average = name, 0, {}, {}
+        groups: list[dict[str, Any]] = []
+        tensors: dict[str, nn.Parameter] = {}
+        for part, (module, _) in parts.items():
+            module.requires_grad_(True)
+            named = {f"{part}.{k}": p for k, p in module.named_parameters()}
+            tensors |= named
+            groups.append({"params": list(named.values()), "lr": 0.0})
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-4)
+        self._restore_moments(optimizer, tensors)
+        average = {k: self.average.get(k, p.detach()).clone().to(p) for k, p in tensors.items()}
+        recent: list[float] = []
+        started = time.monotonic()
+        saved_at = started
+        with (
+            track(stage.steps, self.request.progress, name) as advance,
+            whole_steps() as interrupted,
+        ):
+            advance(self.step)
+            while self.step < stage.steps:
+                progress = self.step / stage.steps
+                for group, (_, rate) in zip(groups, parts.values(), strict=True):
+                    group["lr"] = stage.lr * rate(progress) * min(1.0, (self.step + 1) / 100)
+                loss = loss_of(self.batch(stage))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(tensors.values(), CLIP)
+                optimizer.step()
+                self.step += 1
+                keep = min(EMA, (1 + self.step) / (10 + self.step))
+                torch._foreach_lerp_(
+                    list(average.values()), [p.detach() for p in tensors.values()], 1 - keep
+                )
+                recent.append(float(loss.detach()))
+                if self.step % EVERY == 0 or self.step == stage.steps:
+                    value = sum(recent) / len(recent)
+                    if not math.isfinite(value):
+                        raise InputError(
+                            f"The loss of stage {name!r} is {value} at step {self.step}: "
+                            "lower the learning rate or check the data."
+                        )
+                    self.curve.append((name, self.step, value))
+                    recent.clear()
+                now = time.monotonic()
+                due = self.step % EVERY == 0 and now - saved_at > SAVE_SECONDS
+                if (due and self.step < stage.steps) or interrupted():
+                    self.seconds += now - saved_at
+                    saved_at = now
+                    self._keep_moments(optimizer, tensors, average)
+                    self.checkpoint()
+                if interrupted():
+                    raise KeyboardInterrupt
+                advance(1)
+        self.seconds += time.monotonic() - saved_at
+        with torch.no_grad():
+            for key, parameter in tensors.items():
+                parameter.copy_(average[key])
+        for module, _ in parts.values():
+            module.requires_grad_(False)
+            module.zero_grad(set_to_none=True)
+
+    def finish(self, name: str) -> None:
+        """Mark a stage as done and keep its result."""
+        self.done.append(name)
+        self.stage, self.step, self.moments, self.average = "", 0, {}, {}
+        self.checkpoint()
+
+    # --- checkpoints: one safetensors file, with its facts in the header ---
+
+    def _keep_moments(
+        self,
+        optimizer: torch.optim.Optimizer,
+        tensors: Mapping[str, nn.Parameter],
+        average: Mapping[str, Tensor],
+    ) -> None:
+        self.average = dict(average)
+        self.moments = {
+            f"{key}|{field}": value
+            for key, parameter in tensors.items()
+            for field, value in optimizer.state[parameter].items()
+        }
+
+    def _restore_moments(
+        self, optimizer: torch.optim.Optimizer, tensors: Mapping[str, nn.Parameter]
+    ) -> None:
+        for name, value in self.moments.items():
+            key, field = name.split("|")
+            parameter = tensors[key]
+            # The step count stays on the CPU, as torch keeps it.
+            optimizer.state[parameter][field] = (
+                value.clone() if field == "step" else value.to(parameter)
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """What must agree for a checkpoint to be gone on with."""
+        return {
+            "config": self.config,
+            "seed": self.request.seed,
+            "data": self.photos.hash,
+            "options": dict(self.request.options),
+        }
+
+    def checkpoint(self) -> None:
+        from zoo.weights import save_tensors
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
+        if self.teacher is not None:
+            tensors |= {f"teacher.{k}": v for k, v in self.teacher.state_dict().items()}
+        tensors |= {f"moment.{k}": v for k, v in self.moments.items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        state = self.facts() | {
+            "stage": self.stage,
+            "recipe": asdict(self.recipe[self.stage]) if self.stage else None,
+            "step": self.step,
+            "done": self.done,
+            "curve": self.curve,
+            "validated": self.validated,
+            "seconds": self.seconds,
+        }
+        save_tensors(
+            self.out / "checkpoint.safetensors",
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            {"state": json.dumps(state)},
+        )
+        self.report()
+
+    def restore(self) -> None:
+        """Go on from the checkpoint in ``out``."""
+        from safetensors import safe_open
+
+        path = self.out / "checkpoint.safetensors"
+        if not path.exists():
+            raise InputError(f"There is no checkpoint in {str(self.out)!r} to resume from.")
+        with safe_open(str(path), "pt") as file:
+            state = json.loads(file.metadata()["state"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        for key, value in json.loads(json.dumps(self.facts())).items():
+            if state[key] != value:
+                raise OptionError(
+                    f"The checkpoint in {str(self.out)!r} was made with {key}={state[key]!r}, "
+                    f"not {value!r}: resume with the same, or start in another folder."
+                )
+
+        stage, recipe = state["stage"], state["recipe"]
+        if stage in self.recipe and asdict(self.recipe[stage]) != recipe:
+            raise OptionError(
+                f"The checkpoint in {str(self.out)!r} is in the middle of stage {stage!r} with "
+                f"{recipe}: resume with the same --steps, or start in another folder."
+            )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.net.load_state_dict(part("net."))
+        if teacher := part("teacher."):
+            self.teacher = self.new_teacher()
+            self.teacher.load_state_dict(teacher)
+        self.moments, self.average = part("moment."), part("average.")
+        self.stage, self.step, self.done = state["stage"], state["step"], state["done"]
+        self.curve = [(s, i, v) for s, i, v in state["curve"]]
+        self.validated, self.seconds = state["validated"], state["seconds"]
+
+    def new_teacher(self) -> nn.Module:
+        """A network of the UNet's shape."""
+        return (
+            self.model.network(self.config)
+            .unet.requires_grad_(False)
+            .to(
+                self.device,
+                memory_format=torch.channels_last,  # type: ignore[call-overload]
+            )
+        )
+
+    def report(self) -> None:
+        """``train.json``: how these weights were made."""
+        from zoo.weights import atomic_file
+
+        report = {
+            "model": self.request.entry.name,
+            "seed": self.request.seed,
+            "stages": {k: asdict(v) for k, v in self.recipe.items()},
+            "done": self.done,
+            "stage": self.stage,
+            "step": self.step,
+            "options": dict(self.request.options),
+            "bfloat16": self.bfloat16,
+            "seconds": round(self.seconds, 1),
+            "data": {
+                "photos": self.photos.count,
+                "held_out": sorted(self.photos.held_out),
+                "sha256": self.photos.hash,
+            },
+            "validation": self.validated,
+            "config": self.config,
+            "curve": self.curve,
+        }
+        with atomic_file(self.out / "train.json") as temporary:
+            Path(temporary).write_text(json.dumps(report) + "\n")
+
+    # --- validation on the held-out photos ---
+
+    @torch.no_grad()
+    def validate(self, name: str, picture: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """PSNR-Y of ``picture``(x_h, x_l), both in [-1,1], and of bicubic; mean over held-out."""
+        from zoo.metrics import psnr_y
+
+        x_h = self.photos.validation()
+        if x_h is None:
+            return
+        scale = self.factors()[0]
+        rng = np.random.default_rng(0)
+        degradation = self.degradation if self.degradation.share == 1 else Bicubic()
+        x_l = degradation.apply(x_h, scale, degradation.sample(rng, len(x_h)), scale)
+        made = (picture(2 * x_h.to(self.device) - 1, 2 * x_l.to(self.device) - 1).cpu() + 1) / 2
+        for row, enlarged in ((name, made), (f"bicubic x{scale}", bicubic_up(x_l, scale))):
+            values = [psnr_y(a, b, scale) for a, b in zip(enlarged, x_h, strict=True)]
+            self.validated[row] = {"psnr_y": round(sum(values) / len(values), 3)}
+
+
+# --- a whole run ---------------------------------------------------------------------------------
+
+
+def fit(run: Trainer) -> Path:
+    """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
+    request, first = run.request, next(iter(run.stages))
+    if request.resume:
+        run.restore()
+    elif (run.out / "checkpoint.safetensors").exists():
+        raise OptionError(
+            f"{str(run.out)!r} holds a checkpoint: add --resume to go on from it, "
+            "or give another folder."
+        )
+    elif request.init is None and request.stage not in (None, first):
+        raise OptionError(
+            f"Stage {request.stage!r} goes on from earlier ones: give --init with a saved model, "
+            "or --resume in a folder where they ran."
+        )
+    run.net.eval()
+    for name in run.recipe:
+        if name not in run.done:
+            run.current = name
+            run.stages[name](run)
+            run.finish(name)
+    return save(run)
+
+
+def save(run: Trainer) -> Path:
+    """``out/model`` (what zoo.load takes), ``train.json`` and ``curve.png``."""
+    run.report()
+    draw_curve(run.curve, run.out / "curve.png")
+    request = run.request
+    saved = {"config": run.config, "options": {}}
+    model = run.model(
+        BuildRequest(request.entry, folder=run.out, saved=saved, device=request.device), run.net
+    )
+    return model.save_pretrained(run.out / "model", overwrite=True)
+
+
+# --- small helpers -------------------------------------------------------------------------------
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether bfloat16 convolutions are quicker than float32: GPUs, and CPUs with AMX tiles."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    capabilities: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # newer than torch 2.6
+    return bool(capabilities.get("amx_bf16", False))
+
+
+def read_saved(
+    folder: Path, config: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors (float32) of a saved folder.
+
+    ``config``: that of the registry entry, for a folder with the entry's own files (a bundle, a
+    download), which has no ``zoo.json``.
+    """
+    from zoo import weights
+
+    folder = Path(folder)
+    if (
+        config is None
+        or not (folder / weights.WEIGHTS).is_file()
+        or (folder / "zoo.json").is_file()
+    ):
+        config = weights.read_saved(folder).manifest["config"]
+    tensors = weights.load_tensors(folder / weights.WEIGHTS)
+    return dict(config or {}), {k: v.float() for k, v in tensors.items()}
+
+
+def draw_curve(curve: Iterable[Sequence[Any]], path: Path) -> None:
+    """The loss of each stage over its steps, on a logarithmic axis; one panel for a stage."""
+    from PIL import ImageDraw
+
+    panels: dict[str, list[tuple[int, float]]] = {}
+    for stage, step, value in curve:
+        panels.setdefault(stage, []).append((step, math.log10(max(value, 1e-12))))
+    width, height, margin = 280, 200, 24
+    image = Image.new("RGB", (width * max(1, len(panels)), height), "white")
+    draw = ImageDraw.Draw(image)
+    for i, (stage, points) in enumerate(panels.items()):
+        low, high = min(v for _, v in points), max(v for _, v in points)
+        last = max(s for s, _ in points)
+        left = i * width + margin
+        spots = [
+            (
+                left + s / last * (width - 2 * margin),
+                margin + (high - v) / (high - low or 1) * (height - 2 * margin),
+            )
+            for s, v in points
+        ]
+        draw.rectangle(
+            (left, margin, left + width - 2 * margin, height - margin), outline="#bbbbbb"
+        )
+        draw.line(spots, fill="#1f5fbf", width=2)
+        draw.text((left, 6), f"{stage}: {10**high:.3g} to {10**low:.3g}", fill="black")
+        draw.text((left, height - 18), f"{last} steps", fill="black")
+    from zoo.weights import atomic_file
+
+    with atomic_file(path) as temporary:
+        image.save(temporary, "PNG")
+
+
+# --- the bundle ----------------------------------------------------------------------------------
+
+
+def bundle(model: type[LatentSR], out: Path, into: Path) -> None:
+    """Turn what ``train`` left in ``out`` into the files that the package carries, in ``into``.
+
+    Weights in float16, ``train.json``, and a check: a small photograph (NASA's astronaut, public
+    domain, from scikit-image, 32 x 32 at x4) with what these weights make of it. After a training:
+
+        python -c "from pathlib import Path; from zoo_edge_sd_sr.model import EdgeSDSR; \
+                   from zoo_yonos_sr.trainer import bundle; bundle(EdgeSDSR, Path('out'), \
+                   Path('plugins/zoo_edge_sd_sr/weights/edge-sd-sr'))"
+
+    then update size and sha256 in the registry.
+    """
+    from skimage.data import astronaut
+
+    from zoo.weights import load_module, save_tensors
+
+    from .degrade import round8
+    from .resize import bicubic_down
+
+    config, tensors = read_saved(out / "model")
+    into.mkdir(parents=True, exist_ok=True)
+    largest = max(float(v.abs().max()) for v in tensors.values())
+    if largest > 6e4:
+        raise InputError(f"A weight of {largest:g} does not fit float16.")
+    save_tensors(into / "model.safetensors", {k: v.half() for k, v in tensors.items()})
+    (into / "train.json").write_bytes((out / "train.json").read_bytes())
+    face = torch.from_numpy(astronaut()[32:160, 160:288].copy()).permute(2, 0, 1)[None]
+    scale = model.network(config).scale
+    x_l = round8(bicubic_down(face.float() / 255, scale))[0]  # (3,128/scale,128/scale)
+    pixels = (x_l * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(into / "check.png")
+    network = load_module(lambda: model.network(config), into / "model.safetensors")
+    assert isinstance(network, LatentNetwork)
+    h, w = (n * scale // network.factor for n in x_l.shape[1:])
+    eps = model.noise_scale * noise_field(0, network.latent, 0, 0, h, w)[None]
+    with torch.no_grad():
+        made = network(x_l[None], eps)[0].clamp(0, 1)  # (3,128,128)
+    save_tensors(into / "check.safetensors", {"output": made})

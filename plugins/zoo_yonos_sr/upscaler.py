@@ -1,0 +1,342 @@
+"""A latent super-resolution network as an ``SRModel``: images, tiles, seeds, estimates, export.
+
+YONOS-SR and Edge-SD-SR differ in their networks; everything a user touches is the same and is here.
+"""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import InputError, NotReadyError, OptionError
+from zoo.hookspecs import BuildRequest
+from zoo.images import transform
+from zoo.interfaces import Estimate, SRModel
+from zoo.progress import track
+from zoo.weights import load_module
+
+from .colorfix import wavelet_fix
+from .noise import noise_field
+from .resize import back_project, bicubic_up
+from .tiles import Grid, stream
+
+if TYPE_CHECKING:
+    from zoo.interfaces import Images, Progress
+
+PROBE_FLOPS = 150e9
+"""A tile of more is not computed just to estimate its time."""
+
+
+class LatentNetwork(nn.Module):
+    """What the networks of both methods have in common.
+
+    ``decoder_base`` is D before it was fine-tuned on one-step outputs: where ``fidelity`` 0 leads
+    back to.
+    """
+
+    unet: nn.Module
+    decoder: nn.Module
+    decoder_base: nn.Module
+    scale: int
+    """HR pixels per LR pixel, along a side."""
+    factor: int
+    """HR pixels per latent, along a side."""
+    latent: int
+    """Channels of a latent."""
+    stride: int
+    """The LR size must be a multiple of this."""
+
+    def encode_hr(self, x_h: Tensor) -> Tensor:
+        """x_h (B,3,H,W) in [-1,1] to z_h (B,latent,H/factor,W/factor): the target of training."""
+        raise NotImplementedError
+
+    def one_step(self, x_l: Tensor, eps: Tensor | None = None, steps: int = 1) -> Tensor:
+        """z^ (B,latent,h',w') from x_l (B,3,h,w) in [-1,1]; eps None is no noise at all."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B,latent,h',w') to (B,3,f h',f w'), about in [-1,1]."""
+        made: Tensor = self.decoder(z)
+        return made
+
+    def forward(self, x_l: Tensor, eps: Tensor | None = None, steps: int = 1) -> Tensor:
+        """x_l (B,3,h,w) in [0,1] to x^ (B,3,scale*h,scale*w), about in [0,1]."""
+        return (self.decode(self.one_step(2 * x_l - 1, eps, steps)) + 1) / 2
+
+
+class LatentSR(SRModel):
+    """Super-resolution by one evaluation of a latent network for each tile.
+
+    Load option ``fidelity`` in [0, 1] blends the weights of the decoder before (0) and after (1)
+    its fine-tuning.
+    """
+
+    module: LatentNetwork
+    noise_scale: ClassVar[float] = 0.0
+    """What ``upscale`` takes where the caller names no noise scale."""
+    color_fix: ClassVar[bool] = False
+    """What ``upscale`` takes where the caller does not say."""
+
+    @classmethod
+    @abc.abstractmethod
+    def network(cls, config: Mapping[str, Any]) -> LatentNetwork:
+        """An untrained network of this configuration."""
+
+    def __init__(self, request: BuildRequest, network: LatentNetwork) -> None:
+        super().__init__(request)
+        self.module = network.requires_grad_(False).eval()
+        self.module.to(memory_format=torch.channels_last)
+        self._tuned: dict[str, Tensor] = {}
+        fidelity = request.options.get("fidelity", 1.0)
+        if fidelity != 1:
+            # What was loaded is kept for ``state``: a blend that is saved would be blended again.
+            self._tuned = {
+                f"decoder.{k}": v.clone() for k, v in network.decoder.state_dict().items()
+            }
+            base = network.decoder_base.state_dict()
+            for name, value in network.decoder.state_dict().items():
+                value.copy_(base[name] if fidelity == 0 else base[name].lerp(value, fidelity))
+
+    @classmethod
+    def build(cls, request: BuildRequest) -> Self:
+        """From the verified folder of a registry entry or of ``save_pretrained``."""
+        if request.folder is None:
+            raise NotReadyError(
+                f"{request.entry.name} has no trained weights. Train it with "
+                f"`zoo train {request.entry.name}`, then load the folder that makes."
+            )
+        network = load_module(
+            lambda: cls.network(request.config),
+            request.folder / "model.safetensors",
+            device=request.device,
+            dtype=request.dtype,
+        )
+        assert isinstance(network, LatentNetwork)
+        return cls(request, network)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """All five parts of the network, the decoder as it was loaded."""
+        return {**self.module.state_dict(), **self._tuned}
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        return (self.module.scale,)
+
+    @property
+    def multiple(self) -> int:
+        return self.module.stride
+
+    @property
+    def tile(self) -> int | None:
+        return int(self.config["tile"])
+
+    def upscale(
+        self,
+        images: Images,
+        *,
+        scale: int | None = None,
+        prompt: str | None = None,
+        seed: int = 0,
+        tile: int | Literal["auto"] | None = "auto",
+        progress: Progress = False,
+        overlap: int | None = None,
+        tile_batch: int = 1,
+        steps: int = 1,
+        noise_scale: float | None = None,
+        consistency: int = 0,
+        color_fix: bool | None = None,
+    ) -> Any:
+        """Enlarge images; see ``SRModel.upscale`` for what all such models share.
+
+        ``overlap``: input pixels that neighbouring tiles share, at most half a tile (None: a
+        quarter of a tile, at most 32). ``tile_batch``: tiles evaluated at once; no pixel depends
+        on it. ``steps``: DDIM steps; the method is made for 1. ``noise_scale`` in [0, 1]: how much
+        noise the start of the chain gets (None: the model's own); with 0 ``seed`` has no effect.
+        ``consistency``: steps of back-projection, after which the result shrinks to the input
+        again; for inputs made by clean bicubic shrinking only (others have artefacts, which it
+        brings back). ``color_fix``: take the low frequencies of colour from the input (None: the
+        model's own). ``progress`` counts tiles, anew for each image.
+        """
+        self._check(scale, prompt)
+        noise_scale = self.noise_scale if noise_scale is None else noise_scale
+        color_fix = self.color_fix if color_fix is None else color_fix
+        number("noise_scale", noise_scale, 0, 1)
+        number("steps", steps, 1, 1000, whole=True)
+        number("tile_batch", tile_batch, 1, 4096, whole=True)
+        number("consistency", consistency, 0, 100, whole=True)
+        number("seed", seed, 0, 2**63 - 1, whole=True)
+        side, shared = self._tiling(tile, overlap)
+
+        def evaluate(tiles: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
+            made = self._evaluate(tiles, places, steps, seed, noise_scale)
+            if color_fix:
+                made = wavelet_fix(made, bicubic_up(tiles, self.module.scale))
+            return back_project(made, tiles, self.module.scale, consistency)
+
+        def enlarge(image: Tensor) -> Iterator[Tensor]:
+            grid = self._grid(image.shape[-2], image.shape[-1], side, shared)
+            with track(grid.evaluations, progress, "upscale") as advance:
+                yield from stream(image, grid, evaluate, batch=tile_batch, advance=advance)
+
+        return transform(images, enlarge, scale=self.module.scale)
+
+    @torch.no_grad()
+    def _evaluate(
+        self,
+        tiles: Tensor,
+        places: Sequence[tuple[int, int]],
+        steps: int = 1,
+        seed: int = 0,
+        noise_scale: float = 0.0,
+    ) -> Tensor:
+        """Tiles (B,3,h,w) in [0,1] at (row, column) of the image to (B,3,H,W), float32, CPU."""
+        net = self.module
+        first = next(net.parameters())
+        x_l = tiles.to(first.device, first.dtype).contiguous(memory_format=torch.channels_last)
+        eps = None
+        if noise_scale:
+            h, w, *corners = (
+                n * net.scale // net.factor
+                for n in (*tiles.shape[-2:], *(n for place in places for n in place))
+            )  # in latents
+            eps = noise_scale * torch.stack(
+                [
+                    noise_field(seed, net.latent, y, x, h, w)
+                    for y, x in zip(corners[::2], corners[1::2], strict=True)
+                ]
+            )
+        if first.device.type == "cpu":
+            # The order of sums inside a convolution may depend on the batch size. On a CPU a batch
+            # gains nothing, so one by one: the same bits whatever ``tile_batch`` is.
+            made = torch.cat([net(x_l[i : i + 1], _part(eps, i), steps) for i in range(len(x_l))])
+        else:
+            made = net(x_l, eps, steps)
+        return made.to("cpu", torch.float32)
+
+    def _check(self, scale: int | None, prompt: str | None) -> None:
+        if scale is not None and scale not in self.scales:
+            known = ", ".join(map(str, self.scales))
+            raise OptionError(f"{self.entry.name} has no scale {scale!r}; it has {known}.")
+        if prompt is not None:
+            raise OptionError(f"{self.entry.name} takes no prompt; leave it out.")
+
+    def _tiling(self, tile: Any, overlap: int | None) -> tuple[int | None, int]:
+        """Side of a tile (None: no tiles) and what neighbours share, checked."""
+        multiple = self.multiple
+        side = self.tile if tile == "auto" else tile
+        if side is None:
+            return None, 0
+        number("tile", side, multiple, 1 << 20, whole=True)
+        if side % multiple:
+            raise OptionError(f"tile={side} is not a multiple of {multiple}.")
+        highest = side // 2 // multiple * multiple
+        if overlap is None:
+            overlap = min(32, side // 4) // multiple * multiple
+        number("overlap", overlap, 0, highest, whole=True)
+        if overlap % multiple:
+            raise OptionError(f"overlap={overlap} is not a multiple of {multiple}.")
+        return side, overlap
+
+    def _grid(self, height: int, width: int, tile: int | None, overlap: int) -> Grid:
+        return Grid(height, width, tile, overlap, self.multiple, self.module.scale)
+
+    def estimate(
+        self,
+        size: tuple[int, int],
+        *,
+        tile: int | Literal["auto"] | None = "auto",
+        overlap: int | None = None,
+    ) -> Estimate:
+        """What enlarging an image of ``size`` (height, width) in input pixels would cost.
+
+        Counts the FLOPs of one tile without computing, and times a tile on this device: the
+        very one where that is cheap, else a smaller one.
+        """
+        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+            raise InputError(f"size={size!r}: expected (height, width) in pixels.")
+        grid = self._grid(*size, *self._tiling(tile, overlap))
+        flops, activation = count(self.module, *grid.shape)
+        shape = grid.shape
+        if flops > PROBE_FLOPS:  # 64 is a multiple of every stride
+            shape = (min(64, shape[0]), min(64, shape[1]))
+        probe = torch.rand(1, 3, *shape)
+        for _ in range(2):  # the first one warms up
+            started = time.perf_counter()
+            self._evaluate(probe, [(0, 0)])
+            spent = time.perf_counter() - started
+        seconds = grid.evaluations * flops / count(self.module, *shape)[0] * spent
+        band = 2 * 3 * self.module.scale**2 * grid.shape[0] * grid.padded[1]
+        memory = 4 * (4 * activation + band + 3 * grid.padded[0] * grid.padded[1])
+        return Estimate(grid.evaluations, float(grid.evaluations * flops), memory, seconds)
+
+    def export(  # type: ignore[override]  # options are spelled out
+        self,
+        path: str | Path,
+        format: str = "onnx",
+        *,
+        size: int | Sequence[int] | None = None,
+        int8: bool = False,
+    ) -> Path:
+        """Write an ONNX graph: ``image`` (1,3,h,w) in [0,1] to ``enlarged`` (1,3,H,W) in [0,1].
+
+        ``size``: side, or (height, width), for a graph of fixed shape, as phones want it; without
+        it h and w are free, but must be multiples of ``multiple``. ``int8``: 8-bit weights and
+        activations. Needs no torch to run.
+        """
+        from .export import export_onnx
+
+        if format != "onnx":
+            raise OptionError(f"{self.entry.name} exports to 'onnx', not to {format!r}.")
+        return export_onnx(self, Path(path), size=size, int8=int8)
+
+    def export_report(self, path: str | Path) -> Sequence[str]:
+        """Size of an exported file, its pixels and its time beside this model's; int8: dB too."""
+        from .export import report
+
+        return report(self, Path(path))
+
+
+def _part(eps: Tensor | None, i: int) -> Tensor | None:
+    return None if eps is None else eps[i : i + 1]
+
+
+def number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
+    """OptionError where value is no number (or no whole one) in [low, high]."""
+    kinds: tuple[type, ...] = (int,) if whole else (int, float)
+    if type(value) not in kinds or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        raise OptionError(f"{name}={value!r}: expected {kind} from {low} to {high}.")
+
+
+def count(network: LatentNetwork, height: int, width: int) -> tuple[int, int]:
+    """FLOPs of one evaluation on an LR tile (height, width), and the numbers in its largest layer.
+
+    Nothing is computed and no weight is copied: only shapes go through the network.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    largest = 0
+
+    def look(module: nn.Module, args: Any, made: Any) -> None:
+        nonlocal largest
+        if isinstance(made, Tensor):
+            largest = max(largest, made.numel())
+
+    shapes = {
+        name: torch.empty_like(value, device="meta") for name, value in network.state_dict().items()
+    }
+    image = torch.empty(1, 3, height, width, dtype=next(network.parameters()).dtype, device="meta")
+    watched = [m.register_forward_hook(look) for m in network.modules()]
+    try:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(network, shapes, (image,))
+    finally:
+        for hook in watched:
+            hook.remove()
+    return int(counter.get_total_flops()), largest
