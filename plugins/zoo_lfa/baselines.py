@@ -203,6 +203,10 @@ def procrustes_alone(task: Task) -> Scores:
 # --- prompt learning ------------------------------------------------------------------------------
 
 
+RATES = (0.002, 0.005, 0.02, 0.08, 0.3)
+"""Learning rates that are tried."""
+
+
 class Prompts:
     """CoOp (Zhou et al., IJCV 2022): the four words before the class name become free vectors.
 
@@ -247,7 +251,7 @@ class Prompts:
         def make(t: Task, lr: float) -> Scores:
             return self.train(t, lr, steps // 3)
 
-        lr = searched(task, (0.005, 0.02, 0.08), 0.02, make, folds=1)
+        lr = searched(task, RATES, 0.02, make, folds=1)
         return self.train(task, lr, steps)
 
 

@@ -8,6 +8,7 @@ search included.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,15 @@ from zoo.interfaces import Claim, Data, Metric, Results
 from zoo.progress import track
 
 from . import reference, worlds
-from .baselines import BASELINES, Prompts, Scores, clip_text_step, searched
+from .baselines import BASELINES, RATES, Prompts, Scores, clip_text_step, searched
 from .lfa import Recipe, fit, fit_unsupervised, procrustes, projection, unit
-from .worlds import Photographs, Shapes, Task
+from .worlds import Photographs, Renderings, Shapes, Task
 
 OURS = "lfa"
 PLAIN = "lfa, not safe"
+INSTANT = "lfa, instant"
+SLOW = "straightforward implementation"
+WHOLE = "lfa, not safe, that one's batch"
 PROMPTS = "prompt learning"
 MILD, MAIN, STRONG = 0.25, 0.5, 0.75
 SHOTS = (1, 2, 4, 8, 16)
@@ -54,6 +58,7 @@ def ours(recipe: Recipe) -> Callable[[Task], Scores]:
 VARIANTS: Mapping[str, Recipe] = {
     OURS: Recipe(),
     PLAIN: Recipe(safe=False),
+    INSTANT: Recipe(init="ridge", iterations=0),
     "lfa, not safe, from the identity": Recipe(safe=False, init="identity"),
     "lfa, not safe, contrastive loss": Recipe(safe=False, loss="contrastive"),
     "lfa, not safe, triplet loss": Recipe(safe=False, loss="triplet"),
@@ -110,7 +115,7 @@ def bench(request: BenchRequest) -> Results:
     shots = (1, 4) if quick else SHOTS
     book = Book()
     parts: list[tuple[str, Callable[[], Any]]] = []
-    with one_thread(), track(6 + len(seeds), request.progress, "bench") as advance:
+    with one_thread(), track(7 + len(seeds), request.progress, "bench") as advance:
         world = Shapes.made(0, 2500, 6) if quick else Shapes.made(0)
         advance()
         for seed in seeds:
@@ -119,6 +124,7 @@ def bench(request: BenchRequest) -> Results:
         curves = curve(world, shots[-1], seeds[0], quick)
         parts = [
             ("faint", lambda: faint(book, shots, seeds)),
+            ("held out", lambda: held_out(world, request.data, book, seeds, quick)),
             ("unsupervised", lambda: unsupervised(world, book, seeds)),
             ("photographs", lambda: photographs(request.data, book, shots, seeds, quick)),
             ("speed", lambda: speed(world, book, quick)),
@@ -198,6 +204,7 @@ def base_to_new(world: Shapes, book: Book, shots: int, seed: int) -> None:
         "Procrustes alone": procrustes(base.x, base.y, base.labels).float(),
         OURS: fit(base.x, base.y, base.labels, Recipe(seed=seed)).w,
         PLAIN: fit(base.x, base.y, base.labels, Recipe(seed=seed, safe=False)).w,
+        INSTANT: fit(base.x, base.y, base.labels, replace(VARIANTS[INSTANT], seed=seed)).w,
         "lfa, not safe, moving average": fit(
             base.x, base.y, base.labels, Recipe(seed=seed, safe=False)
         ).average,
@@ -238,7 +245,7 @@ def curve(world: Shapes, shots: int, seed: int, quick: bool) -> Curves:
     def make(t: Task, lr: float) -> Scores:
         return prompts.train(t, lr, 50)
 
-    lr = searched(task, (0.005, 0.02, 0.08), 0.02, make, folds=1)
+    lr = searched(task, RATES, 0.02, make, folds=1)
     started = time.process_time()  # the search is not counted, in its favour
     prompts.train(task, lr, steps, watch)
     step = clip_text_step(len(task.y))
@@ -264,6 +271,36 @@ def faint(book: Book, shots: Sequence[int], seeds: Sequence[int]) -> None:
                 book.add(name, column(n, "faint"), accuracy(method(task), task))
 
 
+def held_out(
+    world: Shapes, data: Path | None, book: Book, seeds: Sequence[int], quick: bool
+) -> None:
+    """Worlds that the default's rule was not made on: does it harm?
+
+    Sizes, seeds and strengths that were never looked at while it was made; the families are not
+    new to it.
+    """
+    tasks: dict[str, Callable[[int, int], Task]] = {
+        "shapes, no shift": lambda n, seed: world.task(0.0, n, 50 + seed),
+        "faint, 25 classes": lambda n, seed: worlds.faint(n, 50 + seed, 25, 64, 80),
+        "faint, 60 classes": lambda n, seed: worlds.faint(n, 50 + seed, 60, 192, 34),
+        "small turn": lambda n, seed: worlds.large(30, n, 96, 67, 50 + seed, 0.2, 3.0),
+        "large turn": lambda n, seed: worlds.large(16, n, 48, 125, 50 + seed, 0.7, 2.0),
+    }
+    if data is not None:
+        drawn = Renderings(data, *((1500, 600, 100) if quick else ()))
+        tasks["renderings, slight shift"] = lambda n, seed: drawn.task(0.1, n, 50 + seed)
+        tasks["renderings, more shift"] = lambda n, seed: drawn.task(0.4, n, 50 + seed)
+    for what, make in tasks.items():
+        for n in (1, 4):
+            for seed in seeds:
+                task = make(n, seed)
+                cell = column(n, f"held out: {what}")
+                book.add("zero-shot", cell, accuracy(BASELINES["zero-shot"](task), task))
+                for name in (OURS, PLAIN, INSTANT):
+                    method = ours(replace(VARIANTS[name], seed=seed))
+                    book.add(name, cell, accuracy(method(task), task))
+
+
 def unsupervised(world: Shapes, book: Book, seeds: Sequence[int]) -> None:
     """512 images without labels, at two shifts."""
     for strength, what in ((MILD, "no labels, mild shift"), (MAIN, "no labels")):
@@ -278,11 +315,19 @@ def unsupervised(world: Shapes, book: Book, seeds: Sequence[int]) -> None:
 
 # --- photographs ----------------------------------------------------------------------------------
 
+ALONE = ("linear probe", "nearest class mean", "Tip-Adapter", "Tip-Adapter-F", "GDA")
+"""Baselines that are classifiers of images without any text."""
+
 
 def photographs(
     data: Path | None, book: Book, shots: Sequence[int], seeds: Sequence[int], quick: bool
 ) -> None:
-    """Two encoders that never met: the image side alone (probe, mean) against the aligned space."""
+    """Two encoders that never met: classifiers of the images alone against the aligned space.
+
+    Without text scores, which mean nothing here, Tip-Adapter(-F) is its cache and GDA its Gaussian
+    part. CLIP-Adapter needs one width: images are projected at random. What needs a zero-shot start
+    (zero-shot itself, the probe from it, prompt learning) cannot be had.
+    """
     if data is None:
         return
     world = Photographs(data, 2500 if quick else 4000, 500 if quick else 2000)
@@ -292,7 +337,7 @@ def photographs(
             mean = raw.x.mean(0)
             task = raw._replace(x=unit(raw.x - mean), test=unit(raw.test - mean))
             what = column(n, "photographs")
-            for name in ("linear probe", "nearest class mean"):
+            for name in ALONE:
                 side = task._replace(y=torch.zeros(len(task.y), task.x.shape[1]))
                 book.add(name, what, accuracy(BASELINES[name](side), task))
             for how in ("auto", "random", "pca"):
@@ -305,44 +350,50 @@ def photographs(
                 name = OURS if how == "auto" else f"lfa, {how} projection"
                 method = ours(Recipe(seed=seed, met=False, beta=None if how == "auto" else 0.1))
                 book.add(name, what, accuracy(method(rows), rows))
-                if how == "auto":
-                    w = procrustes(rows.x, rows.y, rows.labels).float()
-                    book.add("Procrustes alone", what, accuracy(mapped(w, rows.y), rows))
+                others = {
+                    "auto": ("Procrustes alone", "ridge to identity"),
+                    "random": ("CLIP-Adapter",),
+                }
+                for name in others.get(how, ()):
+                    book.add(name, what, accuracy(BASELINES[name](rows), rows))
 
 
 # --- speed ----------------------------------------------------------------------------------------
 
 
 def speed(world: Shapes, book: Book, quick: bool) -> None:
-    """Against the method written straight down: 64 classes in full, ImageNet's size by the step."""
-    task, recipe = world.task(MAIN, 4 if quick else 16, 0), Recipe(safe=False)
-    small = "speed: accuracy, 64 classes", "speed: seconds, 64 classes"
-    for name, make in (
-        (PLAIN, lambda t: fit(t.x, t.y, t.labels, recipe).w),
-        ("straightforward implementation", lambda t: reference.fit(t.x, t.y, t.labels, recipe)),
-    ):
-        run = timed(lambda t, make=make: mapped(make(t), t.y), task)  # type: ignore[misc]
-        book.add(name, small[0], run.accuracy)
-        book.add(name, small[1], run.seconds)
-    big = (
-        worlds.large(200, 8, 256, turn=0.7, noise=3.5)
-        if quick
-        else worlds.large(turn=0.7, noise=3.5)
+    """Against the method written straight down, in full, side by side; at ImageNet's size once.
+
+    As users call it, where a step sees fewer rows, and with as many rows in a step as that one.
+    """
+    plain = VARIANTS[PLAIN]
+    methods: dict[str, Callable[[Task], Tensor]] = {
+        PLAIN: lambda t: fit(t.x, t.y, t.labels, plain).w,
+        WHOLE: lambda t: fit(t.x, t.y, t.labels, replace(plain, batch=len(t.x))).w,
+        SLOW: lambda t: reference.fit(t.x, t.y, t.labels, plain),
+    }
+    extra = {name: partial_fit(VARIANTS[name]) for name in (OURS, INSTANT)}
+
+    def one(name: str, make: Callable[[Task], Tensor], task: Task, size: str) -> None:
+        run = timed(lambda t: mapped(make(t), t.y), task)
+        book.add(name, f"speed: accuracy, {size}", run.accuracy)
+        book.add(name, f"speed: seconds, {size}", run.seconds)
+
+    for i in range(2 if quick else 5):
+        task = world.task(MAIN, 4 if quick else 16, i)
+        for name, make in methods.items():
+            one(name, make, task, "64 classes")
+    size = (100, 8, 128) if quick else (1000, 16, 512)
+    big = worlds.large(*size, turn=0.7, noise=3.5)
+    book.add(
+        "zero-shot", "speed: accuracy, ImageNet's size", accuracy(BASELINES["zero-shot"](big), big)
     )
-    size = "speed: accuracy, ImageNet's size", "speed: seconds, ImageNet's size"
-    for name in (OURS, PLAIN):
-        run = timed(ours(VARIANTS[name]), big)
-        book.add(name, size[0], run.accuracy)
-        book.add(name, size[1], run.seconds)
-    book.add("zero-shot", size[0], accuracy(BASELINES["zero-shot"](big), big))
-    started = time.process_time()
-    w = reference.procrustes(big.x, big.y, big.labels)
-    closed = time.process_time() - started
-    reference.steps(w, big.x, big.y, big.labels, recipe, 1)
-    started = time.process_time()
-    reference.steps(w, big.x, big.y, big.labels, recipe, 2)
-    step = (time.process_time() - started) / 2
-    book.add("straightforward implementation", size[1], 76 * closed + recipe.iterations * step)
+    for name, make in {**extra, **methods}.items():
+        one(name, make, big, "ImageNet's size")
+
+
+def partial_fit(recipe: Recipe) -> Callable[[Task], Tensor]:
+    return lambda task: fit(task.x, task.y, task.labels, recipe).w
 
 
 # --- claims: decided here, by the numbers ---------------------------------------------------------
@@ -499,6 +550,9 @@ def safety(book: Book) -> list[Claim]:
     mine, zero, plain = (by_seed(book, row, columns) for row in (OURS, "zero-shot", PLAIN))
     loss, error = paired(zero, mine)
     worse, _ = paired(zero, plain)
+    cells = [c for c in book.cells[OURS] if c.startswith(("faint", "held out"))]
+    least = {c: paired(book.get(OURS, c), book.get("zero-shot", c))[0] for c in cells}
+    worst = min(cells, key=lambda c: least[c])
     return [
         Claim(
             "safe",
@@ -509,7 +563,18 @@ def safety(book: Book) -> list[Claim]:
             sum(plain) / len(plain),
             error if math.isfinite(error) else 0.0,
             bool(loss < 1 < worse),
-        )
+        ),
+        Claim(
+            "no-harm",
+            "The default does not harm: in no world of the columns 'faint' and 'held out', which "
+            "were not used to make its rule (but for 'faint'), does it lose a point.",
+            "difference to zero-shot, mean over seeds, in the worst cell of the columns faint and "
+            f"held out (here {worst}): above -1, the standard error of 2,000 tests",
+            least[worst],
+            -1.0,
+            0.0,
+            least[worst] > -1,
+        ),
     ]
 
 
@@ -559,35 +624,14 @@ def cost(book: Book, curves: Curves) -> list[Claim]:
                 bool(enough) and total / mine >= 15,
             )
         )
-    theirs = "straightforward implementation"
-    small = "speed: accuracy, 64 classes", "speed: seconds, 64 classes"
-    ratio = book.mean(theirs, small[1]) / book.mean(PLAIN, small[1])
-    gap = abs(book.mean(theirs, small[0]) - book.mean(PLAIN, small[0]))
+    for mine_, size, identity, how in (
+        (PLAIN, "64 classes", "quicker-than-straightforward", "as users call it"),
+        (WHOLE, "64 classes", "quicker-at-equal-batch", "with as many rows in a step"),
+        (PLAIN, "ImageNet's size", "quicker-at-imagenet-size", "as users call it"),
+        (WHOLE, "ImageNet's size", "quicker-at-imagenet-size-equal-batch", "with as many rows"),
+    ):
+        claims.append(faster(book, mine_, size, identity, how))
     size = "speed: seconds, ImageNet's size"
-    claims.append(
-        Claim(
-            "quicker-than-straightforward",
-            "At equal accuracy (within half a point) the fit is 5 times as quick as the method "
-            "written straight down.",
-            "ratio of CPU-seconds at 64 classes, both in full: 5 or more, accuracies within 0.5",
-            ratio,
-            5.0,
-            0.0,
-            bool(ratio >= 5 and gap <= 0.5),
-        )
-    )
-    big = book.mean(theirs, size) / book.mean(PLAIN, size)
-    claims.append(
-        Claim(
-            "quicker-at-imagenet-size",
-            "At ImageNet's size too (there the straightforward one is estimated from its steps).",
-            "ratio of CPU-seconds, 76 SVDs and 100 steps of the straightforward one: 5 or more",
-            big,
-            5.0,
-            0.0,
-            big >= 5,
-        )
-    )
     seconds = book.mean(OURS, size)
     claims.append(
         Claim(
@@ -601,6 +645,27 @@ def cost(book: Book, curves: Curves) -> list[Claim]:
         )
     )
     return claims
+
+
+def faster(book: Book, row: str, size: str, identity: str, how: str) -> Claim:
+    """Five times as quick as the straightforward one, at equal accuracy, both in full."""
+    seconds, right = f"speed: seconds, {size}", f"speed: accuracy, {size}"
+    pairs = zip(book.get(SLOW, seconds), book.get(row, seconds), strict=True)
+    ratios = [slow / quick for slow, quick in pairs]
+    ratio = statistics.median(ratios)
+    gap = book.mean(row, right) - book.mean(SLOW, right)
+    runs = f"median of {len(ratios)} runs side by side" if len(ratios) > 1 else "one run"
+    return Claim(
+        identity,
+        f"At {size} the fit, {how}, is 5 times as quick as the method written straight down, at "
+        "equal accuracy.",
+        f"ratio of CPU-seconds, {runs}, both in full: 5 or more; accuracy lower by half a point at "
+        "most",
+        ratio,
+        5.0,
+        statistics.stdev(ratios) if len(ratios) > 1 else 0.0,
+        bool(ratio >= 5 and gap >= -0.5),
+    )
 
 
 # --- picture --------------------------------------------------------------------------------------

@@ -29,7 +29,11 @@ def as_array(value: Any, what: str) -> Any:
     """
     if isinstance(value, str | Path) and str(value).endswith(SUFFIXES):
         return read_file(Path(value), what)
-    if isinstance(value, np.ndarray) and value.dtype.kind != "O":
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind == "O":
+            raise InputError(
+                f"{what}: an array of Python objects; expected floats. Use .astype(np.float32)."
+            )
         image = value.dtype == np.uint8 and value.ndim != 2
         return None if image or value.dtype.kind in "US" else value
     if isinstance(value, torch.Tensor):
@@ -96,9 +100,8 @@ def rows_of(array: Any, what: str, *, pool: str = "mean", device: str = "cpu") -
     for part in chunks(shape[0]):
         piece = array[part]
         if not isinstance(piece, torch.Tensor):
-            piece = torch.from_numpy(
-                np.array(piece, dtype=np.float32)
-            )  # a copy: any stride or order
+            with np.errstate(over="ignore"):  # named below, as infinity
+                piece = torch.from_numpy(np.array(piece, dtype=np.float32))  # any stride or order
         piece = piece.detach().to(device=device, dtype=torch.float32)
         if piece.ndim == 3 and not keep:
             piece = piece.mean(1) if pool != "max" else piece.amax(1)
@@ -191,6 +194,17 @@ def warn_of(y: Tensor, labels: Tensor, names: Sequence[str]) -> list[str]:
     for note in notes:
         warnings.warn(note, stacklevel=4)
     return notes
+
+
+def by_chance(x: Tensor, y: Tensor, labels: Tensor) -> bool:
+    """Is zero-shot within two standard errors of guessing, on rows x (N,d) or (N,T,d)?"""
+    centre = x[:, -1] if x.ndim == 3 else x
+    right = sum(
+        int(((centre[part] @ y.T).argmax(1) == labels[part]).sum()) for part in chunks(len(x))
+    )
+    chance = 1 / len(y)
+    bar = chance + 2 * (chance * (1 - chance) / len(x)) ** 0.5
+    return bar < 1 and right / len(x) <= bar
 
 
 # --- raw rows -------------------------------------------------------------------------------------

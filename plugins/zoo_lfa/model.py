@@ -26,7 +26,7 @@ from zoo.weights import atomic_file, load_tensors, save_tensors
 
 from . import lfa
 from .encoder import TEMPLATES, Encoder
-from .features import POOLS, as_array, ensemble, labels_of, read_rows, rows_of, warn_of
+from .features import POOLS, as_array, by_chance, ensemble, labels_of, read_rows, rows_of, warn_of
 
 if TYPE_CHECKING:
     from zoo.interfaces import Progress
@@ -136,6 +136,7 @@ class LFA(VLAligner):
         k: int = 3,
         s: float = 4.0,
         safe: bool = True,
+        met: bool | None = None,
         projection: str = "auto",
         pool: str = "mean",
         rounds: int = 5,
@@ -154,7 +155,11 @@ class LFA(VLAligner):
         ``marginals`` (C,)) and refined ``rounds`` times. ``init``: beta, procrustes, ridge,
         identity or random. ``iterations``: steps of the refinement, 0 for the closed form alone.
         ``loss``: rerank, contrastive or triplet, with ``k`` and ``s`` of the paper. ``safe``:
-        validate on the support set, and keep zero-shot where nothing is clearly better.
+        validate on the support set, choose among ridges, closed form and refined map, and keep
+        zero-shot where nothing is clearly better (it does nothing with ``unsupervised``, where
+        there is nothing to validate on). ``met``: were the encoders trained together? By default
+        those of one width were; False, for two strangers of one width, centres the images and
+        looks for no zero-shot map.
         ``projection``, where the widths differ: auto centres the images and makes the map
         rectangular; random and pca bring the wider side down first; none is an error. ``pool`` of
         (N,T,d): mean, max, or crops (the last is the centre, and what the fitted model looks at);
@@ -187,8 +192,10 @@ class LFA(VLAligner):
                 "labels a fit starts from zero-shot, which encoders that never met do not have. "
                 "Pass labels."
             )
-        state = self._bring_together(x, y, projection, seed)
+        state = self._bring_together(x, y, projection, seed, met)
         recipe = replace(recipe, met=not state)
+        if unsupervised and state:
+            raise OptionError("unsupervised=True starts from zero-shot: not with met=False.")
         x, y = self._prepared_images(x, state), self._prepared_texts(y, state)
         if len(y) < 2:
             raise InputError("there is one class only: nothing to tell apart.")
@@ -208,6 +215,11 @@ class LFA(VLAligner):
             assert labels is not None
             labels = labels.to(x.device)
             notes = warn_of(y, labels, names)
+            if recipe.met and by_chance(x, y, labels):
+                notes.append(
+                    "Zero-shot is no better than chance on these examples. If the two encoders "
+                    "were not trained together, pass met=False."
+                )
             total = lfa.steps_of(recipe, labels, len(y))
             with track(total, progress, "align") as advance:
                 made = lfa.fit(x, y, labels, recipe, advance)
@@ -281,19 +293,21 @@ class LFA(VLAligner):
         y, inverse = torch.unique(self._text_rows(texts), dim=0, return_inverse=True)
         return y, inverse.cpu()
 
-    def _bring_together(self, x: Tensor, y: Tensor, how: str, seed: int) -> dict[str, Tensor]:
-        """What makes features of two widths comparable (2.7): empty where they have one width."""
+    def _bring_together(
+        self, x: Tensor, y: Tensor, how: str, seed: int, met: bool | None
+    ) -> dict[str, Tensor]:
+        """What makes features of strangers comparable (2.7): empty where the encoders have met."""
         wide_x, wide_y = x.shape[-1], y.shape[1]
-        if wide_x == wide_y:
+        if wide_x == wide_y and met is not False:
             return {}
-        if how == "none":
+        if wide_x != wide_y and (met or how == "none"):
             raise InputError(
-                f"image features have {wide_x} columns, text features {wide_y}: pass "
-                "projection='auto', 'random' or 'pca'."
+                f"image features have {wide_x} columns, text features {wide_y}: they "
+                "were not trained together. Pass projection='auto', 'random' or 'pca'."
             )
         flat = x.reshape(-1, wide_x)
         state = {"mean": flat.double().mean(0).float()}
-        if how != "auto":
+        if how not in ("auto", "none") and wide_x != wide_y:
             if wide_x > wide_y:
                 state["project_images"] = lfa.projection(flat - state["mean"], wide_y, how, seed)
             else:
@@ -424,12 +438,12 @@ class LFA(VLAligner):
         array = as_array(images, "images")
         if array is not None and not self._is_image(array):
             return rows_of(array, "image features", pool=pool, device=str(self._device))
+        if isinstance(images, list | tuple) and not images:
+            raise InputError("images: there is nothing in the list.")
         encoder = self._encoder_for("images")
         many = images if isinstance(images, list | tuple) else [images]
         if len(many) == 1 and getattr(many[0], "ndim", 0) == 4:
             many = list(many[0])
-        if not many:
-            raise InputError("images: there is nothing in the list.")
         return encoder.images(many)
 
     def _is_image(self, array: Any) -> bool:

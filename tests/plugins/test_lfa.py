@@ -134,6 +134,48 @@ def test_least_squares_to_the_identity() -> None:
     assert lfa.ridge(wide, low, torch.arange(8) % 4, 0.1).shape == (20, 9)
 
 
+def test_a_class_left_out_is_left_out_exactly() -> None:
+    """By one inverse as by a fit for each class, with one or several rows of a class."""
+    x, y, labels = (
+        rows(14, 20),
+        rows(6, 20, 1),
+        torch.tensor([0, 1, 1, 2, 2, 2, 3, 5, 5, 3, 3, 5, 0, 1]),
+    )
+    found = lfa.without_own_class(x, y, labels, 0.3)
+    for c in (0, 1, 2, 3, 5):
+        own = labels == c
+        w = lfa.ridge(x[~own], y, labels[~own], 0.3)
+        torch.testing.assert_close(found[own].double(), x[own].double() @ w, atol=1e-5, rtol=0)
+
+
+def test_a_judge_knows_right_and_likely() -> None:
+    """Two classes by hand; ties are not right; the scale is the best of all."""
+    y = E(2)
+    u = torch.tensor([[3.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    found = lfa.judge(u, y, torch.tensor([0, 0, 0]))
+    assert found[0].tolist() == [1, 0, 0]
+    for row, k in zip(found[1:], lfa.SCALES, strict=True):
+        expected = [-math.log1p(math.exp(-k)), -k - math.log1p(math.exp(-k)), -math.log(2)]
+        assert row.tolist() == pytest.approx(expected, abs=1e-5)  # float32 of 80
+    chosen = lfa.at_best_scale([found[:, :2], found[:, 2:]])
+    assert torch.equal(chosen[1], found[1])  # a sure answer is wrong: best is not to be sure
+
+
+def test_from_one_example_most_of_the_gain_is_kept() -> None:
+    """A spoiled world of many classes: the default finds it out; classes never seen gain too."""
+    many = worlds.large(classes=80, shots=1, d=32, tests=10, turn=0.8, noise=0.6)
+    seen = many.labels < 40
+    made = lfa.fit(many.x[seen], many.y[:40], many.labels[seen], lfa.Recipe())
+    assert made.report["kept"] == "ridge"
+    new = many.test_labels >= 40
+
+    def right(w: Tensor) -> float:
+        scores = many.test[new] @ w @ many.y[40:].T
+        return float((scores.argmax(1) == many.test_labels[new] - 40).float().mean())
+
+    assert right(made.w) > right(E(32)) + 0.2
+
+
 def test_beta_one_is_zero_shot_to_the_bit_and_zero_the_closed_form() -> None:
     x, y = rows(20, 16), rows(5, 16, 1)
     w = lfa.procrustes(x, y, torch.arange(20) % 5).float()
@@ -321,7 +363,7 @@ def test_the_map_is_the_one_that_the_report_names() -> None:
             continue
         plain = lfa.fit(x, y, labels, replace(recipe, safe=False, beta=made.report["beta"])).w
         start = lfa.start_of(x, y, labels, recipe, made.report["beta"]).float()
-        ridge = lfa.ridge(x, y, labels, recipe.ridge).float()
+        ridge = lfa.ridge(x, y, labels, made.report.get("penalty", 1.0)).float()
         w = {"refined": plain, "closed form": start, "ridge": ridge}[kept]
         torch.testing.assert_close(made.w, (1 - blend) * w + blend * E(48), atol=1e-6, rtol=0)
         seen.add(blend)
@@ -568,6 +610,12 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fresh().align(X[:, :5], Y, unsupervised=True),
         "5 columns.* 8",
     ),
+    "an empty list": (lambda: fresh().align([], Y, labels=[]), "nothing in the list"),
+    "Python objects": (lambda: fresh().align(X.astype(object), Y, labels=L), "float32"),
+    "beyond float32 in float64": (
+        lambda: fresh().align(X.astype(np.float64) * 1e200, Y, labels=L),
+        "beyond float32",
+    ),
     "no columns": (lambda: fresh().align(X[:, :0], Y, labels=L), "nothing in it"),
     "no rows": (lambda: fresh().align(X[:0], Y, labels=[]), "nothing in it"),
     "one dimension": (lambda: fresh().align(X[0], Y, labels=[0]), "shape"),
@@ -595,6 +643,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fresh().align(X, Y, labels=L).similarity(X[:, :7], Y),
         "fitted on 8",
     ),
+    "texts of another width": (
+        lambda: fresh().align(X, Y[:, :6], labels=L, met=True),
+        "8 columns.* 6",
+    ),
+    "NaN in a text": (lambda: fresh().align(X, _with(math.nan, 2)[:5], labels=L), "text.* row 2"),
     "not fitted": (lambda: fresh().similarity(X, Y[:, :7]), "nothing is fitted"),
 }
 
@@ -622,11 +675,12 @@ def test_bad_input_is_named(case: str) -> None:
         {"pool": "min"},
         {"rounds": -1},
         {"unsupervised": True},
+        {"met": False, "unsupervised": True, "labels": None},
     ],
 )
 def test_bad_options_are_named(option: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
-        fresh().align(X, Y, labels=L, **option)
+        fresh().align(X, Y, **{"labels": L, **option})
 
 
 @pytest.mark.parametrize("of", [list, np.array])
@@ -663,6 +717,21 @@ def test_duplicate_rows_and_low_rank_are_fine() -> None:
             model = fresh().align(x, Y, labels=labels, safe=False)
         assert model.w is not None
         assert np.isfinite(model.w).all()
+
+
+def test_encoders_of_one_width_that_never_met() -> None:
+    """Nothing tells them apart but the user, and zero-shot at chance, which the report notes."""
+    task = worlds.large(classes=8, shots=12, d=24, tests=10, turn=0, noise=0.8)
+    task = task._replace(y=rows(8, 24, 5))  # texts of another encoder
+    taken = fresh().align(task.x, task.y, labels=task.labels)
+    assert "met=False" in taken.report["notes"][-1]
+    found = fresh().align(task.x, task.y, labels=task.labels, met=False)
+    assert found.report["zero_shot"] is None  # there is none to keep
+    assert found.report["notes"] == []
+    assert accuracy(found, task) > 0.8
+    assert "mean" in found.state()
+    good = worlds.large(classes=8, shots=6, d=24, turn=0.1, noise=0.5)
+    assert fresh().align(good.x, good.y, labels=good.labels).report["notes"] == []
 
 
 def test_pairs_merge_equal_texts() -> None:
@@ -702,7 +771,7 @@ def test_memory_is_linear_in_rows_and_never_rows_by_classes_by_columns() -> None
         with Largest() as seen:
             lfa.fit(task.x, task.y, task.labels, lfa.Recipe(iterations=3))
         held = len(task.x) // lfa.FOLDS + classes
-        assert seen.most <= 8 * max(len(task.x) * d, held * classes, len(task.x) * lfa.BLENDS)
+        assert seen.most <= 8 * max(len(task.x) * d, held * classes, len(task.x) * len(lfa.SCALES))
 
 
 def test_quicker_than_the_method_written_straight_down() -> None:

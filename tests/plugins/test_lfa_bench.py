@@ -95,6 +95,51 @@ def test_claims_are_decided_by_paired_differences(
     assert claim.value == pytest.approx(sum(a) / len(a))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "right", "holds"),
+    [([1, 1, 4], 80, True), ([1, 4, 4], 80, False), ([1, 1, 1], 79, False)],
+)
+def test_speed_is_a_median_at_equal_accuracy(
+    seconds: list[float], right: float, holds: bool
+) -> None:
+    book = bench.Book()
+    for value in seconds:
+        book.add("x", "speed: seconds, s", value)
+        book.add(bench.SLOW, "speed: seconds, s", 6)
+        book.add("x", "speed: accuracy, s", right)
+        book.add(bench.SLOW, "speed: accuracy, s", 80)
+    assert bench.faster(book, "x", "s", "id", "so").holds is holds
+
+
+def test_one_harm_decides() -> None:
+    """The worst cell counts, not the mean."""
+    book = bench.Book()
+    for column, found in (("faint, 1 shot", 48.0), ("held out: a", 60.0), ("held out: b", 47.5)):
+        for name, value in ((bench.OURS, found), (bench.PLAIN, 40.0), ("zero-shot", 48.0)):
+            book.add(name, column, value)
+    assert bench.safety(book)[1].holds
+    book.add(bench.OURS, "held out: b", 44.0)
+    for name in ("zero-shot", bench.PLAIN):
+        book.add(name, "held out: b", 48.0)
+    harm = bench.safety(book)[1]
+    assert harm.holds is False
+    assert harm.value == pytest.approx(-2.25)
+    assert "held out: b" in harm.rule
+
+
+def test_renderings_of_a_picture() -> None:
+    flat = torch.full((1, 3, 32, 32), 0.25)
+    flat[0, 0] = 0.75
+    assert torch.equal(worlds.rendered(flat, 0), flat)
+    torch.testing.assert_close(worlds.rendered(flat, 1), 1 - flat)
+    grey = worlds.rendered(flat, 2)
+    torch.testing.assert_close(grey, torch.full_like(flat, 1.25 / 3))
+    assert torch.equal(worlds.rendered(flat, 3), torch.ones_like(flat))  # no contour: white
+    edge = flat.clone()
+    edge[..., 16:] = 0
+    assert worlds.rendered(edge, 3)[..., 15].max() < 0.5
+
+
 def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.parquet"):
         worlds.Photographs(tmp_path)
