@@ -27,7 +27,8 @@ generated: $(READY)
 bench: $(READY)
 	$(BIN)/zoo bench edge-sd-sr --data $(DATA) --write hub_cards
 	$(BIN)/zoo bench lfa --data $(DATA)/cifar10 --write hub_cards
-	for model in edge-sd-sr edge-sd-sr-full lfa; do $(BIN)/zoo card $$model || exit 1; done
+	$(BIN)/zoo bench bayesian-dps --data $(DATA) --write hub_cards
+	for model in edge-sd-sr edge-sd-sr-full lfa bayesian-dps; do $(BIN)/zoo card $$model || exit 1; done
 	$(BIN)/python -m zoo.generate
 
 $(READY): pyproject.toml constraints.txt

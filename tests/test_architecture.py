@@ -52,7 +52,7 @@ HEAVY = {"torch", "numpy", "timm", "transformers", "diffusers", "open_clip", "hu
 HEAVY |= {"PIL", "safetensors", "skimage", "scipy", "onnx", "onnxruntime", "matplotlib"}
 
 MEGABYTE = 1024 * 1024
-CORE_LINES = 4700  # DESIGN.md hoped for 2,500; each method's own verb is counted too
+CORE_LINES = 4780  # DESIGN.md hoped for 2,500; each interface's verb is counted: `select` is new
 """What there is and a little room, command and cards included: lower it when it shrinks."""
 LOAD_PATH_LINES = 3300
 LOAD_PATH = {"__init__", "api", "registry", "hub", "weights", "files", "images", "plugins", "spec"}

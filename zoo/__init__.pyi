@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
+from zoo_bayesian_dps.model import BayesianDPS
 from zoo_edge_sd_sr.model import EdgeSDSR
 from zoo_lfa.model import LFA
+from zoo_yonos_sr.model import YonosSR
 
 from .api import info as info
 from .api import list_models as list_models
@@ -22,8 +24,12 @@ __version__: str
 __all__: list[str]
 
 @overload
+def load(name: Literal["bayesian-dps"], *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> BayesianDPS: ...
+@overload
 def load(name: Literal["edge-sd-sr", "edge-sd-sr-full"], *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> EdgeSDSR: ...
 @overload
 def load(name: Literal["lfa"], *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> LFA: ...
+@overload
+def load(name: Literal["yonos-sr"], *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> YonosSR: ...
 @overload
 def load(name: str | Path, *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> Any: ...

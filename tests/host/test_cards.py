@@ -199,6 +199,10 @@ GIVEN = {
     "Image.linear_gradient('L').convert('RGB').resize((20, 12)).save('small.png')",
     "VLAligner": "import numpy as np\n"
     "images, texts = np.random.default_rng(0).standard_normal((2, 8, 4)).astype('float32')",
+    "DataSelector": "import numpy as np\n"
+    "x = np.random.default_rng(0).standard_normal((80, 4)).astype('float32')\n"
+    "y = (x[:, 0] > 0).astype('int64')\n"
+    "train, target = (x[:60], y[:60]), (x[60:], y[60:])",
 }
 """An interface that is missing here has no ready model yet: add what its line needs."""
 

@@ -23,6 +23,7 @@ VERBS = {
     "plugins": ("catalogue", "Show the installed plugins, and what is wrong with any."),
     "upscale": ("upscale", "Enlarge images."),
     "align": ("align", "Fit a model to images and their texts."),
+    "select": ("select", "Learn which training examples deserve weight for a target set."),
     "train": ("work", "Train a model with its method's recipe."),
     "bench": (
         "bench",

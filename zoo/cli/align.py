@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from .options import (
     quiet_option,
     set_option,
     split_settings,
+    verb_of,
 )
 
 
@@ -69,7 +69,7 @@ def align(
         raise UsageError("give either ROWS or --images/--features.")
     if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} already exists. Choose another name, or pass --force.")
-    load_options, call = split_settings(parse_settings(settings), entry, _verb(model))
+    load_options, call = split_settings(parse_settings(settings), entry, verb_of(entry, "align"))
     if labels is not None:
         call["labels"] = _labels(labels)
     loaded: VLAligner = load(model, device=device, base=base, **load_options)
@@ -84,19 +84,6 @@ def align(
     )
     here = out if out.is_absolute() else f"./{out}"
     click.echo(f'{out}: load it with zoo.load("{here}")' + (f"\n{said}" if said else ""))
-
-
-def _verb(model: str) -> Callable[..., Any]:
-    """The align method of the model's class: its keywords are what -O may set."""
-    from .. import plugins
-    from ..api import entry_of
-    from ..registry import catalogue
-
-    entry = entry_of(model)
-    assert entry.class_ is not None
-    owner = catalogue().owner(entry)
-    verb: Callable[..., Any] = plugins.import_object(owner, entry.class_, entry).align
-    return verb
 
 
 def _labels(path: Path) -> list[Any]:

@@ -83,6 +83,17 @@ def split_settings(
     return load, call
 
 
+def verb_of(entry: Entry, name: str) -> Callable[..., Any]:
+    """The method NAME of the model's class: its keywords are what -O may set."""
+    from .. import plugins
+    from ..registry import catalogue
+
+    assert entry.class_ is not None
+    owner = catalogue().owner(entry)
+    verb: Callable[..., Any] = getattr(plugins.import_object(owner, entry.class_, entry), name)
+    return verb
+
+
 def _read(text: str) -> Any:
     try:
         return json.loads(text)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -20,6 +18,7 @@ from .options import (
     quiet_option,
     set_option,
     split_settings,
+    verb_of,
 )
 
 
@@ -62,7 +61,7 @@ def upscale(
         raise NotReadyError(f"{entry.name} is a {entry.interface}; it does not upscale.")
     require_code(entry)
     given = parse_settings(settings)
-    load_options, call_options = split_settings(given, entry, _verb(model))
+    load_options, call_options = split_settings(given, entry, verb_of(entry, "upscale"))
     tiled: int | str | None = {"auto": "auto", "none": None}.get(tile, tile)
     if isinstance(tiled, str) and tiled != "auto":
         if not tiled.isdecimal():
@@ -101,20 +100,6 @@ def upscale(
             click.echo(f"{target}: {wide} x {high}, {done[-1]['seconds']:.2f} s")
     if as_json:
         echo_json(done)
-
-
-def _verb(model: str) -> Callable[..., Any]:
-    """The upscale method of the model's class: its keywords are what -O may set."""
-    from .. import plugins
-    from ..api import entry_of
-    from ..registry import catalogue
-
-    entry = entry_of(model)
-    assert entry.class_ is not None
-    verb: Callable[..., Any] = plugins.import_object(
-        catalogue().owner(entry), entry.class_, entry
-    ).upscale
-    return verb
 
 
 def _targets(inputs: tuple[Path, ...], out: Path | None, scale: int) -> list[Path]:

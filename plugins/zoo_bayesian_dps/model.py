@@ -1,0 +1,617 @@
+"""What ``zoo.load("bayesian-dps")`` returns: the method behind the interface ``DataSelector``."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+from zoo.errors import InputError, NotReadyError, OptionError, WeightsError
+from zoo.hookspecs import BuildRequest
+from zoo.interfaces import DataSelector
+from zoo.progress import track, whole_steps
+from zoo.weights import load_module, load_tensors, save_tensors
+
+from . import report as reports
+from . import tasks
+from .data import Examples, check_classes, examples_of, numbered
+from .joint import Joint
+from .sampler import Recipe, WeightSampler, together
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from zoo.interfaces import Progress
+
+TENSORS = ("weights", "std", "losses", "visits", "labels", "sources")
+NETWORK = "network.safetensors"
+
+
+class BayesianDPS(DataSelector):
+    """Weights of training examples, sampled beside the network that is trained with them.
+
+    ``fit`` trains the network handed in, in place (with none, a small one that suits the data);
+    it is ``network`` afterwards. ``weights`` are posterior means, ``weights_std`` their spread.
+    """
+
+    kind = "selection"
+
+    def __init__(self, request: BuildRequest) -> None:
+        super().__init__(request)
+        self._device = torch.device(request.device)
+        self._dtype, self._base = request.dtype, request.base
+        self._found: dict[str, Tensor] = {}
+        self._task: tasks.Task | None = None
+        self._train: Examples | None = None
+        self._target: Examples | None = None
+        self._folder: Path | None = None
+        file = request.folder / "model.safetensors" if request.folder else None
+        if request.folder is not None and file is not None and file.is_file():
+            self._restore(load_tensors(file), str(file))
+            self._folder = request.folder
+
+    # --- state ------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def to(self, device: str | torch.device) -> Self:
+        self._device = torch.device(device)
+        if self._task is not None:
+            self._task.net.to(self._device)
+        return self
+
+    def state(self) -> Mapping[str, Tensor]:
+        """``weights``, ``std``, ``losses`` (N,) float32, ``visits`` and, where there are any,
+        ``labels`` and ``sources`` (N,) int32; empty before ``fit``."""
+        return self._found
+
+    def _restore(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        unknown = [name for name in tensors if name not in TENSORS]
+        n = len(tensors["weights"]) if "weights" in tensors else 0
+        wrong = [k for k, t in tensors.items() if t.shape != (n,) or not t.float().isfinite().all()]
+        if unknown or not n or wrong:
+            what = ", ".join(unknown + wrong) or "no weights"
+            raise WeightsError(f"{where} is no selection of {self.entry.name}: {what}.")
+        if float(tensors["weights"].min()) < 0 or float(tensors["weights"].max()) > 1:
+            raise WeightsError(f"{where}: weights outside 0 to 1.")
+        self._found = dict(tensors)
+
+    def save_files(self, folder: Path) -> None:
+        """The trained network, where it is not the caller's own module, beside the weights."""
+        if self._task is None:
+            for name in (NETWORK, "network"):
+                kept = self._folder / name if self._folder else None
+                if kept is not None and kept.is_file():
+                    shutil.copyfile(kept, folder / name)
+                elif kept is not None and kept.is_dir():
+                    shutil.copytree(kept, folder / name)
+        elif self._task.kind == "transformers":
+            self._task.net.save_pretrained(folder / "network")  # type: ignore[operator]
+            if self._task.processor is not None:
+                self._task.processor.save_pretrained(folder / "network")
+        elif self._task.kind in tasks.BUNDLED:
+            save_tensors(folder / NETWORK, self._task.net.state_dict())
+
+    @property
+    def network(self) -> nn.Module:
+        """The trained network, in eval mode. NotReadyError before ``fit``, and for a selection
+        loaded from a folder whose network was the caller's own."""
+        if self._task is not None:
+            return self._task.net
+        made = self.config.get("network", {})
+        if self._folder is not None and made.get("kind") in tasks.BUNDLED:
+            build = tasks.BUNDLED[made["kind"]]
+            file = self._folder / NETWORK
+            return load_module(lambda: build(**made["config"]), file, device=self._device)
+        if self._folder is not None and (self._folder / "network").is_dir():
+            raise NotReadyError(
+                f"the trained transformers model is in {self._folder / 'network'}: load it with "
+                "its class's from_pretrained."
+            )
+        raise NotReadyError(f"{self.entry.name} has no trained network here: call fit first.")
+
+    # --- fitting ----------------------------------------------------------------------------------
+
+    def fit(  # options are spelled out
+        self,
+        train: Any,
+        target: Any,
+        *,
+        model: Any = None,
+        loss: tasks.Loss | None = None,
+        epochs: int | None = None,
+        seed: int = 0,
+        progress: Progress = False,
+        batch: int | None = None,
+        target_batch: int | None = None,
+        lr: float | None = None,
+        optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+        collate: Callable[[Sequence[Any]], Any] | None = None,
+        features: Callable[[Any, Any], Tensor] | None = None,
+        sources: Sequence[Any] | None = None,
+        retrain: float | None = None,
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
+    ) -> Self:
+        """Learn weights for ``train`` (N examples) that serve ``target``, and train; returns self.
+
+        ``train``, ``target``: a path (.jsonl, .parquet, a folder of these, a saved ``datasets``
+        set, one folder of pictures a class), a pair of arrays (x, y), or anything with rows by
+        index: pairs (x, y), mappings, a torch or a ``datasets`` data set. ``model``: a torch
+        module, trained in place; of a pair it gets x, of a mapping the fields that it takes. None:
+        the base, or a small network that suits the data. ``loss``: (output, batch) -> (B,); None:
+        cross-entropy, squared error, or the mean over answer tokens. ``optimizer``: parameters ->
+        optimiser; the network's Langevin noise is for SGD only: on others' steps it would sample
+        nothing.
+
+        ``epochs``: over the training set; None: 3 for transformers, else 10 or 300 steps, whichever
+        is more. ``batch``, ``target_batch`` (None: a quarter of it) rows of each set a step, in all
+        processes together. ``sources`` (N,): which source each example is from. ``retrain``: after
+        this, train the network anew from its first state on this share of the training set, the
+        heaviest, and on the target. ``checkpoint``: a file that is written after each epoch and
+        goes on with ``resume``. Raises InputError for data that cannot be used.
+        """
+        started = time.perf_counter()
+        self._found, self._task, self._folder = {}, None, None
+        seed = _whole("seed", seed, 0)
+        rows, wanted = examples_of(train, "train"), examples_of(target, "target")
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            labels, target_labels, names = numbered(rows.label_values, wanted.label_values, "label")
+            check_classes(labels, target_labels, names)
+        notes = [str(w.message) for w in heard]
+        given = rows.source_values if sources is None else sources
+        origin, target_origin, origins = numbered(given, wanted.source_values, "source")
+        if origin is not None and len(origin) != len(rows):
+            raise InputError(f"sources: {len(origin)} for {len(rows)} training examples.")
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        recipe = self._recipe()
+        task = self._task_for(
+            rows, wanted, model, loss, collate, features, labels, target_labels, names, recipe
+        )
+        if optimizer is not None or lr is not None:
+            task = replace(task, optimiser=optimizer or _with_lr(task.optimiser, lr))
+        if task.kind != "custom":
+            rows = _labelled(rows, labels)
+            wanted = _labelled(wanted, target_labels)
+        groups, shares = None, None
+        if self.options.get("budget", "one") != "one":
+            groups, shares = _groups(
+                self.options["budget"], (labels, target_labels), (origin, target_origin)
+            )
+        plan = Plan.of(len(rows), len(wanted), epochs, batch, target_batch, task.kind, seed)
+        task.net.to(self._device)
+        first = deepcopy(task.net.state_dict()) if retrain is not None else None
+        sampler, history = self._sample(
+            rows, wanted, task, recipe, plan, groups, shares, progress, checkpoint, resume
+        )
+        self._found = {
+            "weights": sampler.mean,
+            "std": sampler.std,
+            "losses": sampler.losses.clone(),
+            "visits": sampler.visits.clone(),
+        }
+        for name, values in (("labels", labels), ("sources", origin)):
+            if values is not None:
+                self._found[name] = values.to(torch.int32)
+        if retrain is not None:
+            assert first is not None
+            task.net.load_state_dict(first)
+            chosen = torch.from_numpy(self.select(fraction=retrain)).sort().values
+            history += self._retrain(rows, wanted, task, chosen, plan, progress)
+        task.net.eval()
+        self._task, self._train, self._target = task, rows, wanted
+        self.base = None  # the trained network is in the saved folder
+        summary = reports.summary(self._found, sampler, plan.steps, notes, names, origins)
+        seconds = round(time.perf_counter() - started, 2)
+        self.config = {
+            **self.config,
+            "report": {**summary, "seconds": seconds, "seed": seed, "history": history},
+            "network": {"kind": task.kind, "config": task.config},
+            "classes": names if len(names) <= 1000 else [],
+            "sources": origins if len(origins) <= 1000 else [],
+            "train": rows.digest(),
+        }
+        return self
+
+    def _recipe(self) -> Recipe:
+        known = Recipe.__dataclass_fields__
+        return replace(Recipe(), **{k: v for k, v in self.options.items() if k in known})
+
+    def _task_for(
+        self, rows: Examples, wanted: Examples, model: Any, loss: Any, collate: Any, features: Any,
+        labels: Tensor | None, target_labels: Tensor | None, names: Sequence[str], recipe: Recipe,
+    ) -> tasks.Task:  # fmt: skip
+        """What is to be trained."""
+        if model is not None:
+            if not isinstance(model, nn.Module):
+                raise InputError(
+                    f"model={model!r:.60}: expected a torch module. A model from elsewhere is the "
+                    f"base: zoo.load({self.entry.name!r}, base='org/model'), or zoo select --model."
+                )
+            return tasks.own(model, loss, collate, features)
+        if rows.kind != wanted.kind:
+            raise InputError(f"train holds {rows.kind}, target {wanted.kind}: they must be alike.")
+        if rows.kind not in ("custom", "language") and (labels is None or target_labels is None):
+            raise InputError("both sets need labels, and one of them has none.")
+        if self._base is not None:
+            wide = recipe.weighting == "network"
+            task = tasks.transformers_task(self._base, rows, names, self._dtype, wide)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                task = tasks.bundled(rows, len(names))
+        if loss is not None:
+            task = replace(task, loss=loss)
+        return task
+
+    def _sample(
+        self, rows: Examples, wanted: Examples, task: tasks.Task, recipe: Recipe, plan: Plan,
+        groups: Tensor | None, shares: Tensor | None, progress: Progress,
+        checkpoint: str | Path | None, resume: bool, chosen: Tensor | None = None,
+    ) -> tuple[WeightSampler, list[dict[str, float]]]:  # fmt: skip
+        """The joint chain over all steps of the plan."""
+        wants_features = recipe.weighting == "network"
+        width = self._width(task, rows, wanted) if wants_features else 0
+        sampler = WeightSampler(
+            len(rows), recipe, steps=plan.steps, groups=groups, shares=shares, features=width,
+            seed=plan.seed,
+        )  # fmt: skip
+        precision = torch.bfloat16 if self._precision() else None
+        joint = Joint(
+            task.net, task.loss_of(wants_features), sampler, task.optimiser,
+            seed=plan.seed, precision=precision,
+        )  # fmt: skip
+        file = Path(checkpoint) if checkpoint is not None else None
+        facts = {"train": rows.digest(), "target": wanted.digest(), "n": len(rows),
+                 "recipe": {k: getattr(recipe, k) for k in Recipe.__dataclass_fields__},
+                 "plan": [plan.steps, plan.batch, plan.target_batch, plan.seed]}  # fmt: skip
+        history: list[dict[str, float]] = []
+        every = max(1, plan.steps // 100)
+        with _own_random(plan.seed, self._device), whole_steps() as stop:
+            if resume:
+                if file is None:
+                    raise OptionError("resume=True needs checkpoint=, the file of the first run.")
+                history = _go_on(joint, file, facts)
+            for net in joint.nets:
+                net.train()
+            with track(plan.steps, progress, "select") as advance:
+                advance(sampler.step_number)
+                while sampler.step_number < plan.steps:
+                    ids, others = plan.rows_of(sampler.step_number, chosen)
+                    mine = slice(None)
+                    if together():
+                        rank, world = distributed.get_rank(), distributed.get_world_size()
+                        mine = slice(rank, None, world)
+                    ids, others = ids[mine], others[mine]
+                    examples = [rows[i] for i in ids.tolist()]
+                    examples += [wanted[i] for i in others.tolist()]
+                    inputs = moved(task.collate(examples), self._device)
+                    try:
+                        losses = joint.step(ids, inputs, len(others))
+                    except InputError as error:
+                        kept = "" if file is None or not file.is_file() else (
+                            f" The last checkpoint is {file}; go on with resume=True."
+                        )  # fmt: skip
+                        raise InputError(f"{error}{kept}") from None
+                    if sampler.step_number % every == 0:
+                        history.append(reports.moment(sampler, *losses))
+                    last = sampler.step_number == plan.steps or stop()
+                    due = file is not None and (last or sampler.step_number % plan.epoch == 0)
+                    if due and (not together() or distributed.get_rank() == 0):
+                        assert file is not None
+                        _keep(joint, file, facts, history)
+                    if stop():
+                        raise KeyboardInterrupt
+                    advance()
+        return sampler, history
+
+    def _retrain(
+        self, rows: Examples, wanted: Examples, task: tasks.Task, chosen: Tensor, plan: Plan,
+        progress: Progress,
+    ) -> list[dict[str, float]]:  # fmt: skip
+        """Plain training on the chosen rows and the target, for as many steps."""
+        plain = Recipe(
+            keep=1, lr_weights=0, temperature=0, normalise="none",
+            meta_weight=self._recipe().meta_weight,
+        )  # fmt: skip
+        _, history = self._sample(
+            rows, wanted, task, plain, replace(plan, n=len(chosen)), None, None, progress,
+            None, False, chosen,
+        )  # fmt: skip
+        return [{**point, "retrain": 1.0} for point in history]
+
+    def _precision(self) -> bool:
+        """bfloat16 autocast where the model was loaded with that dtype or half precision."""
+        return self._dtype in ("bfloat16", "float16")
+
+    def _width(self, task: tasks.Task, rows: Examples, wanted: Examples) -> int:
+        """Columns of the features that a weight network sees."""
+        inputs = moved(task.collate([rows[0], wanted[0]]), self._device)
+        was = task.net.training
+        with torch.no_grad():
+            found = task.features(task.forward(task.net.eval(), inputs), inputs)
+        task.net.train(was)
+        return int(found.shape[1])
+
+    # --- use --------------------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(N,) float32 in [0, 1], in the order of ``train``: posterior means."""
+        return self._values("weights")
+
+    @property
+    def weights_std(self) -> np.ndarray:
+        """(N,) float32: spread of each weight along the chain, after the burn-in."""
+        return self._values("std")
+
+    def _values(self, name: str) -> np.ndarray:
+        if name not in self._found:
+            if self._found:
+                raise NotReadyError(f"the training set has no {name}.")
+            raise NotReadyError(f"{self.entry.name} is not fitted: call fit(train, target) first.")
+        found: np.ndarray = self._found[name].cpu().numpy()
+        return found
+
+    def ranking(self) -> np.ndarray:
+        """(N,) int64: all indices, heaviest first, ties by index."""
+        return np.argsort(-self.weights, kind="stable")
+
+    def select(
+        self, *, fraction: float | None = None, k: int | None = None, per: str | None = None
+    ) -> np.ndarray:
+        """(k,) int64 indices into ``train``, heaviest first, ties by index. Give one of the two.
+
+        ``per``: ``label`` or ``source`` takes this fraction of each class or source.
+        """
+        n = len(self.weights)
+        if (fraction is None) == (k is None):
+            raise OptionError("select: give either fraction or k.")
+        if fraction is not None:
+            if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+                raise OptionError(f"fraction={fraction!r}: expected a number from 0 to 1.")
+        elif _whole("k", k, 0) > n:
+            raise OptionError(f"k={k}: there are {n} training examples.")
+        order = self.ranking()
+        if per is None:
+            return order[: k if fraction is None else round(fraction * n)]
+        if per not in ("label", "source") or fraction is None:
+            raise OptionError(f"per={per!r}: expected label or source, with a fraction.")
+        group = self._values(f"{per}s")[order]
+        taken = np.zeros(n, bool)
+        for value in np.unique(group):
+            members = np.flatnonzero(group == value)
+            taken[members[: round(fraction * len(members))]] = True
+        return order[taken]
+
+    def explain(self, index: int) -> Mapping[str, Any]:
+        """What is known of one training example: weight, spread, rank, loss, visits, groups."""
+        n, index = len(self.weights), _whole("index", index, 0)
+        if index >= n:
+            raise OptionError(f"index={index}: there are {n} training examples.")
+        rank = int(np.flatnonzero(self.ranking() == index)[0])
+        found: dict[str, Any] = {
+            "index": index,
+            "weight": float(self.weights[index]),
+            "std": float(self.weights_std[index]),
+            "rank": rank,
+            "percentile": 100 * (1 - rank / n),
+            "mean_loss": float(self._found["losses"][index]),
+            "visits": int(self._found["visits"][index]),
+        }
+        for name, kind in (("labels", "classes"), ("sources", "sources")):
+            if name in self._found:
+                number, known = int(self._found[name][index]), self.config.get(kind, [])
+                found[name[:-1]] = known[number] if number < len(known) else number
+        return found
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """What the fit found: mean weight, thresholds, shares, per-class and per-source mass,
+        warnings, history."""
+        self._values("weights")
+        found: Mapping[str, Any] = self.config["report"]
+        return found
+
+    def report(self, folder: str | Path, chosen: np.ndarray | None = None) -> Mapping[str, Any]:
+        """Write ``report.html`` and its pictures to a folder; returns ``summary``, history aside.
+
+        The histogram, the lightest and heaviest examples (where ``fit`` ran in this process), mass
+        by class and source. ``chosen``: a selection, whose share of each group is shown too.
+        """
+        summary = {k: v for k, v in self.summary.items() if k != "history"}
+        reports.write(
+            Path(folder), self._found, self.summary, self.config, self._train, self._target, chosen
+        )
+        return summary
+
+
+# --- the plan of a run ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows each step sees: a function of the seed and the step alone, so runs can go on."""
+
+    n: int
+    m: int
+    steps: int
+    batch: int
+    target_batch: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls, n: int, m: int, epochs: int | None, batch: int | None, target_batch: int | None,
+        kind: str, seed: int,
+    ) -> Plan:  # fmt: skip
+        batch = min(64, max(8, n // 8)) if batch is None else _whole("batch", batch, 1)
+        batch = min(batch, n)
+        if target_batch is None:
+            target_batch = max(1, batch // 4)
+        target_batch = min(_whole("target_batch", target_batch, 1), m)
+        epoch = math.ceil(n / batch)
+        if epochs is None:
+            epochs = 3 if kind == "transformers" else max(10, math.ceil(300 / epoch))
+        return cls(n, m, _whole("epochs", epochs, 1) * epoch, batch, target_batch, seed)
+
+    @property
+    def epoch(self) -> int:
+        """Steps in an epoch."""
+        return math.ceil(self.n / self.batch)
+
+    def rows_of(self, step: int, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Indices into both sets. ``chosen``: the rows of the training set to use."""
+        epoch, place = divmod(step, self.epoch)
+        order = _order(self.n, self.seed, 0, epoch)
+        ids = order[place * self.batch : (place + 1) * self.batch]
+        spots = range(step * self.target_batch, (step + 1) * self.target_batch)
+        others = torch.stack([_order(self.m, self.seed, 1, s // self.m)[s % self.m] for s in spots])
+        return ids if chosen is None else chosen[ids], others
+
+
+_orders: dict[tuple[int, ...], Tensor] = {}
+
+
+def _order(n: int, seed: int, which: int, epoch: int) -> Tensor:
+    """A permutation, the same for the same arguments; the last few are kept."""
+    key = (n, seed, which, epoch)
+    if key not in _orders:
+        if len(_orders) >= 4:
+            _orders.pop(next(iter(_orders)))
+        dice = torch.Generator().manual_seed((seed * 2 + which) * 1_000_003 + epoch)
+        _orders[key] = torch.randperm(n, generator=dice)
+    return _orders[key]
+
+
+# --- small things ---------------------------------------------------------------------------------
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The tensors of a batch on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [moved(value, device) for value in batch]
+    return batch
+
+
+@contextmanager
+def _own_random(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout and the like from the seed; the caller's generators are as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Labelled:
+    """(row, number of its class)."""
+
+    def __init__(self, rows: Examples, labels: Tensor) -> None:
+        self.rows, self.labels = rows, labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self.rows[i], int(self.labels[i])
+
+
+def _labelled(rows: Examples, labels: Tensor | None) -> Examples:
+    if labels is None or rows.kind == "language":
+        return rows
+    return Examples(
+        _Labelled(rows, labels), rows.kind, rows.label_values, rows.source_values, rows.what
+    )
+
+
+def _groups(
+    budget: str,
+    labels: tuple[Tensor | None, Tensor | None],
+    sources: tuple[Tensor | None, Tensor | None],
+) -> tuple[Tensor, Tensor | None]:
+    """Groups of the training set, and their shares in the target set where it has such groups."""
+    train, target = labels if budget == "label" else sources
+    if train is None:
+        field = "label" if budget == "label" else "source"
+        raise InputError(f"budget={budget!r} needs a {field} for each training example.")
+    if target is None:
+        return train, None
+    count = int(max(train.max(), target.max())) + 1
+    return train, torch.bincount(target, minlength=count).double()
+
+
+def _with_lr(make: Callable[[Any], torch.optim.Optimizer], lr: float | None) -> Any:
+    if lr is None or not lr > 0:
+        raise OptionError(f"lr={lr!r}: expected a positive number.")
+
+    def changed(parameters: Any) -> torch.optim.Optimizer:
+        found = make(parameters)
+        for group in found.param_groups:
+            group["lr"] = lr
+        return found
+
+    return changed
+
+
+def _keep(joint: Joint, file: Path, facts: Mapping[str, Any], history: list[Any]) -> None:
+    text = json.dumps({**facts, "history": history}).encode()
+    tensors = {**joint.state(), "torch": torch.get_rng_state(), "facts": _bytes(text)}
+    if joint.device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(joint.device)
+    save_tensors(file, tensors)
+
+
+def _bytes(text: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def _go_on(joint: Joint, file: Path, facts: Mapping[str, Any]) -> list[dict[str, float]]:
+    tensors = load_tensors(file)
+    if "facts" not in tensors:
+        raise InputError(f"{file} is no checkpoint of this method.")
+    kept = json.loads(bytes(tensors["facts"].tolist()))
+    if kept["n"] != facts["n"]:
+        raise InputError(
+            f"{file} is of {kept['n']} training examples, there are {facts['n']} now. Weights "
+            "belong to rows: start anew, or bring back the data of the first run."
+        )
+    differs = [k for k in ("train", "target", "recipe", "plan") if kept[k] != facts[k]]
+    if differs:
+        raise InputError(
+            f"{file} is of another run: {', '.join(differs)} differ. Start anew, or go back to the "
+            "data and settings of the first run."
+        )
+    joint.restore(tensors)
+    torch.set_rng_state(tensors["torch"])
+    if "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], joint.device)
+    history: list[dict[str, float]] = kept["history"]
+    return history
+
+
+def _whole(name: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) < 2**48:
+        raise OptionError(f"{name}={value!r}: expected a whole number, {low} or more.")
+    return int(value)

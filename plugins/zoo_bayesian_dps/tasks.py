@@ -1,0 +1,443 @@
+"""What is trained: a network, how rows become its batch, and the loss of each example.
+
+A user's own module with a user's own loss; a transformers model; or one of four small networks that
+suit the data (images, features, text with labels, language), so that the method works at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zoo.errors import InputError, MissingDependencyError
+
+from .data import Examples, collated, pixels_of, prompt_and_answer
+
+Loss = Callable[[Any, Any], Tensor]
+"""(output, batch) -> losses (B,)."""
+IGNORED = -100
+"""Label of a token that the loss leaves out, as transformers has it."""
+
+
+@dataclass
+class Task:
+    """Everything that ``fit`` needs to know about a network and its data."""
+
+    net: nn.Module
+    collate: Callable[[Sequence[Any]], Any]
+    forward: Callable[[nn.Module, Any], Any]
+    loss: Loss
+    features: Callable[[Any, Any], Tensor]
+    """(output, batch) -> (B,d), what a weight network sees: the label or answer included."""
+    optimiser: Callable[[Any], torch.optim.Optimizer]
+    kind: str = "custom"
+    """custom, transformers, or the name of a bundled network."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Arguments that build a bundled network again."""
+    processor: Any = None
+    """A tokenizer, saved beside a transformers model."""
+
+    def loss_of(self, wants_features: bool) -> Callable[[nn.Module, Any], Any]:
+        """As ``Joint`` calls it."""
+
+        def run(net: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+            output = self.forward(net, batch)
+            seen = self.features(output, batch).detach() if wants_features else None
+            return self.loss(output, batch), seen
+
+        return run
+
+
+def sgd(lr: float = 0.05) -> Callable[[Any], torch.optim.Optimizer]:
+    """SGD with momentum; its weight decay is a Gaussian prior of theta."""
+    return lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=5e-4)
+
+
+def adamw(lr: float) -> Callable[[Any], torch.optim.Optimizer]:
+    """AdamW, for language models."""
+    return lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.01)
+
+
+# --- losses ---------------------------------------------------------------------------------------
+
+
+def logits_of(output: Any) -> Tensor:
+    """The tensor in a network's output."""
+    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        raise InputError(
+            f"the network gives a {type(output).__name__} without logits: pass loss=, a function "
+            "(output, batch) -> one loss for each example."
+        )
+    return found
+
+
+def labels_in(batch: Any) -> Tensor | None:
+    """The labels of a batch: the second of a pair, or the field of that name."""
+    if isinstance(batch, Mapping):
+        found = next((batch[k] for k in ("labels", "label", "y") if k in batch), None)
+    else:
+        found = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
+    return found if isinstance(found, Tensor) else None
+
+
+def default_loss(output: Any, batch: Any) -> Tensor:
+    """(B,) cross-entropy for classes, mean over tokens for language, squared error for numbers."""
+    logits, labels = logits_of(output), labels_in(batch)
+    if labels is None:
+        raise InputError("the batch has no labels: expected pairs (x, y) or a field 'labels'.")
+    if logits.ndim == 3 and labels.ndim == 2:
+        return token_loss(logits, labels)
+    if logits.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point():
+        return functional.cross_entropy(logits.float(), labels, reduction="none")
+    if labels.is_floating_point() and logits.numel() == labels.numel():
+        squares = (logits.reshape(labels.shape).float() - labels).square()
+        return squares.reshape(len(labels), -1).mean(1)
+    raise InputError(
+        f"no default loss for outputs {tuple(logits.shape)} and labels {tuple(labels.shape)}: "
+        "pass loss=, a function (output, batch) -> one loss for each example."
+    )
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B,) mean negative log-likelihood of the next token, where ``labels`` (B,T) are not -100.
+
+    The mean and not the sum: else long answers would weigh more than short ones.
+    """
+    losses = functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2).float(), labels[:, 1:], reduction="none",
+        ignore_index=IGNORED,
+    )  # fmt: skip
+    counted = labels[:, 1:] != IGNORED
+    return (losses * counted).sum(1) / counted.sum(1).clamp_min(1)
+
+
+def default_features(output: Any, batch: Any) -> Tensor:
+    """(B,d): log-probabilities and the label's one-hot; of language, mean hidden state and loss."""
+    hidden = getattr(output, "hidden_states", None)
+    labels = labels_in(batch)
+    if hidden is not None and isinstance(batch, Mapping):
+        mask = batch["attention_mask"][:, :, None].to(hidden[-1])
+        return (hidden[-1] * mask).sum(1) / mask.sum(1).clamp_min(1)
+    logits = logits_of(output)
+    if logits.ndim == 2 and labels is not None and labels.ndim == 1:
+        seen = functional.log_softmax(logits.float(), 1)
+        if labels.is_floating_point():
+            return torch.cat([logits.float(), labels[:, None].float()], 1)
+        return torch.cat([seen, functional.one_hot(labels, logits.shape[1]).float()], 1)
+    if logits.ndim == 3 and labels is not None:
+        return functional.log_softmax(logits.float(), -1).mean(1)
+    raise InputError(
+        "weighting='network' does not know what to look at: pass features=, a function "
+        "(output, batch) -> (B, d), with the label or answer in it."
+    )
+
+
+# --- a user's own network -------------------------------------------------------------------------
+
+
+def own(net: nn.Module, loss: Loss | None, collate: Any, features: Any) -> Task:
+    """A torch module: of a pair (x, y) it gets x, of a mapping the fields that it takes."""
+    accepted = inspect.signature(net.forward).parameters
+    every = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+
+    def forward(net: nn.Module, batch: Any) -> Any:
+        if isinstance(batch, Mapping):
+            skip = ("labels", "label", "y", "source")
+            return net(**{k: v for k, v in batch.items() if (every or k in accepted)
+                          and k not in skip})  # fmt: skip
+        return net(batch[0] if isinstance(batch, list | tuple) else batch)
+
+    is_language = hasattr(net, "config") and hasattr(net, "generate")
+    return Task(
+        net, collate or collated, forward, loss or default_loss, features or default_features,
+        adamw(2e-5) if is_language else sgd(),
+    )  # fmt: skip
+
+
+# --- bundled networks -----------------------------------------------------------------------------
+
+
+class ConvNet(nn.Module):
+    """Three strided convolutions with GroupNorm, 26,000 parameters and 10 classes at 32x32."""
+
+    def __init__(self, classes: int, channels: int = 3, widths: Sequence[int] = (16, 32, 64)):
+        super().__init__()
+        sizes = [channels, *widths]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(sizes):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(8, after),
+                       nn.ReLU()]  # fmt: skip
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.head = nn.Linear(16 * widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) in [0,1] -> (B,classes)."""
+        found: Tensor = self.head(self.body((x - 0.5) / 0.25))
+        return found
+
+
+class MLP(nn.Module):
+    """Two hidden layers on standardised features."""
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, classes: int, hidden: int = 128):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Linear(hidden, classes),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,d) -> (B,classes)."""
+        found: Tensor = self.layers((x.float() - self.centre) / self.scale)
+        return found
+
+
+BUCKETS = 1 << 13
+
+
+class BagOfPieces(nn.Module):
+    """Mean embedding of hashed words and pairs of words, one hidden layer."""
+
+    def __init__(self, classes: int, width: int = 32):
+        super().__init__()
+        self.embed = nn.Embedding(BUCKETS + 1, width, padding_idx=0)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,T) piece numbers, 0 is padding -> (B,classes)."""
+        mask = (x != 0).float()[:, :, None]
+        found: Tensor = self.head((self.embed(x) * mask).sum(1) / mask.sum(1).clamp_min(1).sqrt())
+        return found
+
+
+def pieces(text: str, most: int = 256) -> Tensor:
+    """(T,) hashed words and pairs of words, at least one."""
+    words = text.lower().split()[:most] or [""]
+    found = words + [f"{a} {b}" for a, b in pairwise(words)]
+    return torch.tensor([zlib.crc32(w.encode()) % BUCKETS + 1 for w in found])
+
+
+class ByteLM(nn.Module):
+    """A GRU over bytes: the smallest language model that learns; 257 symbols, 256 is the start."""
+
+    def __init__(self, width: int = 128):
+        super().__init__()
+        self.embed = nn.Embedding(257, 48)
+        self.body = nn.GRU(48, width, batch_first=True)
+        self.head = nn.Linear(width, 257)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B,T) -> (B,T,257), the next byte."""
+        found: Tensor = self.head(self.body(self.embed(input_ids))[0])
+        return found
+
+
+BUNDLED: Mapping[str, Callable[..., nn.Module]] = {
+    "image": ConvNet,
+    "features": MLP,
+    "text": BagOfPieces,
+    "language": ByteLM,
+}
+
+
+def bundled(train: Examples, classes: int) -> Task:
+    """The small network for this kind of data."""
+    kind, lr = train.kind, 0.05
+    value = train[0]
+    config: dict[str, Any] = {}
+    if kind == "image":
+        first = pixels_of(_field(value, "image"))
+        side = (first.shape[2], first.shape[1])
+        side = (min(side[0], 64), min(side[1], 64))
+        config = {"classes": classes, "channels": len(first)}
+
+        def to_tensor(row: Any) -> Tensor:
+            return pixels_of(_field(row, "image"), side)
+    elif kind == "features":
+        some = range(0, len(train), 1 + len(train) // 2000)
+        sample = _stacked([_vector(train[i]) for i in some])
+        if not bool(sample.isfinite().all()):
+            raise InputError("train: NaN or infinity in the features.")
+        config = {"width": sample.shape[1], "classes": classes}
+        to_tensor = _vector
+    elif kind == "text":
+        config, lr = {"classes": classes}, 0.1
+
+        def to_tensor(row: Any) -> Tensor:
+            return pieces(str(_field(row, "text")))
+    elif kind == "language":
+        return Task(
+            ByteLM(), language_collate(bytes_of), lambda net, b: net(b["input_ids"]), default_loss,
+            default_features, adamw(3e-3), "language", {},
+        )  # fmt: skip
+    else:
+        raise InputError(
+            "there is no bundled network for such rows: pass model=, a torch module, and loss= "
+            "where it is neither cross-entropy nor squared error."
+        )
+    net = BUNDLED[kind](**config)
+    if isinstance(net, MLP):
+        net.centre.copy_(sample.mean(0))
+        net.scale.copy_(sample.std(0, unbiased=False).clamp_min(1e-6))
+
+    def collate(rows: Sequence[Any]) -> Any:
+        x = [to_tensor(row) for row, _ in rows]
+        if kind == "text":
+            inputs = nn.utils.rnn.pad_sequence(x, batch_first=True)
+        else:
+            inputs = _stacked(x)
+        return inputs, torch.tensor([y for _, y in rows])
+
+    return Task(
+        net, collate, lambda net, b: net(b[0]), default_loss, default_features, sgd(lr),
+        kind, config,
+    )  # fmt: skip
+
+
+def _field(row: Any, name: str) -> Any:
+    return row[name] if isinstance(row, Mapping) else row[0]
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    shapes = {tuple(row.shape) for row in rows}
+    if len(shapes) > 1:
+        raise InputError(f"inputs have different shapes: {sorted(shapes)[:3]}.")
+    return torch.stack(rows)
+
+
+def _vector(row: Any) -> Tensor:
+    return torch.as_tensor(_field(row, "features")).float()
+
+
+# --- language -------------------------------------------------------------------------------------
+
+
+def bytes_of(prompt: str, answer: str, most: int = 256) -> tuple[list[int], list[int]]:
+    """Byte numbers with a start symbol, and labels: -100 on the prompt."""
+    start = [256, *prompt.encode()][: most // 2]
+    rest = list(answer.encode())[: most - len(start)]
+    return start + rest, [IGNORED] * len(start) + rest
+
+
+def language_collate(
+    encode: Callable[[str, str], tuple[list[int], list[int]]], pad: int = 0
+) -> Any:
+    """Rows to {input_ids, attention_mask, labels} (B,T), padded on the right."""
+
+    def collate(rows: Sequence[Any]) -> dict[str, Tensor]:
+        pairs = [encode(*prompt_and_answer(row)) for row in rows]
+        longest = max(len(ids) for ids, _ in pairs)
+
+        def padded(lists: Any, fill: int) -> Tensor:
+            return torch.tensor([list(x) + [fill] * (longest - len(x)) for x in lists])
+
+        return {
+            "input_ids": padded((ids for ids, _ in pairs), pad),
+            "attention_mask": padded(([1] * len(ids) for ids, _ in pairs), 0),
+            "labels": padded((labels for _, labels in pairs), IGNORED),
+        }
+
+    return collate
+
+
+# --- transformers ---------------------------------------------------------------------------------
+
+
+def transformers_task(
+    folder: Path, train: Examples, names: Sequence[str], dtype: str, wants_features: bool
+) -> Task:
+    """A causal language model or a classifier from a verified folder, safetensors only."""
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "a transformers model needs transformers. Run: pip install 'edgezoo[select]'",
+            name="transformers",
+        ) from error
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is no transformers model: config.json: {error}.") from None
+    made = (config.get("architectures") or [""])[0]
+    load = {"use_safetensors": True, "local_files_only": True, "dtype": getattr(torch, dtype)}
+    classes = {"num_labels": len(names), "ignore_mismatched_sizes": True}
+    if train.kind == "language":
+        net = transformers.AutoModelForCausalLM.from_pretrained(folder, **load)
+    elif train.kind == "text":
+        net = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, **load, **classes
+        )
+    elif train.kind == "image":
+        net = transformers.AutoModelForImageClassification.from_pretrained(
+            folder, **load, **classes
+        )
+    else:
+        raise InputError(f"{folder} ({made}) reads text or images, the rows are {train.kind}.")
+
+    def forward(net: nn.Module, batch: Any) -> Any:
+        given = {k: v for k, v in batch.items() if k != "labels"}
+        return net(**given, output_hidden_states=True) if wants_features else net(**given)
+
+    def make(collate: Any, processor: Any, lr: float) -> Task:
+        return Task(net, collate, forward, default_loss, default_features, adamw(lr),
+                    "transformers", {}, processor)  # fmt: skip
+
+    if train.kind == "image":
+        statistics = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        file = folder / "preprocessor_config.json"
+        if file.is_file():
+            statistics |= json.loads(file.read_text("utf-8"))
+        side = config.get("image_size", 224)
+        mean = torch.tensor(statistics["image_mean"])[:, None, None]
+        std = torch.tensor(statistics["image_std"])[:, None, None]
+
+        def pictures(rows: Sequence[Any]) -> Any:
+            x = [(pixels_of(_field(r, "image"), (side, side)) - mean) / std for r, _ in rows]
+            return {"pixel_values": torch.stack(x), "labels": torch.tensor([y for _, y in rows])}
+
+        return make(pictures, None, 1e-4)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    pad = tokenizer.pad_token_id
+    pad = (tokenizer.eos_token_id or 0) if pad is None else pad
+    most = min(int(config.get("max_position_embeddings") or 1024), 1024)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if train.kind == "language":
+
+        def encode(prompt: str, answer: str) -> tuple[list[int], list[int]]:
+            before = start + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            before = before[: most // 2]
+            rest = tokenizer(answer, add_special_tokens=False)["input_ids"] + end
+            rest = rest[: most - len(before)]
+            return before + rest, [IGNORED] * len(before) + rest
+
+        return make(language_collate(encode, pad), tokenizer, 2e-5)
+    if net.config.pad_token_id is None:
+        net.config.pad_token_id = pad  # else a classifier refuses a batch of several
+
+    def texts(rows: Sequence[Any]) -> Any:
+        ids = [tokenizer(str(_field(r, "text")))["input_ids"][:most] for r, _ in rows]
+        longest = max(map(len, ids))
+        return {
+            "input_ids": torch.tensor([i + [pad] * (longest - len(i)) for i in ids]),
+            "attention_mask": torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids]),
+            "labels": torch.tensor([y for _, y in rows]),
+        }
+
+    return make(texts, tokenizer, 2e-5)

@@ -1,0 +1,515 @@
+"""bayesian-dps: the contract, the sampler against closed forms, bad input, what a run leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from zoo_bayesian_dps.joint import Joint
+from zoo_bayesian_dps.sampler import Recipe, WeightSampler, budgets, energy, langevin_
+from zoo_bayesian_dps.weights import FreeWeights
+
+import zoo
+from zoo.errors import InputError, NotReadyError, OptionError, ZooError
+from zoo.testing import DataSelectorSuite
+
+
+class TestBayesianDPS(DataSelectorSuite):
+    name = "bayesian-dps"
+
+
+class TestContrast(DataSelectorSuite):
+    """The same with the second chain and a budget for each class."""
+
+    name = "bayesian-dps"
+    load_with: ClassVar[Mapping[str, Any]] = {
+        "partition": "contrast",
+        "budget": "label",
+        "normalise": "target",
+    }
+    epochs = 12
+
+
+def cross_entropy(output: Tensor, batch: Any) -> Tensor:
+    return functional.cross_entropy(output, batch[1], reduction="none")
+
+
+def loss_of(net: nn.Module, batch: Any) -> tuple[Tensor, None]:
+    return cross_entropy(net(batch[0]), batch), None
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def batches(seed: int = 0, n: int = 40, d: int = 5) -> tuple[Tensor, Tensor]:
+    dice = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=dice)
+    return x, (x[:, 0] > 0).long()
+
+
+def planted(n: int = 240, seed: int = 0) -> tuple[list[Any], list[Any], np.ndarray]:
+    """Two classes, a quarter of the training labels wrong; a clean target set of 24."""
+    dice = torch.Generator().manual_seed(seed)
+    x = torch.randn(n + 24, 6, generator=dice)
+    y = torch.arange(n + 24) % 2
+    x[:, 0] += 4.0 * y - 2.0
+    labels, bad = y.clone(), torch.zeros(n, dtype=torch.bool)
+    bad[: n // 4] = True
+    labels[:n][bad] = 1 - y[:n][bad]
+    data = list(zip(x, labels, strict=True))
+    return data[:n], data[n:], bad.numpy()
+
+
+# --- the energy and the weights' chain ------------------------------------------------------------
+
+
+def test_the_drive_is_the_derivative_of_the_energy() -> None:
+    """dU/dw = loss + lambda_g, by autograd in float64, with two groups of different budgets."""
+    dice = torch.Generator().manual_seed(0)
+    w = torch.rand(12, generator=dice, dtype=torch.float64).requires_grad_()
+    losses = torch.rand(12, generator=dice, dtype=torch.float64)
+    groups = torch.tensor([0] * 5 + [1] * 7)
+    kept = torch.tensor([0.2, 0.9], dtype=torch.float64)
+    (found,) = torch.autograd.grad(energy(w, losses, groups, kept, 50.0), w)
+    means = torch.stack([w[:5].mean(), w[5:].mean()]).detach()
+    torch.testing.assert_close(found, losses + (50 * (means - kept))[groups])
+
+
+@pytest.mark.parametrize("start", [0.2, 0.95])
+def test_the_prior_alone_pulls_the_mean_weight_to_its_budget_from_both_sides(start: float) -> None:
+    sampler = WeightSampler(50, Recipe(keep=0.6, warm_up=0, lr_weights=0.1))
+    sampler.weights.restore({"a": torch.full((50,), math.log(start / (1 - start)))})
+    sampler.sums[0] = 50 * start
+    distance = abs(start - 0.6)
+    for _ in range(30):
+        sampler.step(torch.arange(50), torch.zeros(50))
+        assert abs(float(sampler.means[0]) - 0.6) <= distance + 1e-6
+        distance = abs(float(sampler.means[0]) - 0.6)
+    assert distance < 0.02
+
+
+def test_two_groups_of_losses_part_at_the_budget() -> None:
+    """Losses 0.1 for 60 %, 3.0 for 40 %, beta 0.6: weights near 1 and 0, the threshold between."""
+    losses = torch.tensor([0.1] * 60 + [3.0] * 40)
+    sampler = WeightSampler(100, Recipe(keep=0.6))
+    dice = torch.Generator().manual_seed(0)
+    for _ in range(600):
+        ids = torch.randperm(100, generator=dice)[:25]
+        sampler.step(ids, losses[ids])
+    weights = sampler.weights_for(torch.arange(100))
+    assert weights[:60].min() > 0.9
+    assert weights[60:].max() < 0.1
+    assert 0.1 < -float(sampler.thresholds[0]) < 3.0
+
+
+def test_the_weights_chain_samples_the_posterior() -> None:
+    """One example, loss l, flat prior: p(w) ~ exp(-w l) on (0,1), a truncated exponential.
+
+    200 chains side by side, 3,000 steps of size 4 lr = 0.04: Euler's bias is about 1 %.
+    """
+    loss = 3.0
+    weights = FreeWeights(torch.full((200,), 0.5))
+    ids, dice = torch.arange(200), torch.Generator().manual_seed(0)
+    seen = []
+    for step in range(3000):
+        weights.move(ids, None, torch.full((200,), loss), 0.01, 1.0, dice)
+        if step > 500 and step % 10 == 0:
+            seen.append(weights.now(ids, None))
+    w = torch.cat(seen).double()
+    grid = torch.linspace(0, 1, 20001, dtype=torch.float64)
+    p = torch.exp(-loss * grid)
+    p = p / p.sum()
+    mean = float((p * grid).sum())
+    variance = float((p * grid * grid).sum()) - mean**2
+    assert float(w.mean()) == pytest.approx(mean, rel=0.05)
+    assert float(w.var()) == pytest.approx(variance, rel=0.1)
+
+
+def test_only_the_rows_of_the_batch_move_and_the_sum_is_exact() -> None:
+    sampler = WeightSampler(30, Recipe(keep=0.5, warm_up=0))
+    dice = torch.Generator().manual_seed(0)
+    for _ in range(500):
+        before = sampler.weights_for(torch.arange(30))
+        ids = torch.randperm(30, generator=dice)[:7]
+        sampler.step(ids, torch.rand(7, generator=dice) * 3)
+        after = sampler.weights_for(torch.arange(30))
+        rest = torch.ones(30, dtype=torch.bool)
+        rest[ids] = False
+        assert torch.equal(before[rest], after[rest])
+    exact = float(sampler.weights_for(torch.arange(30)).double().sum())
+    assert float(sampler.sums[0]) == pytest.approx(exact, rel=1e-6)
+
+
+def test_an_example_that_comes_twice_in_a_step_counts_once_with_its_mean_loss() -> None:
+    once, twice = (WeightSampler(4, Recipe(keep=0.5, warm_up=0)) for _ in range(2))
+    once.step(torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+    twice.step(torch.tensor([1, 0, 1]), torch.tensor([1.5, 1.0, 2.5]))
+    assert torch.equal(once.weights_for(torch.arange(4)), twice.weights_for(torch.arange(4)))
+    assert twice.visits.tolist() == [1, 1, 0, 0]
+
+
+def test_accumulated_batches_are_one_step() -> None:
+    whole, parts = (WeightSampler(6, Recipe(keep=0.5, warm_up=0)) for _ in range(2))
+    losses = torch.arange(6) / 2
+    whole.step(torch.arange(6), losses)
+    parts.observe(torch.arange(3), losses[:3])
+    parts.observe(torch.arange(3, 6), losses[3:])
+    parts.update()
+    assert torch.equal(whole.mean, parts.mean)
+
+
+def test_weights_average_after_the_burn_in() -> None:
+    sampler = WeightSampler(8, Recipe(keep=0.5, warm_up=0, burn_in=0.5), steps=40)
+    kept = []
+    for step in range(40):
+        sampler.step(torch.arange(8), torch.arange(8) / 2)
+        if step + 1 >= 20:
+            kept.append(sampler.weights_for(torch.arange(8)))
+    torch.testing.assert_close(sampler.mean, torch.stack(kept).mean(0))
+    torch.testing.assert_close(sampler.std, torch.stack(kept).std(0))
+
+
+def test_budgets_follow_the_target_as_far_as_the_data_go() -> None:
+    sizes = torch.tensor([90.0, 10.0], dtype=torch.float64)
+    found = budgets(0.5, sizes, torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert found[1] == 1.0  # all of the rare class
+    assert float((sizes * found).sum()) == pytest.approx(50)
+    assert budgets(0.5, sizes, sizes / 100).tolist() == pytest.approx([0.5, 0.5])
+    assert budgets(0.3, sizes, None).tolist() == [0.3, 0.3]
+    assert budgets(1.0, sizes, torch.tensor([1.0, 1.0])).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_normalised_to_the_target_each_class_counts_as_in_the_target() -> None:
+    """The mean over the training set of coefficient x one-hot is the target's share."""
+    groups = torch.tensor([0] * 90 + [1] * 10)
+    recipe = Recipe(keep=0.5, normalise="target")
+    sampler = WeightSampler(100, recipe, groups=groups, shares=torch.tensor([0.5, 0.5]))
+    found = sampler.coefficients(torch.arange(100))
+    assert float(found[:90].sum()) / 100 == pytest.approx(0.5, rel=1e-3)
+    assert float(found[90:].sum()) / 100 == pytest.approx(0.5, rel=1e-3)
+    total = WeightSampler(100, Recipe(keep=0.5, normalise="total"))
+    assert float(total.coefficients(torch.arange(100)).mean()) == pytest.approx(1.0, rel=1e-5)
+
+
+# --- the network's chain --------------------------------------------------------------------------
+
+
+def test_without_noise_and_with_a_flat_prior_a_step_is_the_weighted_sgd_step() -> None:
+    x, y = batches()
+    recipe = Recipe(
+        keep=0.5, lr_weights=0, temperature=0, stiffness=0, normalise="none", meta_weight=0.7
+    )
+    net = nn.Linear(5, 2)
+    twin = deepcopy(net)
+    sampler = WeightSampler(30, recipe)
+    sampler.weights.restore({"a": torch.linspace(-3, 3, 30)})
+    joint = Joint(net, loss_of, sampler, sgd)
+    optimiser = sgd(twin.parameters())
+    for step in range(5):
+        ids = torch.arange(6) + step
+        xs, ys = torch.cat([x[ids], x[30:34]]), torch.cat([y[ids], y[30:34]])
+        joint.step(ids, [xs, ys], 4)
+        losses = functional.cross_entropy(twin(xs), ys, reduction="none")
+        weights = torch.linspace(-3, 3, 30).sigmoid()[ids]
+        total = (weights * losses[:6]).sum() / 6 + 0.7 * losses[6:].sum() / 4
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        assert torch.equal(net.weight, twin.weight)
+        assert torch.equal(net.bias, twin.bias)
+    assert torch.equal(sampler.weights_for(torch.arange(30)), torch.linspace(-3, 3, 30).sigmoid())
+
+
+@pytest.mark.parametrize(("momentum", "eta"), [(0.0, 0.04), (0.5, 0.04)])
+def test_langevin_reaches_the_conjugate_gaussian_posterior(momentum: float, eta: float) -> None:
+    """l_i = (y_i - theta)^2 / 2, weights w_i, prior N(0, 1/p0): theta is Gaussian, in closed form.
+
+    200 chains as one parameter vector. The variance is off by Euler's bias, eta h / (1 - momentum)
+    or less = 5 %, and the Monte-Carlo error, about 3 %.
+    """
+    dice = torch.Generator().manual_seed(0)
+    n, p0 = 50, 5.0
+    y = torch.randn(n, generator=dice) + 1.0
+    w = torch.linspace(0.1, 1.0, n)
+    precision = float(w.sum()) + p0
+    mean = float((w * y).sum()) / precision
+    theta = nn.Parameter(torch.zeros(200))
+    lr = eta * (1 - momentum)
+    optimiser = torch.optim.SGD([theta], lr=lr, momentum=momentum, weight_decay=p0 / n)
+    seen = []
+    for step in range(2000):
+        optimiser.zero_grad()
+        loss = (w * (y - theta[:, None]).square() / 2).mean(1).sum()  # of a mean over n points
+        loss.backward()
+        optimiser.step()
+        langevin_(optimiser, n, 1.0, dice)
+        if step > 500 and step % 20 == 0:
+            seen.append(theta.detach().clone())
+    found = torch.stack(seen).double()
+    assert float(found.mean()) == pytest.approx(mean, abs=4 / math.sqrt(precision * 200))
+    assert float(found.var()) == pytest.approx(1 / precision, rel=0.1)
+
+
+def test_contrast_is_the_derivative_of_the_evidence() -> None:
+    """Linear-Gaussian world: d log p(D_m | w) / dw_i = E_prior[l_i] - E_posterior[l_i]."""
+
+    def log_evidence(w: Tensor, y: Tensor, m: Tensor) -> Tensor:
+        a, b = w.sum() + 1.0, (w * y).sum()  # prior given w: N(b/a, 1/a)
+        mean, variance = b / a, 1 / a
+        k = len(m)
+        cov = torch.eye(k, dtype=w.dtype) + variance
+        off = m - mean
+        return -0.5 * (off @ torch.linalg.solve(cov, off) + torch.logdet(cov))
+
+    w = torch.tensor([0.3, 0.8], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    m = torch.tensor([1.5, 0.5, 1.0], dtype=torch.float64)
+    (found,) = torch.autograd.grad(log_evidence(w, y, m), w)
+
+    def expected_loss(a: Tensor, b: Tensor) -> Tensor:
+        return 0.5 * ((y - b / a).square() + 1 / a)
+
+    a, b = w.sum() + 1.0, (w * y).sum()
+    contrast = expected_loss(a, b) - expected_loss(a + 3, b + m.sum())
+    torch.testing.assert_close(found, contrast.detach())
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"partition": "contrast"}, {"weighting": "network"}])
+def test_a_planted_corrupted_subset_gets_lower_weights(options: dict[str, Any]) -> None:
+    train, target, bad = planted()
+    selector = zoo.load("bayesian-dps", device="cpu", keep=0.75, **options)
+    selector.fit(train, target, epochs=40 if options else 15)
+    weights = selector.weights
+    assert np.isfinite(weights).all()
+    assert weights[~bad].mean() > weights[bad].mean() + (0.02 if options else 0.5)
+    if not options:
+        top = selector.select(fraction=0.75)
+        assert bad[top].mean() < 0.05
+        assert selector.explain(int(top[0]))["percentile"] == 100.0
+        x = torch.stack([row for row, _ in target])
+        y = torch.tensor([int(label) for _, label in target])
+        assert (selector.network(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_select_within_classes_and_retrain() -> None:
+    train, target, _ = planted()
+    selector = zoo.load("bayesian-dps", device="cpu", keep=0.75)
+    selector.fit(train, target, epochs=8, retrain=0.5, sources=["a", "b", "b", "b"] * 60)
+    chosen = selector.select(fraction=0.25, per="source")
+    assert len(chosen) == 60
+    assert (chosen % 4 == 0).sum() == 15
+    assert selector.summary["history"][-1]["retrain"] == 1.0
+    groups = selector.summary["groups"]["sources"]
+    assert [g["rows"] for g in groups] == [60, 180]
+    assert sum(g["share_of_weight"] for g in groups) == pytest.approx(1, abs=1e-4)
+    with pytest.raises(OptionError, match="per="):
+        selector.select(k=4, per="source")
+
+
+def test_rare_classes_keep_their_weight_under_a_budget_of_their_own() -> None:
+    """Rare and hard: without budgets they starve, which the summary says; with budgets not."""
+    dice = torch.Generator().manual_seed(0)
+    x = torch.randn(330, 6, generator=dice)
+    y = torch.cat([torch.arange(300) % 2, torch.full((30,), 2)])
+    x[:, 0] += 4.0 * (y == 1) - 4.0 * (y == 0)
+    target = (x[-60:][::2].clone(), y[-60:][::2].clone())
+    target = (torch.cat([x[:40], target[0]]), torch.cat([y[:40], target[1]]))
+    rare = (y == 2).numpy()
+    found = {}
+    for budget in ("one", "label"):
+        selector = zoo.load("bayesian-dps", device="cpu", keep=0.5, budget=budget)
+        selector.fit((x, y), target, epochs=15)
+        found[budget] = selector.weights[rare].mean() / selector.weights[~rare].mean()
+    assert found["label"] > 1.2 > found["one"]
+
+
+def test_the_same_run_in_parts_is_the_same_run(tmp_path: Path) -> None:
+    """Stopped by the caller after an epoch and a half, resumed from the last whole epoch."""
+    train, target, _ = planted(80)
+    options: dict[str, Any] = {"device": "cpu", "temperature": 1.0, "partition": "contrast"}
+    whole = zoo.load("bayesian-dps", **options).fit(train, target, epochs=4, seed=3)
+    file = tmp_path / "run.safetensors"
+
+    def stop(done: int, total: int) -> None:
+        if done > total * 0.4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        zoo.load("bayesian-dps", **options).fit(
+            train, target, epochs=4, seed=3, checkpoint=file, progress=stop
+        )
+    again = zoo.load("bayesian-dps", **options)
+    again.fit(train, target, epochs=4, seed=3, checkpoint=file, resume=True)
+    assert np.array_equal(whole.weights, again.weights)
+    assert np.array_equal(whole.weights_std, again.weights_std)
+    for a, b in zip(whole.network.parameters(), again.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(InputError, match="80 training examples, there are 79"):
+        again.fit(train[1:], target, epochs=4, seed=3, checkpoint=file, resume=True)
+    with pytest.raises(InputError, match="target"):
+        again.fit(train, target[1:], epochs=4, seed=3, checkpoint=file, resume=True)
+
+
+def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
+    import torch.multiprocessing as processes
+
+    train, target, _ = planted(64)
+    alone = zoo.load("bayesian-dps", device="cpu", temperature=0.0)
+    alone.fit(train, target, epochs=3, batch=16, target_batch=4)
+    processes.spawn(_in_parallel, (str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
+    found = [np.load(tmp_path / f"{rank}.npy") for rank in range(2)]
+    assert np.array_equal(found[0], found[1])  # replicas are bit-equal
+    # Sums of gradients in another order: float32 rounding, grown over 12 steps.
+    np.testing.assert_allclose(found[0], alone.weights, atol=1e-4)
+
+
+def _in_parallel(rank: int, meet: str, folder: str) -> None:
+    import torch.distributed as distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{meet}", rank=rank, world_size=2)
+    train, target, _ = planted(64)
+    selector = zoo.load("bayesian-dps", device="cpu", temperature=0.0)
+    selector.fit(train, target, epochs=3, batch=16, target_batch=4)
+    np.save(f"{folder}/{rank}.npy", selector.weights)
+    distributed.destroy_process_group()
+
+
+def test_memory_is_linear_in_the_number_of_examples() -> None:
+    sampler = WeightSampler(200_000)
+    held = sum(t.numel() * t.element_size() for t in sampler.state().values())
+    assert held < 30 * 200_000
+    sampler.step(torch.arange(64), torch.rand(64))
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def load() -> Any:
+    return zoo.load("bayesian-dps", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t, v: (t, []), "target is empty"),
+        (lambda t, v: (t, [v[0], v[2]]), "one class only"),
+        (lambda t, v: ([*t[:5], (t[5][0], None), *t[6:]], v), "no label.*5"),
+        (lambda t, v: (iter(t), v), "no length"),
+        (lambda t, v: ("no/such/file.jsonl", v), "not there"),
+        (lambda t, v: ([(x[:3], y) if i else (x, y) for i, (x, y) in enumerate(t)], v), "shapes"),
+        (lambda t, v: ((torch.full((4, 2), math.nan), torch.zeros(4).long()), v), "NaN"),
+        (lambda t, v: (t, (torch.zeros(4, 6), torch.zeros(3).long())), "4 inputs and 3 labels"),
+    ],
+)
+def test_bad_data_is_said(change: Any, said: str) -> None:
+    train, target, _ = planted(40)
+    with pytest.raises(InputError, match=said):
+        load().fit(*change(train, target), epochs=1)
+
+
+def test_classes_that_the_target_lacks_are_named() -> None:
+    train, target, _ = planted(40)
+    train = [*train, (torch.zeros(6), torch.tensor(7))]
+    with pytest.warns(UserWarning, match="no example of: 7"):
+        selector = load().fit(train, target, epochs=1)
+    assert "no example of: 7" in selector.summary["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda o, b: functional.cross_entropy(o, b[1]), "a single number.*one value for each"),
+        (lambda o, b: cross_entropy(o, b)[:3], "shape"),
+        (lambda o, b: 3.0, "float"),
+    ],
+)
+def test_a_loss_that_is_not_per_example(loss: Any, said: str) -> None:
+    train, target, _ = planted(40)
+    with pytest.raises(InputError, match=said):
+        load().fit(train, target, model=nn.Linear(6, 2), loss=loss, epochs=1)
+
+
+def test_a_nan_loss_names_its_batch_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    train, target, _ = planted(40)
+    file, calls = tmp_path / "run.safetensors", [0]
+
+    def loss(output: Tensor, batch: Any) -> Tensor:
+        calls[0] += 1
+        losses = cross_entropy(output, batch)
+        return losses * math.nan if calls[0] > 7 else losses
+
+    net = nn.Linear(6, 2)
+    with pytest.raises(InputError, match=r"step 7: .*training examples \[.*last checkpoint is"):
+        load().fit(train, target, model=net, loss=loss, epochs=4, checkpoint=file)
+    assert all(p.isfinite().all() for p in net.parameters())
+    selector = load()
+    calls[0] = -1000
+    selector.fit(train, target, model=net, loss=loss, epochs=4, checkpoint=file, resume=True)
+    assert np.isfinite(selector.weights).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"epochs": 0}, {"seed": -1}, {"batch": 0}, {"lr": 0.0}, {"resume": True}, {"seed": 1.5}],
+)
+def test_wrong_numbers_are_refused(options: dict[str, Any]) -> None:
+    train, target, _ = planted(40)
+    with pytest.raises(ZooError):
+        load().fit(train, target, **options)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"keep": 0}, {"keep": 1.2}, {"partition": "x"}, {"temperature": math.nan}, {"burn_in": 1}],
+)
+def test_wrong_recipes_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError):
+        Recipe(**wrong)
+
+
+def test_the_sampler_refuses_what_it_cannot_use() -> None:
+    sampler = WeightSampler(5)
+    with pytest.raises(InputError, match="from 0 to 4"):
+        sampler.step(torch.tensor([5]), torch.tensor([1.0]))
+    with pytest.raises(InputError, match="reduction"):
+        sampler.observe(torch.arange(3), torch.tensor(1.0))
+    with pytest.raises(InputError, match="not finite"):
+        sampler.observe(torch.arange(2), torch.tensor([1.0, math.inf]))
+    with pytest.raises(InputError, match="nothing to learn"):
+        sampler.update()
+    with pytest.raises(InputError, match="prior_losses"):
+        WeightSampler(5, Recipe(partition="contrast")).observe(torch.arange(1), torch.ones(1))
+    with pytest.raises(InputError, match="5 training examples, there are 6"):
+        WeightSampler(6).restore(sampler.state())
+    with pytest.raises(InputError, match="groups"):
+        WeightSampler(5, groups=[0, 1])
+
+
+def test_the_network_of_the_caller_is_not_kept(tmp_path: Path) -> None:
+    train, target, _ = planted(40)
+    net = nn.Linear(6, 2)
+    selector = load().fit(train, target, model=net, loss=cross_entropy, epochs=2)
+    assert selector.network is net
+    again = zoo.load(selector.save_pretrained(tmp_path / "kept"))
+    with pytest.raises(NotReadyError, match="no trained network"):
+        _ = again.network
+    bundled = load().fit(train, target, epochs=2)
+    again = zoo.load(bundled.save_pretrained(tmp_path / "bundled"))
+    x = torch.stack([row for row, _ in target])
+    torch.testing.assert_close(again.network(x), bundled.network(x))
+    assert again.explain(3) == bundled.explain(3)
+    again.save_pretrained(tmp_path / "copy")
+    torch.testing.assert_close(zoo.load(tmp_path / "copy").network(x), bundled.network(x))

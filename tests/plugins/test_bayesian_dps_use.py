@@ -1,0 +1,341 @@
+"""bayesian-dps in use: `zoo select` on files of each kind, transformers models, the Trainer."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from zoo_bayesian_dps import baselines, bench, data, tasks
+from zoo_bayesian_dps.sampler import Recipe, WeightSampler
+
+import zoo
+from zoo.cli import cli
+from zoo.errors import InputError
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def sentences(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """About fruit or about metal; every fourth has the wrong label."""
+    dice = np.random.default_rng(seed)
+    words = (("apple", "pear", "plum", "fig"), ("iron", "zinc", "lead", "gold"))
+    rows = []
+    for i in range(n):
+        label = i % 2
+        text = " ".join(dice.choice(words[label], 5))
+        wrong = seed == 0 and i % 4 == 0
+        rows.append({"text": text, "label": "metal" if label ^ wrong else "fruit",
+                     "source": "web" if wrong else "books"})  # fmt: skip
+    return rows
+
+
+def run(*args: Any) -> Any:
+    from click.testing import CliRunner
+
+    return CliRunner().invoke(cli, [str(a) for a in args], catch_exceptions=True)
+
+
+def test_select_on_jsonl_writes_weights_a_selection_and_a_report(tmp_path: Path) -> None:
+    train = lines(tmp_path / "train.jsonl", sentences(80))
+    target = lines(tmp_path / "target.jsonl", sentences(20, 1))
+    done = run(
+        "select", "bayesian-dps", "--train", train, "--target", target, "-o", tmp_path / "out",
+        "--fraction", 0.25, "--epochs", 20, "-O", "keep=0.75", "--quiet",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "20 of 80 examples selected" in done.output
+    out = tmp_path / "out"
+    weights = [json.loads(line) for line in (out / "weights.jsonl").read_text().splitlines()]
+    chosen = [json.loads(line) for line in (out / "selection.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in weights] == list(range(80))
+    assert [row["weight"] for row in chosen] == sorted((r["weight"] for r in chosen), reverse=True)
+    loaded = zoo.load(out)
+    assert loaded.select(fraction=0.25).tolist() == [row["index"] for row in chosen]
+    assert loaded.explain(1)["label"] in ("fruit", "metal")
+    page = (out / "report.html").read_text("utf-8")
+    for needed in ("Histogram", "By label", "By source", "books", "Lightest", "Heaviest", "apple"):
+        assert needed in page, needed
+    groups = {g["name"]: g for g in loaded.summary["groups"]["sources"]}
+    assert groups["books"]["mean_weight"] > groups["web"]["mean_weight"]
+    again = run("select", "bayesian-dps", "--train", train, "--target", target, "-o", out)
+    assert again.exit_code != 0
+    assert "already exists" in str(again.exception)
+
+
+def test_select_on_parquet_pictures_shows_them(tmp_path: Path) -> None:
+    import pyarrow
+    from PIL import Image
+    from pyarrow import parquet
+
+    def table(n: int, seed: int) -> Any:
+        dice = np.random.default_rng(seed)
+        pictures, labels = [], []
+        for i in range(n):
+            pixels = dice.integers(0, 90, (16, 16, 3), "uint8")
+            pixels[:, :, i % 2] += 150
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            pictures.append(file.getvalue())
+            labels.append(i % 2)
+        return pyarrow.table({"png": pictures, "label": labels})
+
+    parquet.write_table(table(48, 0), tmp_path / "train.parquet")
+    parquet.write_table(table(16, 1), tmp_path / "target.parquet")
+    done = run(
+        "select", "bayesian-dps", "--train", tmp_path / "train.parquet", "--json", "--k", 5,
+        "--target", tmp_path / "target.parquet", "-o", tmp_path / "out", "--epochs", 2,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert (found["n"], found["selected"]) == (48, 5)
+    assert "data:image/png" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("bayesian-dps", "--fraction", "2"), "0 to 1"),
+        (("bayesian-dps", "--fraction", "0.5", "--k", "3"), "either"),
+        (("lfa",), "does not select"),
+        (("bayesian-dps", "-O", "kep=1"), "did you mean 'keep'"),
+    ],
+)
+def test_wrong_commands_are_refused(tmp_path: Path, args: Any, said: str) -> None:
+    rest = ("--train", tmp_path / "t", "--target", tmp_path / "v", "-o", tmp_path / "o")
+    done = run("select", *args, *rest)
+    assert done.exit_code != 0
+    assert said in str(done.exception) + done.output
+
+
+def test_language_rows_train_the_bundled_byte_model(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}+1=", "response": str(i + 1), "source": "sums"} for i in range(20)]
+    rows += [{"prompt": "x", "response": "qqqqzzzz", "source": "junk"} for _ in range(10)]
+    selector = zoo.load("bayesian-dps", device="cpu", keep=0.6, lr_weights=5.0)
+    target = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(30, 36)]
+    selector.fit(lines(tmp_path / "train.jsonl", rows), target, epochs=2)
+    assert selector.weights.shape == (30,)
+    inputs = tasks.language_collate(tasks.bytes_of)([rows[0]])
+    assert (inputs["labels"][0, :6] == tasks.IGNORED).all()  # prompts are not learned
+
+
+def test_files_of_each_kind_are_read(tmp_path: Path) -> None:
+    import pyarrow
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name / "1.png")
+    found = data.read(tmp_path / "pictures", "train")
+    assert (found.kind, found.label_values) == ("image", ["cat", "dog"])
+    table = pyarrow.table({"a": [1.0, 2.0], "b": [3, 4], "label": ["x", "y"]})
+    (tmp_path / "saved").mkdir()
+    with (  # as datasets' save_to_disk
+        (tmp_path / "saved" / "data-0.arrow").open("wb") as file,
+        pyarrow.ipc.new_stream(file, table.schema) as writer,
+    ):
+        writer.write_table(table)
+    found = data.read(tmp_path / "saved", "train")
+    assert (found.kind, found[1]["features"]) == ("features", [2.0, 4])
+    with pytest.raises(InputError, match="no label"):
+        data.read(lines(tmp_path / "a.jsonl", [{"image": "x.png"}]), "train")
+    with pytest.raises(InputError, match="the columns what"):
+        data.read(lines(tmp_path / "b.jsonl", [{"what": "?"}]), "train")
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\nnot json\n')
+    with pytest.raises(InputError, match="cannot be read"):
+        data.read(tmp_path / "c.jsonl", "train")
+
+
+# --- transformers ---------------------------------------------------------------------------------
+
+
+def tiny(folder: Path) -> Path:
+    """A Llama of two layers with a tokenizer of characters, as a folder with safetensors."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = {
+        c: i for i, c in enumerate(["<pad>", "<s>", "</s>", "<unk>", *map(chr, range(32, 127))])
+    }
+    model = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>",
+    ).save_pretrained(folder)  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(letters), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    return tiny(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.mark.parametrize("weighting", ["logits", "network"])
+def test_a_causal_language_model_as_the_base(llama: Path, weighting: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "say a:", "response": "aaaa"}, {"prompt": "say b:", "response": "x!?"}] * 8
+    selector = zoo.load("bayesian-dps", device="cpu", base=llama, weighting=weighting)
+    selector.fit(rows, rows[:2], epochs=2, lr=1e-3)
+    assert np.isfinite(selector.weights).all()
+    folder = selector.save_pretrained(tmp_path / "out")
+    assert (folder / "network" / "model.safetensors").is_file()
+    again = zoo.load(folder)  # without the base, which may be gone
+    assert np.array_equal(again.weights, selector.weights)
+
+
+def test_the_trainer_learns_weights_and_goes_on(llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+    from zoo_bayesian_dps.integration import WeightedTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+
+    def rows(texts: list[str]) -> list[dict[str, Any]]:
+        made = []
+        for text in texts:
+            ids = tokenizer(text)["input_ids"]
+            made.append({"input_ids": ids, "labels": list(ids), "text": text})
+        return made
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(r["input_ids"]) for r in rows)
+
+        def padded(key: str, fill: int) -> torch.Tensor:
+            return torch.tensor([r[key] + [fill] * (longest - len(r[key])) for r in rows])
+
+        return {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100)}
+
+    good, bad = ["abab" * 3] * 12, ["q7!x" * 3, "Zk#0p", "?m,W8", "~~]["]
+    train, target = rows(good + bad), rows(["abab" * 3] * 4)
+
+    def trainer(steps: int) -> Any:
+        arguments = TrainingArguments(
+            str(tmp_path / "run"), max_steps=steps, per_device_train_batch_size=4,
+            gradient_accumulation_steps=2, learning_rate=5e-3, save_steps=10, logging_steps=10,
+            report_to=[], use_cpu=True, disable_tqdm=True, seed=1, lr_scheduler_type="constant",
+        )  # fmt: skip
+        return WeightedTrainer(
+            model=AutoModelForCausalLM.from_pretrained(llama), args=arguments, train_dataset=train,
+            target_dataset=target, data_collator=collate,
+            recipe=Recipe(keep=0.75, temperature=0, lr_weights=1.0),
+        )  # fmt: skip
+
+    whole = trainer(20)
+    whole.train()
+    weights = whole.sampler.mean
+    assert whole.sampler.step_number == 20
+    assert weights[:12].mean() > weights[12:].mean() + 0.1
+    assert any("mean_weight" in entry for entry in whole.state.log_history)
+    again = trainer(20)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-10"))
+    assert again.sampler.step_number == 20
+    torch.testing.assert_close(again.sampler.mean, weights, atol=1e-4, rtol=0)
+    assert np.isfinite(whole.evaluate(rows(good[:2]))["eval_loss"])
+
+
+# --- what the benchmark rests on ------------------------------------------------------------------
+
+
+def toy(seed: int = 0) -> baselines.Task:
+    """Two classes, 20 % wrong labels, an MLP."""
+    dice = torch.Generator().manual_seed(seed)
+    x = torch.randn(200, 6, generator=dice)
+    y = (x[:, 0] > 0).long()
+    wrong = torch.rand(100, generator=dice) < 0.2
+    noisy = torch.where(wrong, 1 - y[:100], y[:100])
+    return baselines.Task(
+        x[:100], noisy, x[100:130], y[100:130], x[130:], y[130:], ~wrong,
+        lambda: tasks.MLP(6, 2, 16),
+        lambda o, y: torch.nn.functional.cross_entropy(o, y, reduction="none"),
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), steps=60, batch=20, target_batch=10,
+        groups=noisy, shares=torch.tensor([15.0, 15.0]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", bench.METHODS)
+def test_every_method_learns_and_repeats(name: str) -> None:
+    task = toy()
+    found = bench.METHODS[name](task, 1)
+    score, _ = bench.tested(task, found.net)
+    assert score > 55 or name == bench.PUBLISHED  # on 100 examples its noise drowns all
+    assert found.weights is None or (found.weights.isfinite().all() and found.weights.min() >= 0)
+    again = bench.METHODS[name](task, 1)
+    for a, b in zip(found.net.parameters(), again.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_unrolled_gradient_is_that_of_finite_differences() -> None:
+    """d target loss after one step / d logit, in float64."""
+    task = toy()
+    task.x, task.target_x = task.x.double(), task.target_x.double()
+    net = baselines.start(task, 0).double()
+    made = baselines.FreeLogits(task, net, lr=1.0)
+    made.a = made.a.double()
+    ids, params = torch.arange(5), {k: p.detach().clone() for k, p in net.named_parameters()}
+
+    def after(a: torch.Tensor) -> float:
+        moved = {k: p.clone().requires_grad_() for k, p in params.items()}
+        losses = task.loss(torch.func.functional_call(net, moved, (task.x[ids],)), task.y[ids])
+        total = (a.sigmoid() * losses).mean()
+        grads = torch.autograd.grad(total, list(moved.values()))
+        stepped = {k: p - 0.05 * g for (k, p), g in zip(moved.items(), grads, strict=True)}
+        output = torch.func.functional_call(net, stepped, (task.target_x[:8],))
+        return float(task.loss(output, task.target_y[:8]).mean().detach())
+
+    before = made.a[ids].clone()
+    made.step(0, ids, (task.x[ids], task.y[ids], task.target_x[:8], task.target_y[:8]))
+    for i in range(5):
+        up, down = before.clone(), before.clone()
+        up[i] += 1e-4
+        down[i] -= 1e-4
+        expected = (after(up) - after(down)) / 2e-4
+        assert float(before[i] - made.a[i]) == pytest.approx(expected, rel=1e-4, abs=1e-10)
+
+
+def test_auroc_and_the_rule_of_claims() -> None:
+    good = torch.tensor([True, True, False, False])
+    assert bench.auroc(torch.tensor([0.9, 0.8, 0.2, 0.1]), good) == 100
+    assert bench.auroc(torch.tensor([0.5, 0.5, 0.5, 0.5]), good) == 50
+    assert bench.auroc(torch.tensor([0.9, 0.1, 0.5, 0.0]), good) == 75
+    assert bench.decide(*bench.paired([5, 6, 7], [1, 2, 2])) is True
+    assert bench.decide(*bench.paired([1, 2, 2], [5, 6, 7])) is False
+    assert bench.decide(*bench.paired([5, 1, 3], [4, 3, 2])) is None
+    assert bench.decide(*bench.paired([5], [1])) is None
+    book = bench.Book()
+    for value in (1.0, 1.1, 1.2):
+        book.add("a", "bits", value)
+        book.add("b", "bits", value + 0.5)
+    assert bench.compare(book, "id", "less is better", "a", "b", "bits").holds is True
+
+
+def test_the_step_costs_no_more_than_its_bound_allows_a_busy_machine() -> None:
+    """Loosely: the benchmark has the numbers. Memory is counted, so exact."""
+    task = toy()
+    sgd, ours = bench.stepper(task, None, 30), bench.stepper(task, Recipe(), 30)
+    unrolled = bench.unrolled_stepper(task, baselines.FreeLogits)
+    assert bench.kept_bytes(ours) <= 1.25 * bench.kept_bytes(sgd)
+    assert bench.kept_bytes(ours) <= bench.kept_bytes(unrolled)
+
+
+def test_a_hundred_thousand_examples_take_a_step_quickly() -> None:
+    import time
+
+    sampler = WeightSampler(100_000, Recipe(keep=0.5))
+    ids = torch.arange(64)
+    began = time.process_time()
+    for _ in range(100):
+        sampler.step(ids, torch.rand(64))
+    assert time.process_time() - began < 5  # 1 ms a step on an idle core, with room
