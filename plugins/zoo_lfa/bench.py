@@ -58,7 +58,7 @@ def ours(recipe: Recipe) -> Callable[[Task], Scores]:
 VARIANTS: Mapping[str, Recipe] = {
     OURS: Recipe(),
     PLAIN: Recipe(safe=False),
-    INSTANT: Recipe(init="ridge", iterations=0),
+    INSTANT: Recipe(iterations=0),
     "lfa, not safe, from the identity": Recipe(safe=False, init="identity"),
     "lfa, not safe, contrastive loss": Recipe(safe=False, loss="contrastive"),
     "lfa, not safe, triplet loss": Recipe(safe=False, loss="triplet"),
