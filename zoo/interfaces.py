@@ -118,6 +118,10 @@ class Model(abc.ABC):
         """Write the model in a format for other runtimes, where the method supports it."""
         raise NotReadyError(f"{self.entry.name} cannot be exported to {format!r}.")
 
+    def export_report(self, path: str | Path) -> Sequence[str]:
+        """Lines that set an exported file beside this model, where the method can compare them."""
+        return ()
+
     def estimate(self, *args: Any, **options: Any) -> Estimate:
         """What a run on this input would cost, without running it, where the method can tell."""
         raise NotReadyError(f"{self.entry.name} gives no estimate.")

@@ -12,6 +12,7 @@ import logging
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,7 +140,8 @@ def _trace(model: LatentSR, shape: tuple[int, int] | None) -> Any:
             units = multiple * x.shape[2] // height  # multiple * scale / factor for the noise
             free[name] = {2: units * rows, 3: units * columns}
     # The optimiser logs a warning for each operator that it leaves as it is: nothing to act on.
-    with _quiet("onnxscript.optimizer"), _norms_of_rank_4():
+    with _quiet("onnxscript.optimizer"), _norms_of_rank_4(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "# The axis name")  # the noise's sides follow the image's
         program = torch.onnx.export(
             Graph(model.module).eval(),
             tuple(example.values()),

@@ -66,23 +66,25 @@ def train(
 
 @click.command()
 @model_argument
-@click.option("-o", "--out", type=PATH, required=True, help="File to write.")
+@click.option("-o", "--out", type=PATH, help="File to write; default: MODEL.FORMAT here.")
 @click.option("--format", "kind", default="onnx", show_default=True, help="Format to write.")
 @force_option
 @set_option
-def export(model: str, out: Path, kind: str, force: bool, settings: tuple[str, ...]) -> None:
+def export(model: str, out: Path | None, kind: str, force: bool, settings: tuple[str, ...]) -> None:
     """Write MODEL in a format for other runtimes."""
     from ..weights import check_target
     from .options import split_settings
 
     entry = api.entry_of(model)
+    out = out or Path(f"{entry.name}.{kind}")
     check_target(out, overwrite=force)
     given = parse_settings(settings)
     loaded = api.load(
         model, **{k: v for k, v in given.items() if k in entry.options.get("load", {})}
     )
     _, keywords = split_settings(given, entry, loaded.export)
-    click.echo(loaded.export(out, kind, **keywords))
+    written = loaded.export(out, kind, **keywords)
+    click.echo("\n".join([str(written), *loaded.export_report(written)]))
 
 
 @click.command()
