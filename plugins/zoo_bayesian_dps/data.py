@@ -181,6 +181,10 @@ def read(path: Path, what: str) -> Examples:
         raise InputError(f"{what}: {path} is not there.")
     if path.is_file() and path.suffix in (".jsonl", ".ndjson"):
         rows = _jsonl(path, what)
+        for field in FIELDS["image"]:  # paths are from the file's own folder
+            for row in rows:
+                if isinstance(row.get(field), str):
+                    row[field] = str(path.parent / row[field])
         return _table(_Columns(rows, list(rows[0]), len(rows)), list(rows[0]), what)
     files = [path] if path.is_file() else sorted(path.glob("*.parquet")) or sorted(
         path.glob("*.arrow")

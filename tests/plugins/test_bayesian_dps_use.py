@@ -14,6 +14,7 @@ from zoo_bayesian_dps import baselines, bench, data, tasks
 from zoo_bayesian_dps.sampler import Recipe, WeightSampler
 
 import zoo
+from zoo import bench as records
 from zoo.cli import cli
 from zoo.errors import InputError
 
@@ -319,6 +320,39 @@ def test_auroc_and_the_rule_of_claims() -> None:
         book.add("a", "bits", value)
         book.add("b", "bits", value + 0.5)
     assert bench.compare(book, "id", "less is better", "a", "b", "bits").holds is True
+
+
+def test_the_benchmark_writes_a_valid_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every setting, row, claim and the picture, with untrained networks and noise for data."""
+
+    def pictures(path: Path, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        n = 1500 if most > 500 else 50
+        dice = torch.Generator().manual_seed(most)
+        return torch.rand(n, 3, 32, 32, generator=dice), torch.arange(n) % 10
+
+    def untrained(task: baselines.Task, seed: int) -> baselines.Run:
+        weights = torch.rand(len(task.x), generator=torch.Generator().manual_seed(seed))
+        return baselines.Run(baselines.start(task, seed).eval(), weights, 1.0)
+
+    monkeypatch.setattr(bench, "read_cifar", pictures)
+    monkeypatch.setattr(bench, "METHODS", dict.fromkeys(bench.METHODS, untrained))
+    (tmp_path / "wikitext-2").mkdir()
+    for name in ("valid.txt", "test.txt"):
+        (tmp_path / "wikitext-2" / name).write_text("the cat sat on the mat . " * 3000)
+    entry = zoo.info("bayesian-dps")
+    found = records.run(
+        entry, command="zoo bench", out=tmp_path, data=tmp_path, quick=True, device="cpu"
+    )
+    assert (tmp_path / "weights.png").stat().st_size > 1000
+    claims = {claim["id"]: claim for claim in found["claims"]}
+    assert len(claims) == len(found["claims"]) == 36
+    assert all(c["holds"] is None for name, c in claims.items() if "errors" in c["rule"])
+    assert claims["memory-bilevel"]["holds"] is True
+    assert set(found["table"]) == set(bench.METHODS) | {"bayesian-dps, quarter target batch"}
+    with pytest.raises(InputError, match="--data"):
+        records.run(entry, command="zoo bench", out=tmp_path, device="cpu")
 
 
 def test_the_step_costs_no_more_than_its_bound_allows_a_busy_machine() -> None:
