@@ -77,11 +77,11 @@ METHODS: Mapping[str, Method] = {
     OURS: ours(),
     NORMALISED: ours(normalise="total"),
     BUDGET: ours(budget=True, normalise="target"),
-    CONTRAST: ours(partition="contrast", lr_weights=5.0),
+    CONTRAST: ours(partition="contrast", lr_weights=5.0, normalise="total"),
     PUBLISHED: ours(temperature=1.0, warm_up=0.0),
     RETRAIN: again(),
     GROUP_RETRAIN: again(budget=True, normalise="target"),
-    CONTRAST_RETRAIN: again(partition="contrast", lr_weights=5.0),
+    CONTRAST_RETRAIN: again(partition="contrast", lr_weights=5.0, normalise="total"),
     ORACLE: baselines.oracle,
 }
 
@@ -352,13 +352,13 @@ EXPERIMENTS: Mapping[str, tuple[Callable[..., Task], Sequence[str]]] = {
     ),
     SUBSET: (
         subset,
-        [*PLAIN, "random subset", SMALL, BILEVEL, OURS, NORMALISED, BUDGET, CONTRAST, RETRAIN,
+        [*PLAIN, "random subset", SMALL, BILEVEL, OURS, BUDGET, CONTRAST, RETRAIN, CONTRAST_RETRAIN,
          ORACLE],
     ),
     TEXT: (
         mixture,
-        [*PLAIN, "random subset", SMALL, BILEVEL, OURS, NORMALISED, CONTRAST, RETRAIN,
-         CONTRAST_RETRAIN, ORACLE],
+        [*PLAIN, "random subset", SMALL, BILEVEL, OURS, CONTRAST, RETRAIN, CONTRAST_RETRAIN,
+         ORACLE],
     ),
 }  # fmt: skip
 
@@ -537,12 +537,17 @@ def below(
 
 
 SETTINGS = {
-    NOISE: ("With 40 % wrong labels", RETRAIN, f"{NOISE}: accuracy"),
-    IMBALANCE: ("With imbalanced classes", GROUP_RETRAIN, f"{IMBALANCE}: accuracy"),
-    SUBSET: ("With three foreign domains in the training set", RETRAIN, f"{SUBSET}: accuracy"),
-    TEXT: ("On the text mixture", RETRAIN, "text mixture: bits a character"),
+    NOISE: ("With 40 % wrong labels", OURS, RETRAIN, f"{NOISE}: accuracy"),
+    IMBALANCE: ("With imbalanced classes", BUDGET, GROUP_RETRAIN, f"{IMBALANCE}: accuracy"),
+    SUBSET: (
+        "With three foreign domains in the training set",
+        CONTRAST,
+        CONTRAST_RETRAIN,
+        f"{SUBSET}: accuracy",
+    ),
+    TEXT: ("On the text mixture", CONTRAST, CONTRAST_RETRAIN, "text mixture: bits a character"),
 }
-VARIANT = {NOISE: OURS, IMBALANCE: BUDGET, SUBSET: OURS, TEXT: OURS}
+"""Setting -> words, the variant that the method's page recommends, with retraining, column."""
 RIVALS = {
     "uniform training": "uniform",
     "training on both sets": MIXING,
@@ -555,7 +560,7 @@ RIVALS = {
 def decided(book: Book) -> list[Claim]:
     """Every claim, those that do not hold too."""
     claims = []
-    for setting, (where, retrain, column) in SETTINGS.items():
+    for setting, (where, variant, retrain, column) in SETTINGS.items():
         tag = setting.replace(" ", "-")
         for said, rival in RIVALS.items():
             if column not in book.cells[rival]:
@@ -564,8 +569,8 @@ def decided(book: Book) -> list[Claim]:
                 compare(
                     book,
                     f"{tag}-{rival.replace(' ', '-').lower()}",
-                    f"{where}, {VARIANT[setting]} tests better than {said}.",
-                    VARIANT[setting],
+                    f"{where}, {variant} tests better than {said}.",
+                    variant,
                     rival,
                     column,
                 )
@@ -588,7 +593,7 @@ def decided(book: Book) -> list[Claim]:
                     book,
                     f"{tag}-auroc-{rival.replace(' ', '-').lower()}",
                     f"{where}, the weights find what is to be found better than {said}.",
-                    VARIANT[setting],
+                    variant,
                     rival,
                     column,
                 )
