@@ -29,10 +29,10 @@ from .options import (
 @click.option("--target", type=PATH, required=True, help="A few trusted examples of the target.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder for everything that is made.")
 @click.option("--model", "base", help="What to train: a Hub id or a folder. Default: a small one.")
-@click.option("--fraction", type=float, help="Share to select. [default: 0.5]")
+@click.option("--fraction", type=float, help="Share to select; default: 0.5.")
 @click.option("--k", type=int, help="Number of examples to select, in place of a share.")
 @click.option("--epochs", type=int, help="Passes over the training set.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all chance.")
 @device_option
 @force_option
 @quiet_option
