@@ -25,10 +25,12 @@ generated: $(READY)
 
 # The numbers in hub_cards/: hours on a laptop. DATA is described in CONTRIBUTING.md.
 bench: $(READY)
-	$(BIN)/zoo bench edge-sd-sr --data $(DATA) --write hub_cards
+	for model in edge-sd-sr edge-sd-sr-photo yonos-sr; do \
+	  $(BIN)/zoo bench $$model --data $(DATA) --write hub_cards || exit 1; done
 	$(BIN)/zoo bench lfa --data $(DATA)/cifar10 --write hub_cards
 	$(BIN)/zoo bench bayesian-dps --data $(DATA) --write hub_cards
-	for model in edge-sd-sr edge-sd-sr-full lfa bayesian-dps; do $(BIN)/zoo card $$model || exit 1; done
+	for model in edge-sd-sr edge-sd-sr-photo edge-sd-sr-full yonos-sr yonos-sr-full lfa \
+	  bayesian-dps; do $(BIN)/zoo card $$model || exit 1; done
 	$(BIN)/python -m zoo.generate
 
 $(READY): pyproject.toml constraints.txt

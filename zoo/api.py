@@ -98,7 +98,7 @@ def _load_entry(
     checked = entry.checked_options("load", options)
     _check_base(entry, base)
     if entry.status == "untrained" and weights is None:
-        raise NotReadyError(untrained_message(entry))
+        raise NotReadyError(untrained_message(entry, base))
     place = torch_device(device, entry)
     kind = _dtype_name(dtype)
     found = _find_weights(entry, plugin, weights)
@@ -179,13 +179,20 @@ def require_code(entry: Entry) -> Plugin:
     return plugin
 
 
-def untrained_message(entry: Entry) -> str:
+def untrained_message(entry: Entry, base: str | Path | None = None) -> str:
     """Why an untrained model does not load, and how to get weights for it."""
+    on = f" for the base {str(base)!r}" if base else ""
     return (
-        f"{entry.name} has no trained weights. Train some with "
-        f"`zoo train {entry.name} --data PATH -o runs/{entry.name}`, then "
-        f'zoo.load("./runs/{entry.name}/model").'
+        f"{entry.name} has no trained weights{on}. Train some with "
+        f'`{train_command(entry, base)}`, then zoo.load("./runs/{entry.name}/model").'
     )
+
+
+def train_command(entry: Entry, base: str | Path | None = None) -> str:
+    """What to type to train a model; PATH and ORG/REPO stand for what the user has to choose."""
+    asks = entry.base is not None and entry.base.default is None
+    start = f" --base {base or 'ORG/REPO'}" if base or asks else ""
+    return f"zoo train {entry.name}{start} --data PATH -o runs/{entry.name}"
 
 
 def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _Weights:
@@ -342,19 +349,22 @@ def train(
     stage: str | None = None,
     resume: bool = False,
     init: str | Path | None = None,
+    base: str | Path | None = None,
     device: Any = "auto",
     progress: Progress = False,
     options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run a method's training recipe; the saved folder, loadable by ``load``.
 
-    ``init``: a saved folder, or the name of a model whose weights to start from. Raises InputError
+    ``init``: a saved folder, or the name of a model whose weights to start from. ``base``: as for
+    ``load``, where the method starts from another model. Raises InputError
     where ``data`` is not there, OutputError where ``out`` holds something and ``resume`` is off.
     """
     from .errors import InputError, OutputError
     from .hookspecs import TrainRequest
 
     checked = entry.checked_options("train", options or {})
+    _check_base(entry, base)
     plugin = require_code(entry)
     if data is not None and not data.exists():
         raise InputError(f"--data {data}: there is no such file or folder.")
@@ -367,6 +377,7 @@ def train(
         start = as_folder(init) or pull(str(init)).folder
         if start is None or not start.is_dir():
             raise InputError(f"--init {init}: there is no such folder.")
+    base_folder, base_record = _find_base(entry, base, None)
     request = TrainRequest(
         entry=entry,
         out=out,
@@ -376,6 +387,8 @@ def train(
         stage=stage,
         resume=resume,
         init=start,
+        base=base_folder,
+        base_record=base_record,
         device=torch_device(device, entry),
         progress=bool(progress),
         options=checked,

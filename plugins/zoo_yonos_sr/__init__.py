@@ -9,17 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.hookspecs import BuildRequest, TrainRequest, hookimpl
+from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest, hookimpl
 
 if TYPE_CHECKING:
+    from zoo.interfaces import Results
+
     from .model import YonosSR
 
 
 @hookimpl
 def zoo_build(request: BuildRequest) -> YonosSR:
-    from .model import YonosSR
+    from .model import YonosSR, YonosSRFull
 
-    return YonosSR.build(request)
+    full = request.config["network"] == "diffusers"
+    return (YonosSRFull if full else YonosSR).build(request)
 
 
 @hookimpl
@@ -27,3 +30,10 @@ def zoo_train(request: TrainRequest) -> Path:
     from .train import train
 
     return train(request)
+
+
+@hookimpl
+def zoo_bench(request: BenchRequest) -> Results:
+    from .bench import bench
+
+    return bench(request)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from .degrade import round8
 from .noise import noise_field
 from .resize import bicubic_down
 from .tiles import reflect
+from .timing import take_turns
 
 if TYPE_CHECKING:
     from .upscaler import LatentNetwork, LatentSR
@@ -284,13 +284,12 @@ def _calibration(scale: int, height: int, width: int) -> Iterator[Tensor]:
 def report(model: LatentSR, path: Path, *, patience: float = 20.0) -> list[str]:
     """Lines: an exported file beside the model in torch, on one photograph.
 
-    Times alternate between both, on equally many threads, for at most about ``patience`` seconds.
+    Both take turns on one thread (``timing``), for about ``patience`` seconds at most.
     """
     import onnxruntime
 
-    threads = torch.get_num_threads()
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
+    settings.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     scale, fixed = model.module.scale, session.get_inputs()[0].shape[2:]
     height, width = (n if isinstance(n, int) else 128 for n in fixed)
@@ -311,22 +310,19 @@ def report(model: LatentSR, path: Path, *, patience: float = 20.0) -> list[str]:
     def theirs() -> Tensor:
         return torch.from_numpy(session.run(None, fed)[0])
 
-    a, b = ours(), theirs()  # also warms both up
-    spent: tuple[list[float], list[float]] = [], []
-    until = time.perf_counter() + patience
-    while len(spent[0]) < 7 and (not spent[0] or time.perf_counter() < until):
-        for run, times in zip((ours, theirs), spent, strict=True):
-            started = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - started)
-    torch_s, ort_s = map(statistics.median, spent)
+    a, b = ours(), theirs()
+    spent = take_turns(
+        {"torch": ours, "onnxruntime": theirs}, model.device, rounds=7, patience=patience
+    )
+    rounds = len(spent["torch"])
+    torch_s, ort_s = statistics.median(spent["torch"]), statistics.median(spent["onnxruntime"])
     off = (a - b).abs() * 255
     lines = [
         f"{path.stat().st_size / 1e6:.1f} MB; pixels differ from torch by at most "
         f"{float(off.max()):.2g}/255, {float(off.mean()):.2g}/255 on average",
         f"{height}x{width} to {scale * height}x{scale * width}: onnxruntime {ort_s:.3g} s, torch "
         f"{torch_s:.3g} s on {model.device}, ratio {ort_s / torch_s:.2f} (median of "
-        f"{len(spent[0])} each in turn, {threads} thread{'s' * (threads > 1)})",
+        f"{rounds} each in turn, one thread)",
     ]
     if session.get_modelmeta().custom_metadata_map["precision"] == "int8":
         before, after = psnr_y(a[0], x_h, scale), psnr_y(b[0], x_h, scale)

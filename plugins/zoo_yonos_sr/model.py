@@ -17,10 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import gcd
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+
+from zoo.errors import OptionError
+from zoo.hookspecs import BuildRequest
 
 from . import schedule
 from .autoencoder import TinyDecoder, TinyEncoder
@@ -98,11 +101,31 @@ def build_network(config: Mapping[str, Any]) -> YonosNetwork:
 
 
 class YonosSR(LatentSR):
-    """YONOS-SR as an ``SRModel``. The chain starts at noise: ``seed`` chooses it."""
+    """YONOS-SR as an ``SRModel``.
+
+    The paper's chain starts at noise (``noise_scale=1``; ``seed`` chooses it). What one step gives
+    is the mean over that noise, nearly: the default starts at the noise's own mean, which measured
+    slightly better and needs no seed.
+    """
 
     module: YonosNetwork
-    noise_scale: ClassVar[float] = 1.0
 
     @classmethod
     def network(cls, config: Mapping[str, Any]) -> YonosNetwork:
         return build_network(config)
+
+
+class YonosSRFull(YonosSR):
+    """On Stable Diffusion, whose norms look at a whole tile: colours come from the input."""
+
+    noise_scale: ClassVar[float] = 1.0
+    color_fix: ClassVar[bool] = True
+
+    @classmethod
+    def build(cls, request: BuildRequest) -> Self:
+        if request.base is not None:
+            raise OptionError(
+                f"The weights of {request.entry.name} hold what was trained of their base already; "
+                "leave base= out."
+            )
+        return super().build(request)

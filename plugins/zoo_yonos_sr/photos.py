@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +26,31 @@ HELD_OUT = (
 """Photographs of the CC0 set that training never sees: validation and the benchmark use them."""
 
 
+MEMORY = 8e9
+"""Bytes of photographs that each process keeps decoded; further ones are read again and again."""
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A photograph that is decoded whenever a crop of it is wanted."""
+
+    path: Path
+    half: bool
+    shape: tuple[int, ...]
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        cut: np.ndarray = _pixels(images.read(self.path).convert("RGB"), self.half)[where]
+        return cut
+
+
+def _pixels(rgb: Image.Image, half: bool) -> np.ndarray:
+    """(H,W,3) uint8, at full or at half size."""
+    size = (rgb.width // 2, rgb.height // 2)
+    return np.asarray(rgb.resize(size, Image.Resampling.BICUBIC) if half else rgb)
+
+
 class Photos:
-    """Photographs in memory, and crops of them drawn from a seed."""
+    """Photographs, in memory as far as they fit, and crops of them drawn from a seed."""
 
     def __init__(self, folder: Path | None) -> None:
         if folder is None:
@@ -36,9 +61,10 @@ class Photos:
         if not paths:
             raise InputError(f"No .png or .jpg files in {str(folder)!r}: nothing to train on.")
         digest = hashlib.sha256()
-        self.train: list[np.ndarray] = []  # (H,W,3) uint8, each photo at full and at half size
+        self.train: list[np.ndarray | OnDisk] = []  # (H,W,3) uint8, each at full and at half size
         self.held_out: dict[str, np.ndarray] = {}
         known = any(p.stem in HELD_OUT for p in paths)
+        room = MEMORY
         for i, path in enumerate(paths):
             digest.update(path.name.encode() + path.read_bytes())
             rgb = images.read(path).convert("RGB")
@@ -46,9 +72,10 @@ class Photos:
             if path.stem in HELD_OUT if known else i % 10 == 9:
                 self.held_out[path.stem] = np.asarray(rgb)
                 continue
-            self.train.append(np.asarray(rgb))
-            half = rgb.resize((rgb.width // 2, rgb.height // 2), Image.Resampling.BICUBIC)
-            self.train.append(np.asarray(half))  # finer detail per pixel than a large photo has
+            for half in (False, True):  # at half size there is finer detail per pixel
+                pixels = _pixels(rgb, half)
+                room -= pixels.nbytes
+                self.train.append(pixels if room >= 0 else OnDisk(path, half, pixels.shape))
         if not self.train:
             raise InputError(f"{str(folder)!r} has only photos of the held-out list.")
         self.hash = digest.hexdigest()

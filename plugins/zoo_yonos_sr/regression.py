@@ -18,8 +18,7 @@ from zoo.progress import track, whole_steps
 from zoo.weights import load_tensors, save_tensors
 
 from .networks import ResBlock, conv3, zero
-from .photos import Photos
-from .resize import bicubic_up
+from .resize import back_project, bicubic_up
 from .stages import cosine
 from .trainer import Stage, Trainer
 
@@ -63,7 +62,7 @@ def regression(run: Trainer, folder: Path, steps: int, progress: Any = False) ->
 
         with safe_open(str(path), "pt") as file:
             found = file.metadata() or {}
-        if found != facts:
+        if any(found.get(k) != v for k, v in facts.items()):
             differs = ", ".join(k for k in facts if found.get(k) != facts[k])
             raise InputError(f"{path} was trained with another {differs}: give another folder.")
         network.load_state_dict(load_tensors(path))
@@ -97,8 +96,8 @@ def regression(run: Trainer, folder: Path, steps: int, progress: Any = False) ->
 
 
 @torch.no_grad()
-def enlarge(network: PlainSR, x_l: Tensor) -> Tensor:
-    """x_l (3,h,w) in [0,1] to (3,scale*h,scale*w) in [0,1]."""
+def enlarge(network: PlainSR, x_l: Tensor, consistency: int = 0) -> Tensor:
+    """x_l (3,h,w) in [0,1] to (3,scale*h,scale*w) in [0,1], after steps of back-projection."""
     where = next(network.parameters()).device
-    made: Tensor = (network(2 * x_l[None].to(where) - 1)[0].cpu() + 1) / 2
-    return made.clamp(0, 1)
+    made = (network(2 * x_l[None].to(where) - 1).cpu() + 1) / 2  # (1,3,H,W)
+    return back_project(made, x_l[None], network.scale, consistency)[0].clamp(0, 1)

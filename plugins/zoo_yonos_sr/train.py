@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from zoo.hookspecs import TrainRequest
 
@@ -40,29 +41,46 @@ def factor_of(stage: str) -> int | None:
     return int(stage[1:]) if stage.startswith("x") else None
 
 
+def scale_loss(
+    run: Trainer,
+    batch: Batch,
+    channels: Tensor | None,
+    teacher: nn.Module | None,
+    *,
+    last_only: bool = False,
+) -> Tensor:
+    """One iteration of section 2.2; without a teacher the target is the truth (2.1).
+
+    ``last_only``: t = 1 always, which is plain regression, for comparison.
+    """
+    net, (scale, easier) = run.net, run.factors()
+    with run.autocast():
+        z_h = net.encode_hr(batch.x_h).float()  # no gradient: E is frozen
+        z_l = net.encode(batch.x_l, scale).float()
+        t, eps = draw_t(batch), batch.noise(z_h)
+        if last_only:
+            t = torch.ones_like(t)
+        y = z_h
+        if teacher is not None:
+            assert batch.x_l_easy is not None
+            z_l_easy = net.encode(batch.x_l_easy, easier).float()
+            y = teacher_target(conditional(teacher), z_h, eps, t, z_l_easy)
+        z_t = schedule.forward(z_h, eps, t)  # the same z_t that the teacher saw
+        return denoising_loss(net.denoise, z_t, z_l, t, y, channels)
+
+
 def train_scale(run: Trainer) -> None:
     """One link of the chain: the UNet for N, taught by the truth (x2) or by the UNet for N/2."""
     net, name = run.net, run.current
     scale, easier = run.factors()
     if easier is not None and run.stage != name:  # not where a checkpoint is gone on from
         run.teacher = copy.deepcopy(net.unet).requires_grad_(False)  # what the chain has learnt
-    channels = latent_metric(run)
-
-    def loss(batch: Batch) -> Tensor:
-        with run.autocast():
-            z_h = net.encode_hr(batch.x_h).float()  # no gradient: E is frozen
-            z_l = net.encode(batch.x_l, scale).float()
-            t, eps = draw_t(batch), batch.noise(z_h)
-            y = z_h
-            if easier is not None:
-                assert run.teacher is not None
-                assert batch.x_l_easy is not None
-                z_l_easy = net.encode(batch.x_l_easy, easier).float()
-                y = teacher_target(conditional(run.teacher), z_h, eps, t, z_l_easy)
-            z_t = schedule.forward(z_h, eps, t)
-            return denoising_loss(net.denoise, z_t, z_l, t, y, channels)
-
-    run.run(name, {"unet": (net.unet, cosine)}, loss)
+    # Stable Diffusion's channels count alike, as in the paper; those of our own do not.
+    channels = latent_metric(run) if run.config["network"] == "tiny" else None
+    teacher = run.teacher if easier is not None else None
+    run.run(
+        name, {"unet": (net.unet, cosine)}, lambda batch: scale_loss(run, batch, channels, teacher)
+    )
     run.validate(
         f"x{scale}, frozen decoder",
         lambda x_h, x_l: net.decoder_base(net.one_step(x_l, scale=scale)),
@@ -92,6 +110,8 @@ class YonosTrainer(Trainer):
             return tensors
         base = {k: v for k, v in tensors.items() if k.startswith(("hr_encoder.", "decoder_base."))}
         tuned = {k.replace("_base", "", 1): v for k, v in base.items() if k.startswith("decoder")}
+        for run in self.before:  # the rest of what it learnt is not here
+            run["curve"] = [point for point in run["curve"] if point[0] == "autoencoder"]
         return {**own, **base, **tuned}
 
     def wanted(self, names: Sequence[str]) -> list[str]:
@@ -106,4 +126,8 @@ class YonosTrainer(Trainer):
 
 def train(request: TrainRequest) -> Path:
     """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
+    if request.entry.config["network"] == "diffusers":
+        from .full_train import FullTrainer
+
+        return fit(FullTrainer(request))
     return fit(YonosTrainer(request))

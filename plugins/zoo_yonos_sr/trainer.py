@@ -1,11 +1,13 @@
 """The loop that all stages of both recipes share: steps, averages, checkpoints, reports.
 
 Each step draws its data and noise from (seed, stage, step), so a run that was interrupted and
-resumed ends with the weights of one that was not. Checkpoints are safetensors.
+resumed ends with the weights of one that was not. Checkpoints are safetensors. Under ``accelerate
+launch`` several processes share the micro-batches of a step (``processes``).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -26,13 +28,14 @@ from zoo.hookspecs import BuildRequest, TrainRequest
 from .degrade import Bicubic, RealESRGAN, RealLite
 from .noise import noise_field
 from .photos import Photos
+from .processes import Processes, precision_of
 from .resize import bicubic_up
 from .upscaler import LatentNetwork, LatentSR
 
 EMA = 0.999
 CLIP = 1.0
 EVERY = 50  # steps between points of the loss curve
-SAVE_SECONDS = 60  # between checkpoints: what an interruption costs at most
+SAVE_SECONDS = 60  # between checkpoints: what an interruption costs; more where writing is slow
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ class Stage:
     steps: int
     lr: float
     batch: int
+    """Images in a step, of all processes together."""
     crop: int
     """Side of an HR crop in pixels."""
+    ema: float = EMA
+    decay: float = 1e-4
 
 
 @dataclass
@@ -72,12 +78,19 @@ class Trainer:
     """Stage -> what runs it, given the trainer."""
     net: Any
 
+    def start(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        """Configuration and tensors to start from; without tensors they are drawn."""
+        request = self.request
+        if request.init is not None:
+            return read_saved(request.init, request.entry.config)
+        return dict(request.entry.config), None
+
     def configured(self, config: dict[str, Any]) -> dict[str, Any]:
         """The configuration with what the options change."""
         return config
 
     def adopted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the network takes over from the tensors of ``--init``."""
+        """What the network takes over from the tensors that it starts from."""
         return tensors
 
     def wanted(self, names: Sequence[str]) -> list[str]:
@@ -92,21 +105,22 @@ class Trainer:
         options = request.options
         self.request = request
         self.out = Path(request.out)
-        self.device = torch.device(request.device)
+        self.processes = Processes(request.device)
+        self.device = self.processes.device
         self.photos = photos or Photos(request.data)
         self.texture: float = options["texture"]
         kind = {"light": RealLite, "real": RealESRGAN}[options["degradation"]]
         self.degradation: RealLite | RealESRGAN = kind(share=options["degraded"])
-        self.bfloat16 = options["precision"] == "bfloat16" or (
-            options["precision"] == "auto" and bfloat16_is_fast(self.device)
-        )
+        self.precision = precision_of(options["precision"], self.device)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.precision == "float16"
+        )  # the gradients of float16 are too small for it
         torch.manual_seed(request.seed)
-        self.config: dict[str, Any] = dict(request.entry.config)
-        if request.init is not None:
-            self.config, tensors = read_saved(request.init, request.entry.config)
-        self.config = self.configured(self.config)
+        config, tensors = self.start()
+        self.config: dict[str, Any] = self.configured(config)
         self.net = self.model.network(self.config)
-        if request.init is not None:
+        self.before = history(request.init)
+        if tensors is not None:
             self.net.load_state_dict(self.adopted(tensors), strict=True)
         self.net.requires_grad_(False)
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -116,6 +130,8 @@ class Trainer:
         self.stage = ""
         """The stage that ``step``, ``moments`` and ``average`` belong to: "" between stages."""
         self.step = 0
+        self.part: int | None = None
+        """The micro-batch of this step that is worked on; None where there is only one."""
         self.done: list[str] = []
         self.moments: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = {}
@@ -147,11 +163,24 @@ class Trainer:
             multiple = self.net.scale * self.net.stride
             if chosen[name].crop % multiple:
                 raise OptionError(f"crop={chosen[name].crop} is not a multiple of {multiple}.")
+            self.micro(chosen[name])
         return chosen
 
+    def micro(self, stage: Stage) -> Stage:
+        """The stage with the batch that is computed at once."""
+        count = self.processes.count
+        micro = self.request.options.get("micro", 0) or max(1, stage.batch // count)
+        if stage.batch % (micro * count):
+            raise OptionError(
+                f"batch={stage.batch} is not a whole number of micro-batches of {micro} "
+                f"for each of {count} process{'es' if count > 1 else ''}."
+            )
+        return replace(stage, batch=micro)
+
     def batch(self, stage: Stage, name: str | None = None) -> Batch:
-        """The data of this step: a function of (seed, stage, step), or of (seed, name), alone."""
-        text = f"{self.request.seed} {name or f'{self.stage} {self.step}'}"
+        """The data of this step, of its micro-batch, or of ``name``: a function of the seed."""
+        part = "" if self.part is None else f" {self.part}"
+        text = f"{self.request.seed} {name or f'{self.stage} {self.step}{part}'}"
         key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
         rng = np.random.default_rng(key)
         x_h = self.photos.crops(rng, stage.batch, stage.crop)  # (B,3,H,W) in [0,1]
@@ -167,7 +196,8 @@ class Trainer:
         return Batch(ready(x_h), ready(x_l), None if easy is None else ready(easy), generator)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+        low = torch.float16 if self.precision == "float16" else torch.bfloat16
+        return torch.autocast(self.device.type, low, enabled=self.precision != "float32")
 
     def run(
         self,
@@ -178,7 +208,9 @@ class Trainer:
         """Minimise ``loss_of`` over the parts, each with its rate as a function of progress."""
         from zoo.progress import track, whole_steps
 
-        stage = self.recipe[name]
+        stage, first = self.recipe[name], self.processes.first
+        at_once = self.micro(stage)
+        micros = stage.batch // at_once.batch
         if self.stage != name:  # a fresh stage, not one that goes on from a checkpoint
             self.stage, self.step, self.moments, self.average = name, 0, {}, {}
         groups: list[dict[str, Any]] = []
@@ -188,14 +220,15 @@ class Trainer:
             named = {f"{part}.{k}": p for k, p in module.named_parameters()}
             tensors |= named
             groups.append({"params": list(named.values()), "lr": 0.0})
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-4)
+        self.processes.copy_first([*self.net.parameters(), *tensors.values()])
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=stage.decay)
         self._restore_moments(optimizer, tensors)
         average = {k: self.average.get(k, p.detach()).clone().to(p) for k, p in tensors.items()}
         recent: list[float] = []
-        started = time.monotonic()
-        saved_at = started
+        pause = SAVE_SECONDS
+        saved_at = time.monotonic()
         with (
-            track(stage.steps, self.request.progress, name) as advance,
+            track(stage.steps, self.request.progress and first, name) as advance,
             whole_steps() as interrupted,
         ):
             advance(self.step)
@@ -203,19 +236,27 @@ class Trainer:
                 progress = self.step / stage.steps
                 for group, (_, rate) in zip(groups, parts.values(), strict=True):
                     group["lr"] = stage.lr * rate(progress) * min(1.0, (self.step + 1) / 100)
-                loss = loss_of(self.batch(stage))
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                shared = 0.0
+                for micro in self.processes.share(micros):
+                    self.part = micro if micros > 1 else None
+                    loss = loss_of(self.batch(at_once)) / micros
+                    self.scaler.scale(loss).backward()
+                    shared += float(loss.detach())
+                self.processes.add([p.grad for p in tensors.values() if p.grad is not None])
+                self.scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(tensors.values(), CLIP)
-                optimizer.step()
+                self.scaler.step(optimizer)
+                self.scaler.update()
+                self.part = None
                 self.step += 1
-                keep = min(EMA, (1 + self.step) / (10 + self.step))
+                keep = min(stage.ema, (1 + self.step) / (10 + self.step))
                 torch._foreach_lerp_(
                     list(average.values()), [p.detach() for p in tensors.values()], 1 - keep
                 )
-                recent.append(float(loss.detach()))
+                recent.append(shared)
                 if self.step % EVERY == 0 or self.step == stage.steps:
-                    value = sum(recent) / len(recent)
+                    value = self.processes.total(sum(recent) / len(recent))
                     if not math.isfinite(value):
                         raise InputError(
                             f"The loss of stage {name!r} is {value} at step {self.step}: "
@@ -224,13 +265,16 @@ class Trainer:
                     self.curve.append((name, self.step, value))
                     recent.clear()
                 now = time.monotonic()
-                due = self.step % EVERY == 0 and now - saved_at > SAVE_SECONDS
-                if (due and self.step < stage.steps) or interrupted():
+                due = self.step % EVERY == 0 and now - saved_at > pause
+                stop = self.processes.any(interrupted())
+                if (due and self.step < stage.steps) or stop:
                     self.seconds += now - saved_at
                     saved_at = now
                     self._keep_moments(optimizer, tensors, average)
                     self.checkpoint()
-                if interrupted():
+                    pause = SAVE_SECONDS * max(1.0, (time.monotonic() - now) / 3)
+                if stop:
+                    self.processes.wait()  # for the first one to have written
                     raise KeyboardInterrupt
                 advance(1)
         self.seconds += time.monotonic() - saved_at
@@ -285,6 +329,8 @@ class Trainer:
     def checkpoint(self) -> None:
         from zoo.weights import save_tensors
 
+        if not self.processes.first:
+            return
         self.out.mkdir(parents=True, exist_ok=True)
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         if self.teacher is not None:
@@ -295,6 +341,7 @@ class Trainer:
             "stage": self.stage,
             "recipe": asdict(self.recipe[self.stage]) if self.stage else None,
             "step": self.step,
+            "scaler": self.scaler.state_dict(),
             "done": self.done,
             "curve": self.curve,
             "validated": self.validated,
@@ -336,8 +383,10 @@ class Trainer:
 
         self.net.load_state_dict(part("net."))
         if teacher := part("teacher."):
-            self.teacher = self.new_teacher()
+            self.teacher = copy.deepcopy(self.net.unet)
             self.teacher.load_state_dict(teacher)
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.moments, self.average = part("moment."), part("average.")
         self.stage, self.step, self.done = state["stage"], state["step"], state["done"]
         self.curve = [(s, i, v) for s, i, v in state["curve"]]
@@ -366,7 +415,8 @@ class Trainer:
             "stage": self.stage,
             "step": self.step,
             "options": dict(self.request.options),
-            "bfloat16": self.bfloat16,
+            "precision": self.precision,
+            "processes": self.processes.count,
             "seconds": round(self.seconds, 1),
             "data": {
                 "photos": self.photos.count,
@@ -376,6 +426,7 @@ class Trainer:
             "validation": self.validated,
             "config": self.config,
             "curve": self.curve,
+            "before": self.before,
         }
         with atomic_file(self.out / "train.json") as temporary:
             Path(temporary).write_text(json.dumps(report) + "\n")
@@ -387,7 +438,7 @@ class Trainer:
         """PSNR-Y of ``picture``(x_h, x_l), both in [-1,1], and of bicubic; mean over held-out."""
         from zoo.metrics import psnr_y
 
-        x_h = self.photos.validation()
+        x_h = self.photos.validation() if self.processes.first else None
         if x_h is None:
             return
         scale = self.factors()[0]
@@ -405,7 +456,7 @@ class Trainer:
 
 def fit(run: Trainer) -> Path:
     """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
-    request, first = run.request, next(iter(run.stages))
+    request, first = run.request, next(iter(run.recipes[run.config["network"]]))
     if request.resume:
         run.restore()
     elif (run.out / "checkpoint.safetensors").exists():
@@ -429,6 +480,9 @@ def fit(run: Trainer) -> Path:
 
 def save(run: Trainer) -> Path:
     """``out/model`` (what zoo.load takes), ``train.json`` and ``curve.png``."""
+    if not run.processes.first:
+        run.processes.wait()
+        return run.out / "model"
     run.report()
     draw_curve(run.curve, run.out / "curve.png")
     request = run.request
@@ -436,20 +490,36 @@ def save(run: Trainer) -> Path:
     model = run.model(
         BuildRequest(request.entry, folder=run.out, saved=saved, device=request.device), run.net
     )
-    return model.save_pretrained(run.out / "model", overwrite=True)
+    folder = model.save_pretrained(run.out / "model", overwrite=True)
+    run.processes.wait()
+    return folder
 
 
 # --- small helpers -------------------------------------------------------------------------------
 
 
-def bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions are quicker than float32: GPUs, and CPUs with AMX tiles."""
-    if device.type != "cpu":
-        return device.type == "cuda"
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # newer than torch 2.6
-    return bool(capabilities.get("amx_bf16", False))
+def history(init: Path | None) -> list[dict[str, Any]]:
+    """The reports of the runs that made ``init``, oldest first; [] where none are known."""
+    for path in (
+        () if init is None else (Path(init) / "train.json", Path(init).parent / "train.json")
+    ):
+        if path.is_file():
+            last = json.loads(path.read_text(encoding="utf-8"))
+            return [*last.pop("before", []), last]
+    return []
+
+
+def whole_curve(report: Path) -> list[tuple[str, int, float]]:
+    """The loss curves of all runs that made a model, from its ``train.json``: repeats numbered."""
+    last = json.loads(report.read_text(encoding="utf-8"))
+    runs = [run["curve"] for run in (*last.get("before", []), last)]
+    found: dict[str, list[tuple[str, int, float]]] = {}
+    for run in runs:
+        for stage in dict.fromkeys(name for name, _, _ in run):
+            again = sum(name.split(",")[0] == stage for name in found)
+            label = f"{stage}, again" if again else stage
+            found[label] = [(label, step, value) for name, step, value in run if name == stage]
+    return [point for points in found.values() for point in points]
 
 
 def read_saved(

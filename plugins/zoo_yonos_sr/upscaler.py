@@ -262,15 +262,17 @@ class LatentSR(SRModel):
             raise InputError(f"size={size!r}: expected (height, width) in pixels.")
         grid = self._grid(*size, *self._tiling(tile, overlap))
         flops, activation = count(self.module, *grid.shape)
-        shape = grid.shape
-        if flops > PROBE_FLOPS:  # 64 is a multiple of every stride
-            shape = (min(64, shape[0]), min(64, shape[1]))
+        shape, cost = grid.shape, flops
+        for side in (64, 32, 16):
+            if cost > PROBE_FLOPS and side % self.multiple == 0:
+                shape = (min(side, shape[0]), min(side, shape[1]))
+                cost, _ = count(self.module, *shape)
         probe = torch.rand(1, 3, *shape)
         for _ in range(2):  # the first one warms up
             started = time.perf_counter()
             self._evaluate(probe, [(0, 0)])
             spent = time.perf_counter() - started
-        seconds = grid.evaluations * flops / count(self.module, *shape)[0] * spent
+        seconds = grid.evaluations * flops / cost * spent
         band = 2 * 3 * self.module.scale**2 * grid.shape[0] * grid.padded[1]
         memory = 4 * (4 * activation + band + 3 * grid.padded[0] * grid.padded[1])
         return Estimate(grid.evaluations, float(grid.evaluations * flops), memory, seconds)

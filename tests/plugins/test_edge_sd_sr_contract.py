@@ -1,4 +1,4 @@
-"""edge-sd-sr keeps the contract of its interface."""
+"""edge-sd-sr and edge-sd-sr-photo keep the contract of its interface."""
 
 from __future__ import annotations
 
@@ -7,3 +7,7 @@ from zoo.testing import SRModelSuite
 
 class TestEdgeSDSR(SRModelSuite):
     name = "edge-sd-sr"
+
+
+class TestEdgeSDSRPhoto(SRModelSuite):
+    name = "edge-sd-sr-photo"

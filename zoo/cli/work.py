@@ -30,6 +30,7 @@ from .options import (
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 @click.option("--init", help="Start from a saved folder, or from a model's weights by its name.")
+@click.option("--base", help="Start from a base model: a Hub id or a folder.")
 @device_option
 @quiet_option
 @set_option
@@ -42,6 +43,7 @@ def train(
     seed: int,
     resume: bool,
     init: str | None,
+    base: str | None,
     device: str,
     quiet: bool,
     settings: tuple[str, ...],
@@ -56,6 +58,7 @@ def train(
         stage=stage,
         resume=resume,
         init=init,
+        base=base,
         device=device,
         progress=not quiet,
         options=parse_settings(settings),

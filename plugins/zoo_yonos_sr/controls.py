@@ -1,0 +1,261 @@
+"""What in the gain of scale distillation is distillation? The controls of section 7.3.
+
+Small UNets on the frozen autoencoder of the bundled weights, photographs and steps as equal as can
+be. ``T`` steps make a x2 teacher; every student at x4 then takes ``S``:
+
+    distilled             starts as the teacher, learns its answers            the method
+    direct, S             starts from nothing, learns the truth                (a)
+    direct, T + S         the same for as long as teacher and student together (b)
+    curriculum            starts as the teacher, learns the truth              (c)
+    distilled, fresh      starts from nothing, learns the teacher's answers    (d)
+    regression, t = 1     as (a), but only ever at t = 1: no diffusion at all  (e)
+
+and at x8: taught by the x4 student (the chain), by the x2 teacher (a scale skipped), by the truth.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.hookspecs import BenchRequest, TrainRequest
+from zoo.interfaces import Claim, Metric
+from zoo.metrics import psnr_y
+from zoo.progress import track
+
+from .degrade import Bicubic
+from .measure import compare
+from .photos import Photos
+from .stages import cosine, latent_metric
+from .train import YonosTrainer, scale_loss
+
+WIDTHS = (32, 48, 64)
+OPTIONS: Mapping[str, Any] = {
+    "scale": "8",
+    "autoencoder": False,
+    "batch": 0,
+    "crop": 0,
+    "texture": 0.0,
+    "degradation": "light",
+    "degraded": 0.0,
+    "precision": "auto",
+}
+X4 = "held-out x4 PSNR-Y"
+X4_MANY = "held-out x4 PSNR-Y, 8 steps"
+X8 = "held-out x8 PSNR-Y"
+ERROR = "latent error"
+HIGHER = {X4: True, X4_MANY: True, X8: True, ERROR: False}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long the controls train."""
+
+    teacher: int = 800
+    """T."""
+    student: int = 500
+    """S."""
+    batch: int = 8
+    seeds: int = 3
+
+
+QUICK = Budget(6, 4, 2, 1)
+
+
+class Controls(YonosTrainer):
+    """One seed's worth of UNets on one frozen autoencoder."""
+
+    def begin(self, autoencoder: Mapping[str, Tensor], budget: Budget) -> None:
+        """Take over E and D; set the length of a stage."""
+        self.net.load_state_dict(autoencoder, strict=False)
+        self.net.eval()
+        self.budget = budget
+        self.fresh = {k: v.clone() for k, v in self.net.unet.state_dict().items()}
+        self.current = "x4"
+        self.channels = latent_metric(self)
+
+    def student(
+        self,
+        stage: str,
+        steps: int,
+        *,
+        start: Mapping[str, Tensor] | None = None,
+        teacher: Mapping[str, Tensor] | None = None,
+        easier: int | None = None,
+        last_only: bool = False,
+    ) -> dict[str, Tensor]:
+        """Train the UNet for ``stage`` and return its weights.
+
+        ``teacher`` was trained at scale ``easier``; None learns the truth.
+        """
+        self.net.unet.load_state_dict(self.fresh if start is None else start)
+        taught = None
+        if teacher is not None:
+            taught = self.new_teacher()
+            taught.load_state_dict(teacher)
+        self.current, self.stage, self.easier = stage, "", easier
+        own = self.recipes["tiny"][stage]
+        self.recipe[stage] = replace(own, steps=steps, batch=self.budget.batch)
+        self.run(
+            stage,
+            {"unet": (self.net.unet, cosine)},
+            lambda batch: scale_loss(self, batch, self.channels, taught, last_only=last_only),
+        )
+        return {k: v.clone() for k, v in self.net.unet.state_dict().items()}
+
+    def factors(self) -> tuple[int, int | None]:
+        return int(self.current[1:]), getattr(self, "easier", None)
+
+    @torch.no_grad()
+    def scores(self, unet: Mapping[str, Tensor], scale: int) -> dict[str, float]:
+        """What this UNet reaches on the held-out photographs, from clean bicubic inputs."""
+        net = self.net
+        net.unet.load_state_dict(unet)
+        x_h = self.photos.validation()
+        assert x_h is not None
+        clean = Bicubic()
+        x_l = 2 * clean.apply(x_h, scale, [], scale).to(self.device) - 1
+        z_h = net.encode_hr(2 * x_h.to(self.device) - 1)
+        generator = torch.Generator().manual_seed(0)
+        eps = torch.randn(z_h.shape, generator=generator).to(z_h)
+        z = net.one_step(x_l, eps, scale=scale)
+
+        def quality(z: Tensor) -> float:
+            made = (net.decoder_base(z).cpu() + 1) / 2
+            return sum(psnr_y(a, b, scale) for a, b in zip(made, x_h, strict=True)) / len(x_h)
+
+        if scale == 8:
+            return {X8: quality(z)}
+        error = ((z - z_h).square() * self.channels[:, None, None]).mean()
+        many = net.one_step(x_l, eps, 8, scale=scale)
+        return {ERROR: float(error), X4: quality(z), X4_MANY: quality(many)}
+
+
+DISTILLED = "small: distilled x2 to x4"
+DIRECT = "small: direct, S steps"
+LONGER = "small: direct, T + S steps"
+CURRICULUM = "small: starts as the teacher, learns the truth"
+FRESH = "small: distilled, fresh start"
+REGRESSION = "small: regression, t = 1 only"
+CHAIN = "small: x8 taught by x4"
+SKIP = "small: x8 taught by x2"
+DIRECT8 = "small: x8 direct"
+
+
+def one_seed(run: Controls) -> dict[str, dict[str, float]]:
+    """All rows for one seed."""
+    t, s = run.budget.teacher, run.budget.student
+    x2 = run.student("x2", t)
+    x4 = run.student("x4", s, start=x2, teacher=x2, easier=2)
+    four = {
+        DISTILLED: x4,
+        DIRECT: run.student("x4", s),
+        LONGER: run.student("x4", t + s),
+        CURRICULUM: run.student("x4", s, start=x2),
+        FRESH: run.student("x4", s, teacher=x2, easier=2),
+        REGRESSION: run.student("x4", s, last_only=True),
+    }
+    eight = {
+        CHAIN: run.student("x8", s, start=x4, teacher=x4, easier=4),
+        SKIP: run.student("x8", s, start=x2, teacher=x2, easier=2),
+        DIRECT8: run.student("x8", s),
+    }
+    return {name: run.scores(unet, 4) for name, unet in four.items()} | {
+        name: run.scores(unet, 8) for name, unet in eight.items()
+    }
+
+
+def controls(
+    request: BenchRequest, folder: Path, autoencoder: nn.Module, budget: Budget
+) -> tuple[dict[str, dict[str, Metric]], list[Claim]]:
+    """Rows and claims over the seeds; ``folder``: photographs; ``autoencoder``: has E and D."""
+    photos = Photos(folder)
+    frozen = {k: v for k, v in autoencoder.state_dict().items() if not k.startswith("unet.")}
+    config = {**request.entry.config, "unet": {"widths": list(WIDTHS)}}
+    entry = replace(request.entry, config=config)
+    found: dict[str, list[dict[str, float]]] = {}
+    with track(budget.seeds, request.progress, "controls") as advance:
+        for seed in range(request.seed, request.seed + budget.seeds):
+            with tempfile.TemporaryDirectory() as scratch:
+                asked = TrainRequest(
+                    entry, Path(scratch), seed=seed, device=request.device, options=OPTIONS
+                )
+                run = Controls(asked, photos)
+                run.begin(frozen, budget)
+                for name, scores in one_seed(run).items():
+                    found.setdefault(name, []).append(scores)
+            advance(1)
+    rows = {
+        name: {metric: Metric.of([s[metric] for s in scores]) for metric in scores[0]}
+        for name, scores in found.items()
+    }
+    return rows, claims(found, budget)
+
+
+def claims(found: Mapping[str, list[dict[str, float]]], budget: Budget) -> list[Claim]:
+    """Scale distillation against each control, decided by the paired differences over seeds."""
+
+    def of(row: str, metric: str) -> list[float]:
+        return [scores[metric] for scores in found[row]]
+
+    rule = (
+        f"mean paired difference over {budget.seeds} seeds above two standard errors; "
+        f"T = {budget.teacher}, S = {budget.student} steps"
+    )
+    against = {
+        "direct": (DIRECT, "training directly for the student's steps"),
+        "direct-longer": (LONGER, "training directly for teacher's and student's steps together"),
+        "curriculum": (CURRICULUM, "starting as the teacher but learning the truth"),
+        "fresh-start": (FRESH, "distilling into a fresh network"),
+        "regression": (REGRESSION, "plain regression at t = 1"),
+    }
+    made = [
+        compare(
+            f"scale-distillation-vs-{name}",
+            f"At one step, scale distillation has a higher x4 PSNR-Y than {words}.",
+            rule,
+            of(DISTILLED, X4),
+            of(row, X4),
+        )
+        for name, (row, words) in against.items()
+    ]
+    made += [
+        compare(
+            "scale-distillation-latent-error",
+            "Scale distillation has a lower latent error than training directly for the student's "
+            "steps.",
+            rule,
+            of(DISTILLED, ERROR),
+            of(DIRECT, ERROR),
+            higher=False,
+        ),
+        compare(
+            "progressive-beats-skipping",
+            "At x8, a chain x2, x4, x8 beats one that skips x4.",
+            rule,
+            of(CHAIN, X8),
+            of(SKIP, X8),
+        ),
+        compare(
+            "progressive-beats-direct",
+            "At x8, the chain beats training directly for the student's steps.",
+            rule,
+            of(CHAIN, X8),
+            of(DIRECT8, X8),
+        ),
+        compare(
+            "one-distilled-step-beats-many",
+            "One step of the distilled network has a higher PSNR-Y than eight steps of the one "
+            "trained directly for T + S steps.",
+            rule,
+            of(DISTILLED, X4),
+            of(LONGER, X4_MANY),
+        ),
+    ]
+    return made

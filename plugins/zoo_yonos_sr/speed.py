@@ -1,0 +1,191 @@
+"""What a model costs beside its peers, 128x128 to 512x512, in one run on one machine.
+
+Parameters and FLOPs are counted on the meta device; of parameters, those that take part. Seconds
+are as ``timing`` measures them. What is quick takes turns; the big peers come one after the other,
+to fit the memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoo.interfaces import Claim, Metric
+from zoo.progress import track
+
+from .peers import PEERS, Diffusion
+from .resize import bicubic_up
+from .timing import take_turns
+
+if TYPE_CHECKING:
+    from zoo.interfaces import Progress
+
+    from .upscaler import LatentSR
+
+SIDE = 128
+STEPS = 50
+"""Of a diffusion peer as people run it; one step is in the table too."""
+PARAMETERS, GFLOP, SECONDS = "parameters (M)", "GFLOP 128 to 512", "seconds 128 to 512"
+HIGHER = {PARAMETERS: False, GFLOP: False, SECONDS: False}
+"""Directions, for ``Results.higher_is_better``."""
+Rows = dict[str, dict[str, Metric]]
+
+
+def speed_rows(
+    model: LatentSR,
+    quick: bool = False,
+    full: Mapping[str, Any] | None = None,
+    progress: Progress = False,
+) -> tuple[Rows, list[Claim]]:
+    """The table and the claims on it. Diffusion peers take minutes of CPU time and 4 GB.
+
+    ``full`` is the configuration of the method's full size: built with random weights, it is the
+    one that claims and ratios are about (without it, the model itself). ``quick`` counts
+    everything, and times only what takes seconds.
+    """
+    name, device = model.entry.name, model.device
+    image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    image = image.to(device).contiguous(memory_format=torch.channels_last)
+    ours: dict[str, nn.Module] = {
+        name: model.module,
+        f"{name}, bfloat16": copy.deepcopy(model.module).bfloat16(),
+    }
+    about = name
+    if full is not None:
+        about = f"{name}-full, random weights"
+        ours[about] = random(lambda: type(model).network(full), None if quick else device)
+    rows: Rows = {"bicubic": {}, **{label: cost(net) for label, net in ours.items()}}
+    runs = {label: _run(net, image) for label, net in ours.items() if not _is_meta(net)}
+    runs["bicubic"] = lambda: bicubic_up(image, 4)
+    compact, *large = PEERS
+    runs[compact] = _run(random(PEERS[compact], device), image)
+    rows[compact] = cost(random(PEERS[compact], None))
+    with track(1 + len(large), progress, "speed") as advance:
+        for label, spent in take_turns(runs, device, rounds=3 if quick else 7).items():
+            rows[label][SECONDS] = _median(spent)
+        advance(1)
+        for label in large:
+            rows |= _peer(label, None if quick else device, image)
+            advance(1)
+    yardstick = about if SECONDS in rows[about] else name
+    for cells in rows.values():
+        if SECONDS in cells:
+            ratio = cells[SECONDS].mean / rows[yardstick][SECONDS].mean
+            cells[f"time, ratio to {yardstick}"] = Metric(ratio)
+    return rows, _claims(rows, about)
+
+
+def _peer(label: str, device: torch.device | None, image: Tensor) -> Rows:
+    """Rows of one big peer; None for a device counts only."""
+    shapes = random(PEERS[label], None)
+    if not isinstance(shapes, Diffusion):
+        row = cost(shapes)
+        if device is not None:
+            network = random(PEERS[label], device)
+            row[SECONDS] = _median(
+                take_turns({label: _run(network, image)}, device, rounds=2)[label]
+            )
+        return {label: row}
+    once, twice = cost(shapes), cost(shapes, 2)
+    more = (STEPS - 1) * (twice[GFLOP].mean - once[GFLOP].mean)
+    often = {PARAMETERS: once[PARAMETERS], GFLOP: Metric(once[GFLOP].mean + more)}
+    if device is not None:
+        network = random(PEERS[label], device)
+        assert isinstance(network, Diffusion)
+        z = network.start(image)
+        runs = {"step": lambda: network.step(z, image), "decode": lambda: network.decode(z)}
+        # No round to warm up: a step alone is many times what starting costs.
+        spent = take_turns(runs, device, rounds=2, warm_up=0)
+        step, decode = (statistics.fmean(spent[part]) for part in ("step", "decode"))
+        once[SECONDS] = Metric(step + decode)
+        often[SECONDS] = Metric(STEPS * step + decode)
+    return {f"{label}, 1 step": once, f"{label}, {STEPS} steps (time: 2 measured)": often}
+
+
+def _claims(rows: Rows, about: str) -> list[Claim]:
+    """Against the cheapest diffusion peer at a single step, so against any of them."""
+    peers = {label: cells for label, cells in rows.items() if label.endswith(", 1 step")}
+    found = []
+    for identity, metric, words in (
+        ("flops-of-diffusion-peers", GFLOP, "FLOPs"),
+        ("time-of-diffusion-peers", SECONDS, "time"),
+    ):
+        if not all(metric in cells for cells in [rows[about], *peers.values()]):
+            continue
+        value, least = rows[about][metric], min(cells[metric].mean for cells in peers.values())
+        found.append(
+            Claim(
+                identity,
+                f"{about.partition(',')[0]} enlarges 128 to 512 with at most a tenth of the {words} "
+                "of any diffusion peer in the table, even if that took a single step.",
+                f"ten times the {words} at most the cheapest peer's",
+                value.mean,
+                least,
+                value.std,
+                10 * value.mean <= least,
+            )
+        )
+    return found
+
+
+# --- random weights, and counting -----------------------------------------------------------------
+
+
+def random(make: Callable[[], nn.Module], device: torch.device | None) -> nn.Module:
+    """A network with small random weights on the device; None: shapes only (meta)."""
+    with torch.device("meta"):
+        network = make().eval().requires_grad_(False)
+    if device is not None:
+        network.to_empty(device=device)
+        generator = torch.Generator(device).manual_seed(0)
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(-0.03, 0.03, generator=generator)
+        network.to(memory_format=torch.channels_last)
+    return network
+
+
+def _is_meta(network: nn.Module) -> bool:
+    return next(network.parameters()).is_meta
+
+
+def _run(network: nn.Module, image: Tensor) -> Callable[[], Tensor]:
+    given = image.to(next(network.parameters()).dtype)
+    return lambda: network(given)
+
+
+def cost(network: nn.Module, *arguments: Any) -> dict[str, Metric]:
+    """Parameters and FLOPs of ``network(image, *arguments)``: no weight is copied or computed with.
+
+    Parameters are those of the modules that ran.
+    """
+    used: dict[nn.Module, int] = {}
+
+    def look(module: nn.Module, _: Any) -> None:
+        used[module] = sum(p.numel() for p in module.parameters(recurse=False))
+
+    shapes = {k: torch.empty_like(v, device="meta") for k, v in network.state_dict().items()}
+    image = torch.empty(1, 3, SIDE, SIDE, dtype=next(network.parameters()).dtype, device="meta")
+    watched = [m.register_forward_pre_hook(look) for m in network.modules()]
+    try:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(network, shapes, (image, *arguments))
+    finally:
+        for hook in watched:
+            hook.remove()
+    return {
+        PARAMETERS: Metric(sum(used.values()) / 1e6),
+        GFLOP: Metric(counter.get_total_flops() / 1e9),
+    }
+
+
+def _median(values: list[float]) -> Metric:
+    """The median, with the spread of all: a moment's hiccup does not move it."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Metric(statistics.median(values), spread, len(values))

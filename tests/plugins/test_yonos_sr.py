@@ -1,0 +1,384 @@
+"""YONOS-SR: the network, the chain of magnifications, its controls, its bundled weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import zoo_yonos_sr
+from PIL import Image
+from torch import nn
+from zoo_yonos_sr import controls, quality, regression, trainer
+from zoo_yonos_sr.measure import HIGHER, compare
+from zoo_yonos_sr.model import YonosSR, build_network
+from zoo_yonos_sr.photos import Photos
+from zoo_yonos_sr.resize import bicubic_down, bicubic_up
+from zoo_yonos_sr.train import YonosTrainer, scale_loss
+
+import zoo
+from zoo.errors import InputError, NotReadyError, OptionError
+from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
+from zoo.spec import Entry
+from zoo.testing import SRModelSuite
+from zoo.weights import read_saved
+
+TINY = zoo.info("yonos-sr").config
+SMALL = {
+    **TINY,
+    "latent": 4,
+    "tile": 16,
+    "encoder": {"widths": [8, 12]},
+    "unet": {"widths": [8, 12]},
+    "decoder": {"widths": [12, 8]},
+}
+OPTIONS = {
+    "autoencoder": True,
+    "scale": "4",
+    "batch": 2,
+    "crop": 32,
+    "texture": 0.2,
+    "degradation": "light",
+    "degraded": 0.3,
+    "precision": "float32",
+}
+WEIGHTS = Path(zoo_yonos_sr.__file__).parent / "weights" / "yonos-sr"
+
+
+class TestYonosSR(SRModelSuite):
+    name = "yonos-sr"
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def entry(config=SMALL, name="yonos-sr"):
+    return Entry(
+        name,
+        "SRModel",
+        "zoo_yonos_sr",
+        "ready",
+        "a model for tests",
+        config=dict(config),
+        distribution="edgezoo",
+    )
+
+
+def make(config=SMALL, **options) -> YonosSR:
+    """A model with random weights that are large enough to make every part matter."""
+    network = build_network(config)
+    for p in network.parameters():
+        if p.dim() > 1:
+            nn.init.normal_(p, std=0.1)
+    return YonosSR(BuildRequest(entry(config), None, options=options), network)
+
+
+def load(folder: Path) -> YonosSR:
+    saved = read_saved(folder).manifest
+    return zoo_yonos_sr.zoo_build(
+        BuildRequest(entry(), folder, saved=saved, options=saved["options"])
+    )
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    from skimage.data import astronaut
+
+    folder = tmp_path_factory.mktemp("photos")
+    for i, name in enumerate(["mine", "casa-mila"]):
+        Image.fromarray(astronaut()[i * 128 : i * 128 + 264, 100:364]).save(folder / f"{name}.png")
+    return folder
+
+
+def trainer_of(photos, out, config=SMALL, **changes) -> YonosTrainer:
+    options = {**OPTIONS, **changes.pop("options", {})}
+    request = TrainRequest(
+        entry(config), out, **{"data": photos, "steps": 3, "options": options, **changes}
+    )
+    return YonosTrainer(request)
+
+
+def train(photos, out, config=SMALL, **changes) -> Path:
+    return trainer.fit(trainer_of(photos, out, config, **changes))
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+def test_sizes_are_what_the_registry_says():
+    network = build_network(TINY)
+    parts = network.hr_encoder, network.unet, network.decoder
+    assert (
+        sum(p.numel() for part in parts for p in part.parameters()) == zoo.info("yonos-sr").params
+    )
+    assert 2 * sum(p.numel() for p in network.parameters()) < 8e6  # bytes of the bundle
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_any_size_is_enlarged_exactly(scale):
+    model = make({**SMALL, "scale": scale})
+    assert model.scales == (scale,)
+    for h, w in ((7, 11), (37, 5), (1, 1)):
+        assert model.upscale(torch.rand(3, h, w)).shape == (3, scale * h, scale * w)
+
+
+def test_the_seed_chooses_the_noise_and_tiles_share_it():
+    model = make()
+    x = torch.rand(3, 40, 28)
+    noisy = {"noise_scale": 1.0}
+    assert torch.equal(model.upscale(x, **noisy), model.upscale(x, seed=0, **noisy))
+    assert not torch.equal(model.upscale(x, **noisy), model.upscale(x, seed=1, **noisy))
+    assert torch.equal(model.upscale(x), model.upscale(x, seed=1))  # starts at the mean: no chance
+    whole = model.upscale(x, tile=None, **noisy)
+    tiled = model.upscale(x, tile=32, overlap=16, **noisy)
+    inner = (slice(None), slice(40, 120), slice(40, 72))  # what no image border reaches
+    torch.testing.assert_close(whole[inner], tiled[inner], atol=2e-3, rtol=0)
+
+
+def test_an_image_at_scale_1_is_its_own_condition():
+    """Section 8, check 6: nothing to enlarge, so z_l = z_h."""
+    network = make().module
+    x = 2 * torch.rand(1, 3, 16, 16) - 1
+    torch.testing.assert_close(network.encode(x, 1), network.encode_hr(x))
+
+
+def test_colour_fix_gives_the_colours_of_the_input_back():
+    x_h = torch.rand(1, 3, 32, 32)
+    x_l = bicubic_down(bicubic_up(x_h, 4), 8)[0]
+    model = make()
+    model.module.forward = lambda x, eps=None, steps=1: bicubic_up(x, 4) + 0.2  # a colour cast
+    plain, fixed = (
+        model.upscale(x_l, tile=None, color_fix=fix).clamp(0, 1) for fix in (False, True)
+    )
+    true = bicubic_up(x_l[None], 4)[0].clamp(0, 1)
+    assert (plain - true).mean() > 0.1
+    assert (fixed - true).abs().max() < 2 / 255
+
+
+# --- scale distillation ---------------------------------------------------------------------------
+
+
+def test_teacher_and_student_see_the_same_z_t_and_only_the_student_learns(photos, tmp_path):
+    """Section 8, check 4: the first channels of both inputs agree, the others do not."""
+    run = trainer_of(photos, tmp_path)
+    run.current = "x4"
+    run.net.unet.requires_grad_(True)
+    teacher = run.new_teacher()
+    before = [p.clone() for p in teacher.parameters()]
+    seen: list[torch.Tensor] = []
+    for unet in (teacher, run.net.unet):
+        unet.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    batch = run.batch(run.recipe["x4"])
+    assert batch.x_l.shape[-1] * 2 == batch.x_l_easy.shape[-1]
+    scale_loss(run, batch, torch.ones(4), teacher).backward()
+    of_teacher, of_student = seen
+    assert torch.equal(of_teacher[:, :4], of_student[:, :4])
+    assert not torch.allclose(of_teacher[:, 4:], of_student[:, 4:])
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in run.net.unet.parameters())
+
+
+def test_regression_control_meets_the_last_level_only(photos, tmp_path):
+    run = trainer_of(photos, tmp_path)
+    run.current = "x2"
+    seen: list[torch.Tensor] = []
+    run.net.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1].detach()))
+    scale_loss(run, run.batch(run.recipe["x2"]), torch.ones(4), None, last_only=True)
+    assert torch.equal(seen[0], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("scale", "stages"),
+    [
+        ("2", ["autoencoder", "x2", "decoder"]),
+        ("4", ["autoencoder", "x2", "x4", "decoder"]),
+        ("8", ["autoencoder", "x2", "x4", "x8", "decoder"]),
+    ],
+)
+def test_the_chain_ends_at_the_scale_asked_for(photos, tmp_path, scale, stages):
+    folder = train(photos, tmp_path, steps=2, options={"scale": scale, "crop": 64})
+    model = load(folder)
+    n = int(scale)
+    assert model.upscale(torch.rand(3, 8, 8)).shape == (3, 8 * n, 8 * n)
+    report = json.loads((tmp_path / "train.json").read_text())
+    assert report["done"] == stages
+    assert f"x{n}, frozen decoder" in report["validation"]
+
+
+def test_resumed_in_the_middle_of_the_chain_equals_uninterrupted(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "EVERY", 1)
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1)
+    whole = load(train(photos, tmp_path / "whole")).state()
+    real = trainer.Trainer.batch
+
+    def interrupted(self, stage, name=None):
+        if self.stage == "x4" and self.step == 2:
+            raise KeyboardInterrupt
+        return real(self, stage, name)
+
+    monkeypatch.setattr(trainer.Trainer, "batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(photos, tmp_path / "cut")
+    monkeypatch.setattr(trainer.Trainer, "batch", real)
+    resumed = load(train(photos, tmp_path / "cut", resume=True)).state()
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_each_stage_touches_its_own_part(photos, tmp_path):
+    start = make().save_pretrained(tmp_path / "start")
+    for stage, part in (("x2", "unet"), ("x4", "unet"), ("decoder", "decoder")):
+        made = load(train(photos, tmp_path / stage, stage=stage, init=start)).state()
+        before = load(start).state()
+        assert {k.split(".")[0] for k in made if not torch.equal(made[k], before[k])} == {part}
+
+
+def test_the_autoencoder_of_the_sibling_can_be_kept(photos, tmp_path):
+    """``--init edge-sd-sr -O autoencoder=false``: E and D as they are, the rest fresh."""
+    sibling = Path(zoo_yonos_sr.__file__).parents[1] / "zoo_edge_sd_sr/weights/edge-sd-sr"
+    run = trainer_of(
+        photos, tmp_path, TINY, init=sibling, options={"autoencoder": False, "crop": 64}
+    )
+    assert list(run.recipe) == ["x2", "x4", "decoder"]
+    _, tensors = trainer.read_saved(sibling, TINY)
+    own = run.net.state_dict()
+    assert torch.equal(own["hr_encoder.conv_in.weight"], tensors["hr_encoder.conv_in.weight"])
+    assert torch.equal(own["decoder.conv_in.weight"], tensors["decoder_base.conv_in.weight"])
+    assert not torch.equal(own["unet.conv_in.weight"], tensors["unet.conv_in.weight"])
+
+
+def test_a_run_remembers_the_runs_before_it(photos, tmp_path):
+    train(photos, tmp_path / "a", stage="autoencoder")
+    train(photos, tmp_path / "b", stage="x2", init=tmp_path / "a" / "model")
+    report = json.loads((tmp_path / "b" / "train.json").read_text())
+    assert [run["done"] for run in report["before"]] == [["autoencoder"]]
+    stages = {stage for stage, _, _ in trainer.whole_curve(tmp_path / "b" / "train.json")}
+    assert stages == {"autoencoder", "x2"}
+
+
+def test_training_says_what_is_wrong(photos, tmp_path):
+    with pytest.raises(OptionError, match="no stage 'x8' with these options"):
+        train(photos, tmp_path / "out", stage="x8")
+    with pytest.raises(OptionError, match="multiple of 8"):
+        train(photos, tmp_path / "out", options={"crop": 30})
+
+
+# --- baselines and controls -----------------------------------------------------------------------
+
+
+def test_the_regression_baseline_starts_as_bicubic_and_is_found_again(photos, tmp_path):
+    run = trainer_of(photos, tmp_path)
+    x_l = torch.rand(3, 9, 7)
+    fresh = regression.PlainSR(4, 8, 1)
+    torch.testing.assert_close(
+        regression.enlarge(fresh, x_l), bicubic_up(x_l[None], 4)[0].clamp(0, 1), atol=1e-6, rtol=0
+    )
+    made = regression.regression(run, tmp_path / "kept", 2)
+    again = regression.regression(run, tmp_path / "kept", 2)
+    assert torch.equal(regression.enlarge(made, x_l), regression.enlarge(again, x_l))
+    with pytest.raises(InputError, match="another steps"):
+        regression.regression(run, tmp_path / "kept", 3)
+    ours = zoo.info("yonos-sr").params
+    size = sum(p.numel() for p in regression.PlainSR().parameters())
+    assert 0.85 * ours < size < 1.15 * ours  # "of the same size" is meant
+
+
+def test_controls_compare_like_with_like(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(controls, "WIDTHS", (8, 12))
+    budget = controls.Budget(teacher=3, student=2, batch=2, seeds=2)
+    trained: list[tuple[str, int]] = []
+    real = controls.Controls.student
+
+    def spied(self, stage, steps, **how):
+        trained.append((stage, steps))
+        return real(self, stage, steps, **how)
+
+    monkeypatch.setattr(controls.Controls, "student", spied)
+    request = BenchRequest(entry(), tmp_path, data=photos)
+    rows, claims = controls.controls(request, photos, make().module, budget)
+    assert trained[: len(trained) // 2] == trained[len(trained) // 2 :]
+    assert sorted(trained[: len(trained) // 2]) == sorted(
+        [("x2", 3), *[("x4", 2)] * 5, ("x4", 5), *[("x8", 2)] * 3]
+    )
+    assert rows[controls.DISTILLED][controls.X4].n == 2
+    assert {c.holds for c in claims} <= {True, False, None}
+    assert len(claims) == 9
+
+
+def test_claims_are_decided_by_the_numbers():
+    better, worse = [2.0, 3.0, 4.1], [1.0, 2.1, 3.0]
+    assert compare("a", "s", "r", better, worse).holds is True
+    assert compare("a", "s", "r", worse, better).holds is False
+    assert compare("a", "s", "r", worse, better, higher=False).holds is True
+    assert compare("a", "s", "r", [1.0, 3.0, 2.0], [2.0, 1.0, 3.0]).holds is None
+    assert compare("a", "s", "r", [1.0], [0.0]).holds is None
+
+
+# --- the bundled weights --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundled() -> YonosSR:
+    return zoo_yonos_sr.zoo_build(BuildRequest(entry(TINY), WEIGHTS))
+
+
+def test_bundle_beats_bicubic_on_a_photograph(bundled):
+    """Not a benchmark, a guard: the astronaut is in no training set. Measured margin is larger."""
+    from skimage.data import astronaut
+
+    from zoo.metrics import haarpsi, psnr_y, ssim_y
+
+    x_h = torch.from_numpy(astronaut()).permute(2, 0, 1).float()[:, :256, 128:384] / 255
+    x_l = (bicubic_down(x_h[None], 4)[0].clamp(0, 1) * 255).round() / 255
+    ours, bicubic = bundled.upscale(x_l), bicubic_up(x_l[None], 4)[0]
+    assert psnr_y(ours, x_h, 4) > psnr_y(bicubic, x_h, 4) + 0.4
+    for metric in (ssim_y, haarpsi):
+        assert metric(ours, x_h, 4) > metric(bicubic, x_h, 4) + 0.01
+    assert (ours.mean((1, 2)) - x_l.mean((1, 2))).abs().max() < 0.01  # no colour shift
+
+
+def test_bundled_training_is_recorded():
+    report = json.loads((WEIGHTS / "train.json").read_text())
+    assert report["done"] == ["x2", "x4", "decoder"]
+    assert "autoencoder" in {stage for run in report["before"] for stage in run["done"]}
+    made = report["validation"]
+    assert made["model"]["psnr_y"] > made["bicubic x4"]["psnr_y"]
+
+
+def test_quick_benchmark_computes_its_claims(tmp_path, monkeypatch):
+    from zoo_yonos_sr import bench, linear
+
+    run = partial(linear.run, counts=(400,), runs=2)  # the world itself has tests of its own
+    monkeypatch.setattr(bench.linear, "run", run)
+    results = zoo_yonos_sr.zoo_bench(BenchRequest(entry(TINY), tmp_path, quick=True))
+    assert {"bicubic", "yonos-sr", "yonos-sr, fidelity setting"} <= set(results.table)
+    assert all((tmp_path / name).stat().st_size > 0 for name in results.pictures)
+    assert {c.holds for c in results.claims} <= {True, False, None}
+    assert {f"astronaut {k}" for k in HIGHER} <= set(results.table["yonos-sr"])
+    assert quality.PLAIN not in results.table  # no photographs to train it on
+    with pytest.raises(InputError, match="neither set5"):
+        zoo_yonos_sr.zoo_bench(BenchRequest(entry(TINY), tmp_path, data=tmp_path, quick=True))
+    with pytest.raises(NotReadyError, match="no weights to measure"):
+        zoo_yonos_sr.zoo_bench(replace(BenchRequest(entry(TINY, "other"), tmp_path)))
+
+
+def test_benchmark_with_photographs_trains_the_baseline(photos, tmp_path):
+    request = BenchRequest(
+        entry(SMALL), tmp_path, data=photos, quick=True, options={"baseline": str(tmp_path / "b")}
+    )
+    asked = trainer_of(photos, tmp_path)
+    made = quality.baseline_for(request, asked, tmp_path / "scratch")
+    assert (tmp_path / "b" / regression.FILE).is_file()
+    assert not (tmp_path / "scratch").exists()
+    folder = make().save_pretrained(tmp_path / "model")
+    measured = quality.Quality(YonosSR, request, folder, made)
+    x_h = Photos(photos).validation()
+    assert x_h is not None
+    table, claims = measured.measure({"held-out photos": list(x_h)})
+    assert {quality.PLAIN, quality.CONSISTENT} <= set(table)
+    assert {"fidelity-near-regression", "best-perceptual-score"} <= {c.id for c in claims}
