@@ -41,6 +41,8 @@ class Joint:
     ) -> None:
         """``precision``: of autocast, such as bfloat16."""
         recipe = sampler.recipe
+        if not any(p.requires_grad for p in net.parameters()):
+            raise InputError("the network has no parameter to train: all are frozen, or none.")
         self.loss_of, self.sampler, self.precision = loss_of, sampler, precision
         self.device = next(net.parameters()).device
         self.dice = torch.Generator(self.device).manual_seed(seed)  # alike in all processes
@@ -81,6 +83,7 @@ class Joint:
         prior = None
         if len(self.nets) > 1:
             prior, _ = self.losses(self.nets[1], head(batch, b, b + target_count), b)
+            self._require_finite(prior, ids)
             self._move(1, (coefficients * prior).sum() / rows)
         sampler.observe(ids, losses[:b], prior, features)
         sampler.update()
@@ -109,8 +112,9 @@ class Joint:
         wrong = ids.cpu()[bad[: len(ids)]].tolist()
         where = f"of the training examples {wrong[:10]}" if wrong else "on the target set"
         raise InputError(
-            f"step {self.sampler.step_number}: the loss {where} is NaN or infinite. Nothing of "
-            "this batch was learned. Look at these examples, or lower the learning rate."
+            f"step {self.sampler.step_number}: the loss {where} is NaN or infinite. The "
+            "weights learned nothing of this batch. Look at its examples, or lower the learning "
+            "rate."
         )
 
     # checkpoints

@@ -170,6 +170,8 @@ class BayesianDPS(DataSelector):
         started = time.perf_counter()
         self._found, self._task, self._folder = {}, None, None
         seed = _whole("seed", seed, 0)
+        if retrain is not None and not (isinstance(retrain, int | float) and 0 < retrain <= 1):
+            raise OptionError(f"retrain={retrain!r}: expected a share above 0 and up to 1.")
         rows, wanted = examples_of(train, "train"), examples_of(target, "target")
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
@@ -248,12 +250,17 @@ class BayesianDPS(DataSelector):
                 )
             return tasks.own(model, loss, collate, features)
         if rows.kind != wanted.kind:
-            raise InputError(f"train holds {rows.kind}, target {wanted.kind}: they must be alike.")
+            hint = ""
+            if {rows.kind, wanted.kind} == {"text", "language"}:  # text is language without labels
+                hint = f" Has {'train' if rows.kind == 'language' else 'target'} lost its labels?"
+            raise InputError(
+                f"train holds {rows.kind}, target {wanted.kind}: they must be alike.{hint}"
+            )
         if rows.kind not in ("custom", "language") and (labels is None or target_labels is None):
             raise InputError("both sets need labels, and one of them has none.")
         if self._base is not None:
             wide = recipe.weighting == "network"
-            task = tasks.transformers_task(self._base, rows, names, self._dtype, wide)
+            task = tasks.transformers_task(self._base, rows, names, wide)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -339,7 +346,7 @@ class BayesianDPS(DataSelector):
         return [{**point, "retrain": 1.0} for point in history]
 
     def _precision(self) -> bool:
-        """bfloat16 autocast where the model was loaded with that dtype or half precision."""
+        """bfloat16 autocast where a dtype of 16 bits was asked for; parameters stay float32."""
         return self._dtype in ("bfloat16", "float16")
 
     def _width(self, task: tasks.Task, rows: Examples, wanted: Examples) -> int:
@@ -588,6 +595,8 @@ def _bytes(text: bytes) -> Tensor:
 
 
 def _go_on(joint: Joint, file: Path, facts: Mapping[str, Any]) -> list[dict[str, float]]:
+    if not file.is_file():
+        raise InputError(f"{file} is not there: nothing to go on with. Start without resume.")
     tensors = load_tensors(file)
     if "facts" not in tensors:
         raise InputError(f"{file} is no checkpoint of this method.")

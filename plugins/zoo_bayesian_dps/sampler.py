@@ -265,14 +265,15 @@ class WeightSampler:
                 "return one value for each example (reduction='none')."
             )
         losses = losses.detach().float().cpu()
-        if not bool(losses.isfinite().all()):
-            wrong = ids[~losses.isfinite()][:8].tolist()
-            raise InputError(f"the loss of the examples {wrong} is not finite.")
         drive = losses
         if self.recipe.partition == "contrast":
             if prior_losses is None:
                 raise InputError("partition='contrast' needs prior_losses, of the second chain.")
             drive = losses - prior_losses.detach().float().cpu()
+        # Where drive is finite, losses are: infinite ones make it infinite or NaN.
+        if not bool(drive.isfinite().all()):
+            wrong = ids[~drive.isfinite()][:8].tolist()
+            raise InputError(f"the loss of the examples {wrong} is not finite.")
         features = None if features is None else features.detach().float().cpu()
         self._seen.append((ids, torch.stack([drive, losses]), features))
 

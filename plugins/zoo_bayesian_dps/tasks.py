@@ -360,9 +360,12 @@ def language_collate(
 
 
 def transformers_task(
-    folder: Path, train: Examples, names: Sequence[str], dtype: str, wants_features: bool
+    folder: Path, train: Examples, names: Sequence[str], wants_features: bool
 ) -> Task:
-    """A causal language model or a classifier from a verified folder, safetensors only."""
+    """A causal language model or a classifier from a verified folder, safetensors only.
+
+    In float32 whatever the precision of the computation: steps of 2e-5 are lost in bfloat16.
+    """
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -375,7 +378,7 @@ def transformers_task(
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} is no transformers model: config.json: {error}.") from None
     made = (config.get("architectures") or [""])[0]
-    load = {"use_safetensors": True, "local_files_only": True, "dtype": getattr(torch, dtype)}
+    load = {"use_safetensors": True, "local_files_only": True, "dtype": torch.float32}
     classes = {"num_labels": len(names), "ignore_mismatched_sizes": True}
     if train.kind == "language":
         net = transformers.AutoModelForCausalLM.from_pretrained(folder, **load)

@@ -358,8 +358,13 @@ def test_the_same_run_in_parts_is_the_same_run(tmp_path: Path) -> None:
         assert torch.equal(a, b)
     with pytest.raises(InputError, match="80 training examples, there are 79"):
         again.fit(train[1:], target, epochs=4, seed=3, checkpoint=file, resume=True)
+    with pytest.raises(InputError, match="nothing to go on with"):
+        again.fit(train, target, checkpoint=tmp_path / "no", resume=True)
     with pytest.raises(InputError, match="target"):
         again.fit(train, target[1:], epochs=4, seed=3, checkpoint=file, resume=True)
+    train[7] = (train[7][0], 1 - train[7][1])  # one label of many
+    with pytest.raises(InputError, match="train differ"):
+        again.fit(train, target, epochs=4, seed=3, checkpoint=file, resume=True)
 
 
 def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
@@ -407,6 +412,7 @@ def load() -> Any:
         (lambda t, v: (t, []), "target is empty"),
         (lambda t, v: (t, [v[0], v[2]]), "one class only"),
         (lambda t, v: ([*t[:5], (t[5][0], None), *t[6:]], v), "no label.*5"),
+        (lambda t, v: ([{"text": "a"}], [{"text": "a", "label": 1}]), "train lost its labels"),
         (lambda t, v: (iter(t), v), "no length"),
         (lambda t, v: ("no/such/file.jsonl", v), "not there"),
         (lambda t, v: ([(x[:3], y) if i else (x, y) for i, (x, y) in enumerate(t)], v), "shapes"),
@@ -442,6 +448,12 @@ def test_a_loss_that_is_not_per_example(loss: Any, said: str) -> None:
         load().fit(train, target, model=nn.Linear(6, 2), loss=loss, epochs=1)
 
 
+def test_a_network_without_parameters_is_refused() -> None:
+    train, target, _ = planted(40)
+    with pytest.raises(InputError, match="no parameter to train"):
+        load().fit(train, target, model=nn.Identity(), epochs=1)
+
+
 def test_a_nan_loss_names_its_batch_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     train, target, _ = planted(40)
     file, calls = tmp_path / "run.safetensors", [0]
@@ -461,9 +473,31 @@ def test_a_nan_loss_names_its_batch_and_keeps_the_last_checkpoint(tmp_path: Path
     assert np.isfinite(selector.weights).all()
 
 
+def test_a_nan_loss_of_the_second_chain_stops_too() -> None:
+    train, target, _ = planted(40)
+
+    def loss(output: Tensor, batch: Any) -> Tensor:
+        losses = cross_entropy(output, batch)
+        return losses * math.nan if len(losses) == 8 else losses  # theta' sees no target rows
+
+    with pytest.raises(InputError, match=r"step 0: .*training examples \["):
+        zoo.load("bayesian-dps", device="cpu", partition="contrast").fit(
+            train, target, model=nn.Linear(6, 2), loss=loss, batch=8, epochs=1
+        )
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"epochs": 0}, {"seed": -1}, {"batch": 0}, {"lr": 0.0}, {"resume": True}, {"seed": 1.5}],
+    [
+        {"epochs": 0},
+        {"seed": -1},
+        {"batch": 0},
+        {"lr": 0.0},
+        {"resume": True},
+        {"seed": 1.5},
+        {"retrain": 0},
+        {"retrain": 2.0},
+    ],
 )
 def test_wrong_numbers_are_refused(options: dict[str, Any]) -> None:
     train, target, _ = planted(40)
@@ -492,6 +526,10 @@ def test_the_sampler_refuses_what_it_cannot_use() -> None:
         sampler.update()
     with pytest.raises(InputError, match="prior_losses"):
         WeightSampler(5, Recipe(partition="contrast")).observe(torch.arange(1), torch.ones(1))
+    with pytest.raises(InputError, match=r"examples \[1\] is not finite"):
+        WeightSampler(5, Recipe(partition="contrast")).observe(
+            torch.arange(2), torch.ones(2), torch.tensor([1.0, math.nan])
+        )
     with pytest.raises(InputError, match="5 training examples, there are 6"):
         WeightSampler(6).restore(sampler.state())
     with pytest.raises(InputError, match="groups"):

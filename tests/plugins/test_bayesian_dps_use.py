@@ -98,6 +98,12 @@ def test_select_on_parquet_pictures_shows_them(tmp_path: Path) -> None:
     found = json.loads(done.output)
     assert (found["n"], found["selected"]) == (48, 5)
     assert "data:image/png" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    done = run(
+        "select", "bayesian-dps", "--train", tmp_path / "train.parquet", "--k", 50, "--quiet",
+        "--target", tmp_path / "target.parquet", "-o", tmp_path / "kept", "--epochs", 1,
+    )  # fmt: skip
+    assert "k=50: there are 48" in str(done.exception)
+    assert len(zoo.load(tmp_path / "kept").weights) == 48  # not lost to a wrong k
 
 
 @pytest.mark.parametrize(
@@ -188,9 +194,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("weighting", ["logits", "network"])
 def test_a_causal_language_model_as_the_base(llama: Path, weighting: str, tmp_path: Path) -> None:
+    dtype = "bfloat16" if weighting == "network" else None
     rows = [{"prompt": "say a:", "response": "aaaa"}, {"prompt": "say b:", "response": "x!?"}] * 8
-    selector = zoo.load("bayesian-dps", device="cpu", base=llama, weighting=weighting)
+    selector = zoo.load("bayesian-dps", device="cpu", base=llama, weighting=weighting, dtype=dtype)
     selector.fit(rows, rows[:2], epochs=2, lr=1e-3)
+    assert all(p.dtype == torch.float32 for p in selector.network.parameters())
     assert np.isfinite(selector.weights).all()
     folder = selector.save_pretrained(tmp_path / "out")
     assert (folder / "network" / "model.safetensors").is_file()

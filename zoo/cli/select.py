@@ -79,8 +79,8 @@ def select(
     call = {"epochs": epochs, "seed": seed, **call}
     loaded.fit(str(train), str(target), progress=bar, **call)
     share = 0.5 if fraction is None else fraction
+    loaded.save_pretrained(out, overwrite=force)  # first: what was learned is not lost to a wrong k
     chosen = loaded.select(k=k) if k is not None else loaded.select(fraction=share)
-    loaded.save_pretrained(out, overwrite=force)
     weights = loaded.weights.tolist()
     picked = chosen.tolist()
     _lines(out / "weights.jsonl", [{"index": i, "weight": w} for i, w in enumerate(weights)])
