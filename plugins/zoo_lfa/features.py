@@ -25,7 +25,7 @@ def as_array(value: Any, what: str) -> Any:
     """The float array or tensor that ``value`` is or names, or None where it is no features.
 
     A ``.npy`` file is mapped, not read; pickled objects in it are refused. A ``.safetensors`` file
-    must hold one tensor, or one called ``features``.
+    must hold one tensor, or one called ``features`` (labels: ``labels``).
     """
     if isinstance(value, str | Path) and str(value).endswith(SUFFIXES):
         return read_file(Path(value), what)
@@ -40,9 +40,10 @@ def as_array(value: Any, what: str) -> Any:
         return value
     if isinstance(value, list | tuple) and value and _numbers(value[0]):
         try:
-            rows = [np.asarray(row, dtype=np.float32) for row in value]
-            return np.stack(rows)
-        except (TypeError, ValueError) as error:
+            if isinstance(value[0], torch.Tensor):
+                return torch.stack([torch.as_tensor(row).detach().float().cpu() for row in value])
+            return np.stack([np.asarray(row, dtype=np.float32) for row in value])
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"{what}: a list of rows of numbers, but not all are alike ({error})."
             ) from None
@@ -51,7 +52,8 @@ def as_array(value: Any, what: str) -> Any:
 
 def _numbers(row: Any) -> bool:
     if isinstance(row, np.ndarray | torch.Tensor):
-        return row.ndim in (1, 2) and str(row.dtype).removeprefix("torch.").startswith("float")
+        kind = str(row.dtype).removeprefix("torch.")
+        return row.ndim in (1, 2) and kind.startswith(("float", "bfloat"))
     return isinstance(row, list | tuple) and bool(row) and isinstance(row[0], float | int)
 
 
@@ -61,16 +63,21 @@ def read_file(path: Path, what: str) -> Any:
         raise InputError(f"{what}: there is no file {path}.")
     if path.suffix == ".npy":
         try:
-            return np.load(path, mmap_mode="r")  # pickled arrays are refused by default
+            array = np.load(path, mmap_mode="r")  # pickled arrays are refused by default
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{what}: {path} is no plain .npy array ({error}).") from None
+        if not isinstance(array, np.ndarray):  # np.load goes by content, not by name
+            array.close()
+            raise InputError(f"{what}: {path} is an .npz archive; expected one array (np.save).")
+        return array
     tensors = load_tensors(path)
-    if "features" in tensors:
-        return tensors["features"]
+    own = "labels" if what == "labels" else "features"
+    if own in tensors:
+        return tensors[own]
     if len(tensors) != 1:
         names = ", ".join(list(tensors)[:5]) or "nothing"
         raise InputError(
-            f"{what}: {path} holds {names}; expected one tensor, or one called 'features'."
+            f"{what}: {path} holds {names}; expected one tensor, or one called {own!r}."
         )
     return next(iter(tensors.values()))
 
@@ -85,6 +92,8 @@ def rows_of(array: Any, what: str, *, pool: str = "mean", device: str = "cpu") -
     floating = (
         array.is_floating_point() if isinstance(array, torch.Tensor) else array.dtype.kind == "f"
     )
+    if isinstance(array, torch.Tensor) and array.layout != torch.strided:
+        raise InputError(f"{what}: a sparse tensor; expected a dense one. Use .to_dense().")
     if array.ndim not in (2, 3) or not floating:
         raise InputError(
             f"{what}: {array.dtype} of shape {tuple(array.shape)}; expected floats (rows, columns)"
@@ -131,7 +140,9 @@ def ensemble(texts: Any, device: str = "cpu") -> Tensor:
 
 def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Tensor:
     """(N,) int64 labels in 0..C-1, from whole numbers or from names among ``names``."""
-    if isinstance(labels, str | Path) and str(labels).endswith(".npy"):
+    if isinstance(labels, str | Path):
+        if not str(labels).endswith(SUFFIXES):
+            raise InputError(f"labels: {str(labels)!r}; expected {rows} labels, or a .npy file.")
         labels = read_file(Path(labels), "labels")
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()
@@ -152,7 +163,10 @@ def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Ten
                 + hint
             )
         labels = [known[label] for label in labels]
-    found = np.asarray(labels)
+    try:
+        found = np.asarray(labels)
+    except ValueError as error:
+        raise InputError(f"labels: expected ({rows},) whole numbers ({error}).") from None
     if found.size and (found.dtype.kind == "f" and (found == np.round(found)).all()):
         raise InputError(
             f"labels are {found.dtype}; expected whole numbers. Use labels.astype(int)."

@@ -471,6 +471,8 @@ def fit(
     report |= {"kept": "refined" if recipe.iterations else recipe.init, "blend": 0.0}
     if recipe.safe:
         w = _safe(x, y, labels, recipe, beta, w, folds, rest, kind, report, step)
+        if report["kept"] == "zero-shot":
+            average = w
     report["seconds"] = round(time.perf_counter() - started, 4)
     return Fit(w.float(), average.float(), report)
 

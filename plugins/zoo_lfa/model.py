@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -166,11 +166,11 @@ class LFA(VLAligner):
         it is kept for the verbs that follow. Raises InputError naming the rows that are wrong.
         """
         iterations, k, seed = _whole("iterations", iterations), _whole("k", k), _whole("seed", seed)
+        if _whole("rounds", rounds) < 0:
+            raise OptionError(f"rounds={rounds}: expected 0 or more.")
         recipe = self._recipe(init, beta, iterations, loss, k, s, safe, seed)
         _choice("projection", projection, PROJECTIONS)
         _choice("pool", pool, POOLS)
-        if rounds < 0:
-            raise OptionError(f"rounds={rounds}: expected 0 or more.")
         names: list[str] = []
         if isinstance(images, str | Path) and as_array(images, "images") is None:
             images, found, own = read_rows(Path(images))
@@ -185,6 +185,7 @@ class LFA(VLAligner):
         if _strings(texts):
             names = list(texts)
         x = self._image_rows(images, pool)
+        classes_given = unsupervised or labels is not None
         y, labels = self._text_rows_and_labels(texts, labels, len(x), unsupervised)
         if unsupervised and x.shape[-1] != y.shape[1]:
             raise InputError(
@@ -224,7 +225,7 @@ class LFA(VLAligner):
             with track(total, progress, "align") as advance:
                 made = lfa.fit(x, y, labels, recipe, advance)
         state |= {"w": made.w, "average": made.average}
-        if unsupervised or len(y) < len(x):
+        if classes_given or len(y) < len(x):  # N pairs, no two alike, are no classes
             state["prototypes"] = y
         self._state = {name: tensor.contiguous() for name, tensor in state.items()}
         self.config = {
@@ -252,9 +253,9 @@ class LFA(VLAligner):
         for name, value, low in (("iterations", iterations, 0), ("k", k, 1), ("seed", seed, 0)):
             if not low <= value < 2**62:
                 raise OptionError(f"{name}={value!r}: expected a whole number, at least {low}.")
-        if not s > 0:
+        if not _number(s) or not 0 < s < float("inf"):
             raise OptionError(f"s={s!r}: expected a positive number.")
-        if beta is not None and not 0 <= beta <= 1:
+        if beta is not None and (not _number(beta) or not 0 <= beta <= 1):
             raise OptionError(f"beta={beta!r}: expected a number from 0 to 1, or None.")
         return replace(
             lfa.Recipe(),
@@ -320,14 +321,11 @@ class LFA(VLAligner):
         """(N,M) float32 cosines in [-1,1]; raw inputs or features, as ``align`` takes them.
 
         ``average``: by the moving average of the map, which stays nearer to zero-shot; for
-        classes or domains unlike those of the fit.
+        classes or domains unlike those of the fit. It is not validated, except that where the fit
+        kept zero-shot it is zero-shot too.
         """
         x, y = self._embedded(images, average), self._texts_in(texts)
-        if x.shape[1] != y.shape[1]:
-            raise InputError(
-                f"image features have {x.shape[1]} columns, text features {y.shape[1]}, and "
-                "nothing is fitted. Call align(images, texts, labels=...) first."
-            )
+        _comparable(x, y)
         out = np.empty((len(x), len(y)), np.float32)
         for part in lfa.chunks(len(x)):
             out[part] = (x[part] @ y.T).cpu().numpy()
@@ -349,7 +347,9 @@ class LFA(VLAligner):
         if not temperature > 0:
             raise OptionError(f"temperature={temperature!r}: expected a positive number.")
         y = self._prototypes() if texts is None else self._texts_in(texts)
-        return ((self._embedded(images, False) @ y.T) / temperature).softmax(1).cpu().numpy()
+        x = self._embedded(images, False)
+        _comparable(x, y)
+        return ((x @ y.T) / temperature).softmax(1).cpu().numpy()
 
     def fold(self, texts: Any = None) -> np.ndarray:
         """(C,d_x) float32: the texts with the map in them, for a server that is there already.
@@ -392,7 +392,7 @@ class LFA(VLAligner):
     def _prototypes(self) -> Tensor:
         if "prototypes" not in self._state:
             raise NotReadyError(
-                f"{self.entry.name} keeps no classes (not fitted with labels): pass texts."
+                f"{self.entry.name} keeps no classes (not fitted, or on pairs): pass texts."
             )
         return self._state["prototypes"]
 
@@ -491,6 +491,15 @@ def _place(device: str | torch.device) -> torch.device:
     return torch.device("cpu") if found.type == "mps" else found
 
 
+def _comparable(x: Tensor, y: Tensor) -> None:
+    """Refuse widths that differ, as before a fit they may."""
+    if x.shape[1] != y.shape[1]:
+        raise InputError(
+            f"image features have {x.shape[1]} columns, text features {y.shape[1]}, and "
+            "nothing is fitted. Call align(images, texts, labels=...) first."
+        )
+
+
 def _strings(texts: Any) -> bool:
     return (
         isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
@@ -506,6 +515,10 @@ def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise OptionError(f"{name}={value!r}: expected a whole number.")
     return int(value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real)
 
 
 def _marginals(values: Sequence[float] | None, classes: int) -> Tensor | None:

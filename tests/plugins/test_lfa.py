@@ -441,9 +441,11 @@ def test_features_of_every_kind_give_the_same(task: worlds.Task, tmp_path: Path)
     np.save(tmp_path / "y.npy", np.asfortranarray(y))
     np.save(tmp_path / "labels.npy", labels)
     save_file({"features": x}, tmp_path / "x.safetensors")
+    save_file({"labels": labels}, tmp_path / "labels.safetensors")
     kinds: list[tuple[Any, Any, Any]] = [
         (tmp_path / "x.npy", str(tmp_path / "y.npy"), tmp_path / "labels.npy"),
-        (tmp_path / "x.safetensors", task.y, task.labels),
+        (tmp_path / "x.safetensors", task.y, tmp_path / "labels.safetensors"),
+        (x, task.y, task.labels),
         (np.load(tmp_path / "x.npy", mmap_mode="r"), y.tolist(), labels.tolist()),
         (list(task.x), np.repeat(y, 2, axis=0)[::2], labels.astype(np.uint8)),
         (3 * x, 0.2 * y, labels),
@@ -453,6 +455,14 @@ def test_features_of_every_kind_give_the_same(task: worlds.Task, tmp_path: Path)
     for images, texts, given in kinds:
         found = fresh().align(images, texts, labels=given).similarity(task.test, y)
         np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_list_of_tensors(dtype: torch.dtype) -> None:
+    listed = [row.to(dtype).requires_grad_() for row in torch.from_numpy(X)]
+    found = fresh().similarity(listed, Y)
+    expected = fresh().similarity(torch.from_numpy(X).to(dtype), Y)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_half_precision_gives_the_same_answers(task: worlds.Task) -> None:
@@ -630,6 +640,16 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no texts": (lambda: fresh().align(X), "texts are missing"),
     "unequal pairs": (lambda: fresh().align(X, Y), "20 images and 5 texts"),
     "raw without a base": (lambda: fresh().align(X, ["a", "b"], labels=L % 2), "base="),
+    "ragged labels": (lambda: fresh().align(X, Y, labels=[[1], [2, 3]]), "whole numbers"),
+    "no label file": (lambda: fresh().align(X, Y, labels="y.csv"), "'y.csv'"),
+    "sparse": (
+        lambda: fresh().align(torch.from_numpy(X).to_sparse(), Y, labels=L),
+        "to_dense",
+    ),
+    "not fitted, probabilities": (
+        lambda: fresh().predict_proba(X, Y[:, :7]),
+        "nothing is fitted",
+    ),
     "no such file": (lambda: fresh().align("no/x.npy", Y, labels=L), "no file"),
     "few images, no labels": (
         lambda: fresh().align(X[:3], Y, unsupervised=True),
@@ -667,6 +687,10 @@ def test_bad_input_is_named(case: str) -> None:
         {"k": 0},
         {"s": 0},
         {"beta": 1.5},
+        {"beta": "a"},
+        {"s": "a"},
+        {"s": math.inf},
+        {"rounds": 1.5},
         {"iterations": -1},
         {"seed": -1},
         {"seed": 2**70},
@@ -695,6 +719,13 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{"a": 1}, None], dtype=object))
     with pytest.raises(InputError, match="no plain"):
         fresh().align(tmp_path / "x.npy", Y, labels=[0, 1])
+
+
+def test_an_archive_named_as_an_array_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.savez(file, x=X)
+    with pytest.raises(InputError, match="npz"):
+        fresh().align(tmp_path / "x.npy", Y, labels=L)
 
 
 def test_what_is_allowed_and_yet_odd_is_said() -> None:
@@ -732,6 +763,24 @@ def test_encoders_of_one_width_that_never_met() -> None:
     assert "mean" in found.state()
     good = worlds.large(classes=8, shots=6, d=24, turn=0.1, noise=0.5)
     assert fresh().align(good.x, good.y, labels=good.labels).report["notes"] == []
+
+
+def test_from_one_example_of_each_class_the_classes_are_kept() -> None:
+    """As many images as classes: what the labels name are classes, pairs all different are none."""
+    model = fresh().align(X[:5], Y, labels=L[:5], safe=False)
+    np.testing.assert_array_equal(model.fold(), model.fold(Y))
+    assert model.predict_proba(X).shape == (20, 5)
+    with pytest.raises(NotReadyError, match="pairs"):
+        fresh().align(X[:5], Y, safe=False).fold()
+
+
+def test_where_zero_shot_is_kept_the_average_is_zero_shot_too() -> None:
+    task = worlds.faint(4, 0, classes=10, d=32)
+    made = lfa.fit(task.x, task.y, task.labels, lfa.Recipe(iterations=20))
+    assert made.report["kept"] == "zero-shot"
+    assert torch.equal(made.average, E(32))
+    plain = lfa.fit(task.x, task.y, task.labels, lfa.Recipe(iterations=20, safe=False))
+    assert not torch.equal(plain.average, E(32))
 
 
 def test_pairs_merge_equal_texts() -> None:
