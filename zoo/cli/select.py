@@ -76,8 +76,8 @@ def select(
     options, call = split_settings(parse_settings(settings), entry, verb_of(entry, "fit"))
     loaded: DataSelector = load(model, device=device, base=base, **options)
     bar = not quiet and not as_json
-    call = {"epochs": epochs, "seed": seed, **call}
-    loaded.fit(str(train), str(target), progress=bar, **call)
+    call = {"epochs": epochs, "seed": seed, **call, "progress": bar}
+    loaded.fit(str(train), str(target), **call)
     share = 0.5 if fraction is None else fraction
     loaded.save_pretrained(out, overwrite=force)  # first: what was learned is not lost to a wrong k
     chosen = loaded.select(k=k) if k is not None else loaded.select(fraction=share)
