@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -133,36 +133,56 @@ def tip_adapter_f(task: Task, epochs: int = 20) -> Scores:
     return _cache(task, alpha, beta, keys.detach())
 
 
-def _adapter(task: Task, ratio: float, steps: int = 150) -> Scores:
+class AdapterRecipe(NamedTuple):
+    """What CLIP-Adapter lets one choose."""
+
+    ratio: float
+    rate: float = 1e-3
+    steps: int = 400
+
+
+def _adapter(task: Task, recipe: AdapterRecipe) -> Callable[[Tensor], Tensor]:
+    """The trained map of image features, (n,d) to unit rows (n,d)."""
+    ratio, rate, steps = recipe
     d = task.x.shape[1]
     dice = torch.Generator().manual_seed(0)
     down = (torch.randn(d, d // 4, generator=dice) * math.sqrt(2 / d)).requires_grad_()
     up = (torch.randn(d // 4, d, generator=dice) * math.sqrt(8 / d)).requires_grad_()
-    optimiser = torch.optim.AdamW([down, up], lr=1e-3)
+    optimiser = torch.optim.AdamW([down, up], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
 
-    def model(x: Tensor) -> Tensor:
-        adapted = ((x @ down).relu() @ up).relu()
-        return SCALE * unit(ratio * adapted + (1 - ratio) * x) @ task.y.T
+    def adapted(x: Tensor) -> Tensor:
+        return unit(ratio * ((x @ down).relu() @ up).relu() + (1 - ratio) * x)
 
     for _ in range(steps):
         rows = torch.randperm(len(task.x), generator=dice)[:256]
         optimiser.zero_grad()
-        functional.cross_entropy(model(task.x[rows]), task.labels[rows]).backward()
+        logits = SCALE * adapted(task.x[rows]) @ task.y.T
+        functional.cross_entropy(logits, task.labels[rows]).backward()
         optimiser.step()
         schedule.step()
+    return torch.no_grad()(adapted)
 
-    def scores(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model(x)
 
-    return scores
+def adapter(task: Task) -> Callable[[Tensor], Tensor]:
+    """CLIP-Adapter's map of image features; ratio, learning rate and steps searched in turn."""
+
+    def make(t: Task, recipe: AdapterRecipe) -> Scores:
+        of = _adapter(t, recipe)
+        return lambda x: of(x) @ t.y.T
+
+    start = AdapterRecipe(0.6)
+    ratios = [start._replace(ratio=r, steps=150) for r in (0.6, 0.2, 0.9)]
+    ratio = searched(task, ratios, start, make, folds=1).ratio
+    best = start._replace(ratio=ratio)
+    other = [best, best._replace(rate=3e-4), best._replace(rate=3e-3), best._replace(steps=150)]
+    return _adapter(task, searched(task, other, best, make, folds=1))
 
 
 def clip_adapter(task: Task) -> Scores:
     """CLIP-Adapter (Gao et al., IJCV 2024): a residual bottleneck MLP on the image features."""
-    ratio = searched(task, (0.2, 0.6, 0.9), 0.6, _adapter, folds=1)
-    return _adapter(task, ratio)
+    of = adapter(task)
+    return lambda x: of(x) @ task.y.T
 
 
 def _gda(task: Task, alpha: float) -> Scores:
@@ -187,13 +207,19 @@ def _mapped(task: Task, w: Tensor) -> Scores:
     return lambda x: x @ y.T
 
 
-def ridge_to_identity(task: Task) -> Scores:
-    """W by least squares with a penalty on its distance from the identity; one solve."""
+def ridge_map(task: Task) -> Tensor:
+    """W (d,d) by least squares with a penalty on its distance from the identity; one solve."""
 
     def make(t: Task, penalty: float) -> Scores:
         return _mapped(t, ridge(t.x, t.y, t.labels, penalty))
 
-    return make(task, searched(task, (0.01, 0.1, 1.0, 10.0), 0.1, make))
+    penalty = searched(task, (0.01, 0.1, 1.0, 10.0), 0.1, make)
+    return ridge(task.x, task.y, task.labels, penalty)
+
+
+def ridge_to_identity(task: Task) -> Scores:
+    """The features mapped by ``ridge_map``."""
+    return _mapped(task, ridge_map(task))
 
 
 def procrustes_alone(task: Task) -> Scores:

@@ -24,7 +24,16 @@ from zoo.interfaces import Claim, Data, Metric, Results
 from zoo.progress import track
 
 from . import reference, worlds
-from .baselines import BASELINES, RATES, Prompts, Scores, clip_text_step, searched
+from .baselines import (
+    BASELINES,
+    RATES,
+    Prompts,
+    Scores,
+    adapter,
+    clip_text_step,
+    ridge_map,
+    searched,
+)
 from .lfa import Recipe, fit, fit_unsupervised, procrustes, projection, unit
 from .worlds import Photographs, Renderings, Shapes, Task
 
@@ -34,6 +43,7 @@ INSTANT = "lfa, instant"
 SLOW = "straightforward implementation"
 WHOLE = "lfa, not safe, that one's batch"
 PROMPTS = "prompt learning"
+ADAPTER, RIDGE = "CLIP-Adapter", "ridge to identity"
 MILD, MAIN, STRONG = 0.25, 0.5, 0.75
 SHOTS = (1, 2, 4, 8, 16)
 
@@ -199,6 +209,7 @@ def base_to_new(world: Shapes, book: Book, shots: int, seed: int) -> None:
     maps = {
         "zero-shot": eye,
         "Procrustes alone": procrustes(base.x, base.y, base.labels).float(),
+        RIDGE: ridge_map(base).float(),
         OURS: fit(base.x, base.y, base.labels, Recipe(seed=seed)).w,
         PLAIN: fit(base.x, base.y, base.labels, Recipe(seed=seed, safe=False)).w,
         INSTANT: fit(base.x, base.y, base.labels, replace(VARIANTS[INSTANT], seed=seed)).w,
@@ -210,6 +221,10 @@ def base_to_new(world: Shapes, book: Book, shots: int, seed: int) -> None:
         for part, what in ((base, "base"), (new, "new")):
             found = accuracy(mapped(w, part.y), part)
             book.add(name, column(shots, f"{what} classes"), found)
+    of = adapter(base)  # the other methods know the classes they were fitted on only
+    for part, what in ((base, "base"), (new, "new")):
+        found = accuracy(lambda x, y=part.y: of(x) @ y.T, part)  # type: ignore[misc]
+        book.add(ADAPTER, column(shots, f"{what} classes"), found)
 
 
 class Curves(NamedTuple):
@@ -464,6 +479,18 @@ def decided(
             5,
         ),
     ]
+    for rival in (ADAPTER, RIDGE):
+        claims.append(
+            compare(
+                book,
+                f"new-classes-beats-{rival.lower().replace(' ', '-')}",
+                f"On the classes that it never saw it is better than {rival}, which carries over "
+                "too.",
+                OURS,
+                rival,
+                [column(most, "new classes")],
+            )
+        )
     rivals = [*BASELINES, PROMPTS]
     for rival in rivals:
         name = rival.lower().replace(", ", "-").replace(" ", "-")

@@ -86,10 +86,15 @@ def align(
     click.echo(f'{out}: load it with zoo.load("{here}")' + (f"\n{said}" if said else ""))
 
 
-def _labels(path: Path) -> list[Any]:
-    """Whole numbers, or the texts themselves, from a .npy file or one in each line."""
+def _labels(path: Path) -> list[Any] | Path:
+    """Whole numbers, or the texts themselves, from a .npy file or one in each line.
+
+    A safetensors file is the method's to read, as its features are.
+    """
     from ..errors import InputError
 
+    if path.suffix == ".safetensors":
+        return path
     try:
         if path.suffix == ".npy":
             import numpy as np
