@@ -185,7 +185,7 @@ def _norms_of_rank_4() -> Iterator[None]:
         return y
 
     own = nn.GroupNorm.forward
-    nn.GroupNorm.forward = forward  # type: ignore[method-assign]
+    nn.GroupNorm.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -224,7 +224,7 @@ def quantize(graph: Any, model: LatentSR, shape: tuple[int, int] | None) -> Any:
     height, width = shape or (96, 96)  # 96 is a multiple of every stride
     photographs = iter(list(_calibration(model.module.scale, height, width)))
 
-    class Photographs(CalibrationDataReader):  # type: ignore[misc]
+    class Photographs(CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
             x = next(photographs, None)
             return None if x is None else {k: v.numpy() for k, v in inputs(model, x).items()}

@@ -46,8 +46,8 @@ def speed_rows(
     """The table and the claims on it. Diffusion peers take minutes of CPU time and 4 GB.
 
     ``full`` is the configuration of the method's full size: built with random weights, it is the
-    one that claims and ratios are about (without it, the model itself). ``quick`` counts
-    everything, and times only what takes seconds.
+    one that claims and ratios are about (without it, or where the model is that, the model).
+    ``quick`` counts everything, and times only what takes seconds.
     """
     name, device = model.entry.name, model.device
     image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -57,8 +57,8 @@ def speed_rows(
         f"{name}, bfloat16": copy.deepcopy(model.module).bfloat16(),
     }
     about = name
-    if full is not None:
-        about = f"{name}-full, random weights"
+    if full is not None and dict(full) != dict(model.config):
+        about = f"{model.entry.method or name}-full, random weights"
         ours[about] = random(lambda: type(model).network(full), None if quick else device)
     rows: Rows = {"bicubic": {}, **{label: cost(net) for label, net in ours.items()}}
     runs = {label: _run(net, image) for label, net in ours.items() if not _is_meta(net)}
@@ -118,12 +118,13 @@ def _claims(rows: Rows, about: str) -> list[Claim]:
     ):
         if not all(metric in cells for cells in [rows[about], *peers.values()]):
             continue
+        name = about.partition(",")[0]
         value, least = rows[about][metric], min(cells[metric].mean for cells in peers.values())
         found.append(
             Claim(
                 identity,
-                f"{about.partition(',')[0]} enlarges 128 to 512 with at most a tenth of the {words} "
-                "of any diffusion peer in the table, even if that took a single step.",
+                f"{name} enlarges 128 to 512 with at most a tenth of the {words} of any diffusion "
+                "peer in the table, even if that took a single step.",
                 f"ten times the {words} at most the cheapest peer's",
                 value.mean,
                 least,
