@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,6 +128,6 @@ def precision_of(wanted: str, device: torch.device) -> str:
         return told
     if device.type == "cpu":
         # get_capabilities is newer than torch 2.6
-        known = getattr(torch.cpu, "get_capabilities", dict)()
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return "bfloat16" if known.get("amx_bf16", False) else "float32"
     return "bfloat16" if device.type == "cuda" else "float32"

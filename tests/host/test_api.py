@@ -505,6 +505,7 @@ def test_train_makes_what_load_takes(tiny: Path, tmp_path: Path) -> None:
         ({"steps": 0}, OptionError, "steps=0: expected at least 1"),
         ({"init": "./none"}, InputError, "there is no such folder"),
         ({"init": "unknown"}, UnknownModelError, "no model is called"),
+        ({"base": "org/x"}, OptionError, "tiny-sr works on no base model"),
         ({"options": {"rat": 1}}, OptionError, "no option 'rat' for train; did you mean 'rate'"),
         ({"device": "gpu"}, DeviceError, "is not there"),
     ]

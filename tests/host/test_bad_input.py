@@ -100,7 +100,7 @@ def test_files(
 
 USAGE: list[tuple[str, list[str], int, str]] = [
     ("unknown model", ["upscale", "edge-sdsr", "PHOTO"], 2, "did you mean 'edge-sd-sr'"),
-    ("planned model", ["upscale", "yonos-sr", "PHOTO"], 1, "planned"),
+    ("planned model", ["upscale", "fam-diffusion", "PHOTO"], 1, "planned"),
     ("untrained model", ["upscale", "edge-sd-sr-full", "PHOTO"], 1, "zoo train edge-sd-sr-full"),
     ("another interface", ["upscale", "graph-qa", "PHOTO"], 1, "graph-qa"),
     ("unknown option", ["upscale", MODEL, "PHOTO", "-O", "fidelty=1"], 2, "mean 'fidelity'"),
