@@ -22,12 +22,11 @@ def take_turns(
     warm_up: int = 1,
     patience: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round; no new round after ``patience`` seconds."""
+    """Seconds of each call in each round; no new round once they are ``patience`` together."""
     spent: dict[str, list[float]] = {label: [] for label in runs}
-    begun = time.perf_counter()
     with one_thread(), torch.inference_mode():
         for i in range(warm_up + rounds):
-            if i > warm_up and time.perf_counter() - begun > patience:
+            if i > warm_up and sum(map(sum, spent.values())) > patience:
                 break
             for label, run in runs.items():
                 before = now(device)
