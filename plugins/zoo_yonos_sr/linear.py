@@ -32,8 +32,8 @@ from PIL import Image
 
 from zoo import images
 from zoo.errors import InputError, OptionError
-from zoo.files import atomic_file
 from zoo.interfaces import Claim, Metric
+from zoo.weights import atomic_file
 
 from .resize import bicubic_down
 
