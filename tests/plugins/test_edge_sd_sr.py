@@ -640,6 +640,7 @@ def test_bundled_training_is_recorded(name):
     first = runs[0]["validation"]
     # The rule of section 7.2: the autoencoder at least 4 dB above bicubic.
     assert first["autoencoder"]["psnr_y"] > first["bicubic"]["psnr_y"] + 4
+    assert first["model"]["psnr_y"] > first["bicubic"]["psnr_y"]
 
 
 def test_quick_benchmark_computes_its_claims(tmp_path):
