@@ -68,11 +68,8 @@ def _magnitudes(grey: Tensor) -> Tensor:
     and imaginary parts are in quadrature. A wave of amplitude A gives A.
     """
     height, width = grey.shape
-    pad = math.ceil(max(WAVES) * 1.5)
-    edge = [min(pad, n - 1) for n in (width, height)]
-    padded = functional.pad(grey[None, None], (edge[0], edge[0], edge[1], edge[1]), mode="reflect")[
-        0, 0
-    ]
+    (top, bottom), (left, right) = map(_margins, grey.shape)
+    padded = functional.pad(grey[None, None], (left, right, top, bottom), mode="reflect")[0, 0]
     spectrum = torch.fft.fft2(padded)
     spectrum[0, 0] = 0  # brightness is no wave
     fy, fx = (2 * math.pi * torch.fft.fftfreq(n, dtype=grey.dtype) for n in padded.shape)
@@ -84,4 +81,15 @@ def _magnitudes(grey: Tensor) -> Tensor:
             distance = (fy[:, None] - cy).square() + (fx - cx).square()
             response = 2 * torch.exp(-0.5 * spread**2 * distance)
             maps.append(torch.fft.ifft2(spectrum * response).abs())
-    return torch.stack(maps)[:, edge[1] : edge[1] + height, edge[0] : edge[0] + width]
+    return torch.stack(maps)[:, top : top + height, left : left + width]
+
+
+def _margins(side: int) -> tuple[int, int]:
+    """Reflected pixels before and after a side: half the longest kernel, and what the FFT likes.
+
+    A side of 508 = 4 * 127 takes the transform ten times as long as one of 512.
+    """
+    from scipy.fft import next_fast_len
+
+    before = min(math.ceil(max(WAVES) * 1.5), side - 1)  # no pixel is there twice
+    return before, min(next_fast_len(side + 2 * before) - side - before, side - 1)

@@ -288,6 +288,21 @@ def test_the_regression_baseline_starts_as_bicubic_and_is_found_again(photos, tm
     assert 0.85 * ours < size < 1.15 * ours  # "of the same size" is meant
 
 
+def test_a_regression_baseline_that_learnt_nothing_is_refused(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(regression, "LEARNS", 2)
+    monkeypatch.setattr(regression, "RECIPE", trainer.Stage(2, 1e6, 2, 32))
+    with pytest.raises(InputError, match="no better than bicubic after 3 steps"):
+        regression.regression(trainer_of(photos, tmp_path), tmp_path / "kept", 3)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_the_regression_baseline_gets_better_than_bicubic(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(regression, "RECIPE", trainer.Stage(60, 2e-3, 4, 32))
+    monkeypatch.setattr(regression, "LEARNS", 60)  # refuses what is no better
+    regression.regression(trainer_of(photos, tmp_path), tmp_path / "kept", 60)
+    assert (tmp_path / "kept" / regression.FILE).is_file()
+
+
 def test_controls_compare_like_with_like(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(controls, "WIDTHS", (8, 12))
     budget = controls.Budget(teacher=3, student=2, batch=2, seeds=2)
