@@ -669,4 +669,10 @@ def test_ablations_train_every_variant_equally(bundled, tmp_path, monkeypatch):
     rows, claims = experiment.ablations(request, bundled, tmp_path)
     assert set(rows) == set(experiment.VARIANTS)
     assert all(cells["held-out PSNR-Y"].n == 2 for cells in rows.values())
-    assert {c.id for c in claims} == {"joint-encoder", "bidirectional", "variance"}
+    assert all(cells[experiment.MANY] != cells[experiment.ONE] for cells in rows.values())
+    assert {c.id for c in claims} == {
+        "joint-encoder",
+        "bidirectional",
+        "bidirectional-8-steps",
+        "variance",
+    }

@@ -305,7 +305,7 @@ def test_the_regression_baseline_gets_better_than_bicubic(photos, tmp_path, monk
 
 def test_controls_compare_like_with_like(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(controls, "WIDTHS", (8, 12))
-    budget = controls.Budget(teacher=3, student=2, batch=2, seeds=2)
+    budget = controls.Budget(teacher=3, student=2, decoder=2, batch=2, seeds=2)
     trained: list[tuple[str, int]] = []
     real = controls.Controls.student
 
@@ -322,7 +322,10 @@ def test_controls_compare_like_with_like(photos, tmp_path, monkeypatch):
     )
     assert rows[controls.DISTILLED][controls.X4].n == 2
     assert {c.holds for c in claims} <= {True, False, None}
-    assert len(claims) == 9
+    assert len(claims) == 12
+    tuned, plain = rows[controls.TUNED], rows[controls.DISTILLED]
+    assert tuned[controls.ERROR] == plain[controls.ERROR]  # the UNet is frozen
+    assert tuned[controls.X4] != plain[controls.X4]  # and the decoder was not
 
 
 def test_claims_are_decided_by_the_numbers():
