@@ -29,6 +29,7 @@ from zoo_yonos_sr.stages import (
 )
 from zoo_yonos_sr.trainer import Batch, Stage, Trainer, fit
 
+from zoo.errors import OptionError
 from zoo.hookspecs import TrainRequest
 
 from .model import EdgeSDSR
@@ -152,6 +153,13 @@ class EdgeTrainer(Trainer):
 
     def wanted(self, names: Sequence[str]) -> list[str]:
         return [n for n in names if n != "teacher" or self.request.options["distill"]]
+
+    def ready(self) -> None:
+        if self.current == "unet" and self.request.options["distill"] and self.teacher is None:
+            raise OptionError(
+                "distill=true needs the teacher, which no saved model holds: run all stages "
+                "without --stage, or --resume in the folder where stage 'teacher' ran."
+            )
 
     def factors(self) -> tuple[int, int | None]:
         scale = self.net.scale

@@ -28,6 +28,8 @@ HELD_OUT = (
 
 MEMORY = 8e9
 """Bytes of photographs that each process keeps decoded; further ones are read again and again."""
+HELD = 32
+"""At most so many of somebody else's photographs are held out: all of them stay in memory."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,10 @@ class Photos:
             p for p in Path(folder).glob("*") if p.suffix.lower() in {".png", ".jpg", ".jpeg"}
         )
         if not paths:
-            raise InputError(f"No .png or .jpg files in {str(folder)!r}: nothing to train on.")
+            raise InputError(
+                f"No .png or .jpg files in {str(folder)!r} itself (its subfolders are not looked "
+                "at): nothing to train on."
+            )
         digest = hashlib.sha256()
         self.train: list[np.ndarray | OnDisk] = []  # (H,W,3) uint8, each at full and at half size
         self.held_out: dict[str, np.ndarray] = {}
@@ -69,7 +74,7 @@ class Photos:
             digest.update(path.name.encode() + path.read_bytes())
             rgb = images.read(path).convert("RGB")
             # Somebody else's photos: every tenth is held out, if there are enough.
-            if path.stem in HELD_OUT if known else i % 10 == 9:
+            if path.stem in HELD_OUT if known else i % 10 == 9 and i < 10 * HELD:
                 self.held_out[path.stem] = np.asarray(rgb)
                 continue
             for half in (False, True):  # at half size there is finer detail per pixel

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import OptionError
 from zoo.hookspecs import TrainRequest
 
 from . import schedule
@@ -81,6 +82,7 @@ def train_scale(run: Trainer) -> None:
     run.run(
         name, {"unet": (net.unet, cosine)}, lambda batch: scale_loss(run, batch, channels, teacher)
     )
+    run.teacher = None  # has said all it knows; the decoder stage needs its memory
     run.validate(
         f"x{scale}, frozen decoder",
         lambda x_h, x_l: net.decoder_base(net.one_step(x_l, scale=scale)),
@@ -100,6 +102,9 @@ class YonosTrainer(Trainer):
         "decoder": partial(train_decoder, noisy=1.0),
     }
 
+    fresh = False
+    """Is the UNet drawn by chance, though there is an ``--init``?"""
+
     def configured(self, config: dict[str, Any]) -> dict[str, Any]:
         return config | {"scale": int(self.request.options["scale"])}
 
@@ -109,6 +114,9 @@ class YonosTrainer(Trainer):
         if tensors.keys() == own.keys():
             return tensors
         base = {k: v for k, v in tensors.items() if k.startswith(("hr_encoder.", "decoder_base."))}
+        if not base:
+            return tensors  # nothing of ours: refused
+        self.fresh = True
         tuned = {k.replace("_base", "", 1): v for k, v in base.items() if k.startswith("decoder")}
         for run in self.before:  # the rest of what it learnt is not here
             run["curve"] = [point for point in run["curve"] if point[0] == "autoencoder"]
@@ -117,6 +125,28 @@ class YonosTrainer(Trainer):
     def wanted(self, names: Sequence[str]) -> list[str]:
         own = [n for n in names if n != "autoencoder" or self.request.options["autoencoder"]]
         return [n for n in own if (factor_of(n) or 0) <= self.net.scale]
+
+    def ready(self) -> None:
+        """A link of the chain needs the UNet of the one before; the decoder that of the last."""
+        request = self.request
+        begins = request.init is None and not request.resume
+        if begins and not request.options.get("autoencoder", True):
+            raise OptionError(
+                "autoencoder=false keeps the autoencoder of --init: add --init, for example "
+                "--init edge-sd-sr."
+            )
+        needed = self.net.scale if self.current == "decoder" else self.factors()[1]
+        if needed is None or self.stage == self.current:  # gone on with: seen to be right before
+            return
+        earlier = [] if self.fresh else [stage for run in self.before for stage in run["done"]]
+        known = [factor_of(stage) for stage in (*earlier, *self.done) if factor_of(stage)]
+        if known[-1:] == [needed] or (not known and not self.fresh):  # or nothing is recorded
+            return
+        has = f"is for x{known[-1]}" if known else "is not trained"
+        raise OptionError(
+            f"Stage {self.current!r} goes on from a UNet for x{needed}; that of --init {has}. "
+            f"Run stage 'x{needed}' first, or all of them without --stage."
+        )
 
     def factors(self) -> tuple[int, int | None]:
         scale = factor_of(self.current) or self.net.scale

@@ -12,7 +12,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from zoo.errors import InputError, OptionError
+from zoo.errors import DeviceError, InputError, OptionError, WeightsError
 from zoo.hookspecs import BuildRequest, TrainRequest
 
 from .degrade import Bicubic, RealESRGAN, RealLite
@@ -36,6 +37,9 @@ EMA = 0.999
 CLIP = 1.0
 EVERY = 50  # steps between points of the loss curve
 SAVE_SECONDS = 60  # between checkpoints: what an interruption costs; more where writing is slow
+AT_ONCE = 8  # held-out crops that validation computes at once
+HOW = ("micro", "checkpointing")
+"""Options that say how a step is computed, not what: a run may go on with others."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Trainer:
         """Configuration and tensors to start from; without tensors they are drawn."""
         request = self.request
         if request.init is not None:
-            return read_saved(request.init, request.entry.config)
+            return read_saved(request.init, request.entry.config, request.entry.plugin)
         return dict(request.entry.config), None
 
     def configured(self, config: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +100,9 @@ class Trainer:
     def wanted(self, names: Sequence[str]) -> list[str]:
         """Of a recipe's stages those that the options ask for."""
         return list(names)
+
+    def ready(self) -> None:
+        """Raises OptionError where ``current`` cannot follow what was done before it."""
 
     def factors(self) -> tuple[int, int | None]:
         """N of the stage that runs, and that of a teacher's easier task where there is one."""
@@ -121,7 +128,13 @@ class Trainer:
         self.net = self.model.network(self.config)
         self.before = history(request.init)
         if tensors is not None:
-            self.net.load_state_dict(self.adopted(tensors), strict=True)
+            adopted = self.adopted(tensors)
+            if wrong := differing(adopted, self.net.state_dict()):
+                raise WeightsError(
+                    f"--init {request.init}: {len(wrong)} of its tensors are not those of "
+                    f"{request.entry.name}, such as {wrong[0]}: start from a model of its kind."
+                )
+            self.net.load_state_dict(adopted, strict=True)
         self.net.requires_grad_(False)
         self.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.teacher: nn.Module | None = None
@@ -158,7 +171,7 @@ class Trainer:
             changes: dict[str, Any] = {}
             if request.steps is not None:
                 changes["steps"] = request.steps
-            changes |= {k: options[k] for k in ("batch", "crop") if options[k]}
+            changes |= {k: options[k] for k in ("batch", "crop", "lr") if options.get(k)}
             chosen[name] = replace(stage, **changes)
             multiple = self.net.scale * self.net.stride
             if chosen[name].crop % multiple:
@@ -173,7 +186,8 @@ class Trainer:
         if stage.batch % (micro * count):
             raise OptionError(
                 f"batch={stage.batch} is not a whole number of micro-batches of {micro} "
-                f"for each of {count} process{'es' if count > 1 else ''}."
+                f"for each of {count} process{'es' if count > 1 else ''}: try "
+                f"-O batch={max(1, stage.batch // (micro * count)) * micro * count}."
             )
         return replace(stage, batch=micro)
 
@@ -224,12 +238,14 @@ class Trainer:
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=stage.decay)
         self._restore_moments(optimizer, tensors)
         average = {k: self.average.get(k, p.detach()).clone().to(p) for k, p in tensors.items()}
+        self.moments, self.average = {}, {}  # read from a checkpoint: twice the network each
         recent: list[float] = []
-        pause = SAVE_SECONDS
+        pause: float = SAVE_SECONDS
         saved_at = time.monotonic()
         with (
             track(stage.steps, self.request.progress and first, name) as advance,
             whole_steps() as interrupted,
+            enough_memory(name, at_once, self.request.options),
         ):
             advance(self.step)
             while self.step < stage.steps:
@@ -259,8 +275,9 @@ class Trainer:
                     value = self.processes.total(sum(recent) / len(recent))
                     if not math.isfinite(value):
                         raise InputError(
-                            f"The loss of stage {name!r} is {value} at step {self.step}: "
-                            "lower the learning rate or check the data."
+                            f"The loss of stage {name!r} is {value} at step {self.step}. What to "
+                            "change: -O precision=float32, or a lower learning rate (-O lr, or "
+                            "the recipe). The last checkpoint is from before it."
                         )
                     self.curve.append((name, self.step, value))
                     recent.clear()
@@ -272,6 +289,7 @@ class Trainer:
                     saved_at = now
                     self._keep_moments(optimizer, tensors, average)
                     self.checkpoint()
+                    self.moments, self.average = {}, {}  # the optimizer's, no copies
                     pause = SAVE_SECONDS * max(1.0, (time.monotonic() - now) / 3)
                 if stop:
                     self.processes.wait()  # for the first one to have written
@@ -346,6 +364,7 @@ class Trainer:
             "curve": self.curve,
             "validated": self.validated,
             "seconds": self.seconds,
+            "before": self.before,
         }
         save_tensors(
             self.out / "checkpoint.safetensors",
@@ -364,10 +383,11 @@ class Trainer:
         with safe_open(str(path), "pt") as file:
             state = json.loads(file.metadata()["state"])
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        for key, value in json.loads(json.dumps(self.facts())).items():
-            if state[key] != value:
+        given, found = (_flat(json.loads(json.dumps(f))) for f in (self.facts(), state))
+        for key, value in given.items():
+            if found.get(key) != value:
                 raise OptionError(
-                    f"The checkpoint in {str(self.out)!r} was made with {key}={state[key]!r}, "
+                    f"The checkpoint in {str(self.out)!r} was made with {key}={found.get(key)!r}, "
                     f"not {value!r}: resume with the same, or start in another folder."
                 )
 
@@ -391,6 +411,7 @@ class Trainer:
         self.stage, self.step, self.done = state["stage"], state["step"], state["done"]
         self.curve = [(s, i, v) for s, i, v in state["curve"]]
         self.validated, self.seconds = state["validated"], state["seconds"]
+        self.before = state.get("before", self.before)
 
     def new_teacher(self) -> nn.Module:
         """A network of the UNet's shape."""
@@ -404,7 +425,7 @@ class Trainer:
         )
 
     def report(self) -> None:
-        """``train.json``: how these weights were made."""
+        """``train.json``: how these weights were made; ``curve.png``: the loss so far."""
         from zoo.weights import atomic_file
 
         report = {
@@ -430,6 +451,7 @@ class Trainer:
         }
         with atomic_file(self.out / "train.json") as temporary:
             Path(temporary).write_text(json.dumps(report) + "\n")
+        draw_curve(self.curve, self.out / "curve.png")
 
     # --- validation on the held-out photos ---
 
@@ -445,7 +467,12 @@ class Trainer:
         rng = np.random.default_rng(0)
         degradation = self.degradation if self.degradation.share == 1 else Bicubic()
         x_l = degradation.apply(x_h, scale, degradation.sample(rng, len(x_h)), scale)
-        made = (picture(2 * x_h.to(self.device) - 1, 2 * x_l.to(self.device) - 1).cpu() + 1) / 2
+        parts = zip(x_h.split(AT_ONCE), x_l.split(AT_ONCE), strict=True)  # all may be too many
+        pictures = [
+            picture(2 * hr.to(self.device) - 1, 2 * lr.to(self.device) - 1).cpu()
+            for hr, lr in parts
+        ]
+        made = (torch.cat(pictures) + 1) / 2
         for row, enlarged in ((name, made), (f"bicubic x{scale}", bicubic_up(x_l, scale))):
             values = [psnr_y(a, b, scale) for a, b in zip(enlarged, x_h, strict=True)]
             self.validated[row] = {"psnr_y": round(sum(values) / len(values), 3)}
@@ -473,6 +500,7 @@ def fit(run: Trainer) -> Path:
     for name in run.recipe:
         if name not in run.done:
             run.current = name
+            run.ready()
             run.stages[name](run)
             run.finish(name)
     return save(run)
@@ -484,7 +512,6 @@ def save(run: Trainer) -> Path:
         run.processes.wait()
         return run.out / "model"
     run.report()
-    draw_curve(run.curve, run.out / "curve.png")
     request = run.request
     saved = {"config": run.config, "options": {}}
     model = run.model(
@@ -496,6 +523,36 @@ def save(run: Trainer) -> Path:
 
 
 # --- small helpers -------------------------------------------------------------------------------
+
+
+@contextmanager
+def enough_memory(name: str, stage: Stage, options: Mapping[str, Any]) -> Iterator[None]:
+    """Where the GPU's memory ends, a DeviceError says which options need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        hints = []
+        if "micro" in options and stage.batch > 1:
+            hints.append(f"-O micro={stage.batch // 2}")
+        if options.get("checkpointing") is False:
+            hints.append("-O checkpointing=true")
+        wanted = " and ".join(hints) or "a smaller -O batch or -O crop"
+        raise DeviceError(
+            f"Stage {name!r} needs more memory than the GPU has for {stage.batch} images of "
+            f"{stage.crop} x {stage.crop} pixels at once. Try {wanted}."
+        ) from error
+
+
+def differing(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Names that only one of them has, or that have another shape, sorted."""
+    shapes = [{name: value.shape for name, value in some.items()} for some in (given, wanted)]
+    return sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """``Trainer.facts`` with each option by itself, but for those that change no result."""
+    options = {f"-O {k}": v for k, v in facts["options"].items() if k not in HOW}
+    return {key: facts[key] for key in ("config", "seed", "data")} | options
 
 
 def history(init: Path | None) -> list[dict[str, Any]]:
@@ -523,12 +580,12 @@ def whole_curve(report: Path) -> list[tuple[str, int, float]]:
 
 
 def read_saved(
-    folder: Path, config: Mapping[str, Any] | None = None
+    folder: Path, config: Mapping[str, Any] | None = None, plugin: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors (float32) of a saved folder.
 
     ``config``: that of the registry entry, for a folder with the entry's own files (a bundle, a
-    download), which has no ``zoo.json``.
+    download), which has no ``zoo.json``, or one that another method than ``plugin``'s has made.
     """
     from zoo import weights
 
@@ -538,7 +595,9 @@ def read_saved(
         or not (folder / weights.WEIGHTS).is_file()
         or (folder / "zoo.json").is_file()
     ):
-        config = weights.read_saved(folder).manifest["config"]
+        manifest = weights.read_saved(folder).manifest
+        if config is None or plugin in (None, manifest["plugin"]):
+            config = manifest["config"]
     tensors = weights.load_tensors(folder / weights.WEIGHTS)
     return dict(config or {}), {k: v.float() for k, v in tensors.items()}
 

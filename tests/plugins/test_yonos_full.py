@@ -352,16 +352,39 @@ def test_from_a_hub_id_to_an_enlarged_picture(checkpoint, photos, tmp_path):
 
 def test_each_stage_trains_its_part_and_leaves_the_base_alone(checkpoint, photos, tmp_path):
     _, before = read_base(checkpoint)
-    after = tensors_of(train(checkpoint, photos, tmp_path / "a", stage="x2"))
+    twice = {"scale": "2"}
+    after = tensors_of(train(checkpoint, photos, tmp_path / "a", twice, stage="x2"))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"unet"}
     assert after["unet.net.conv_in.weight"][:, 4:].any()  # z_l has begun to count
     tuned = tensors_of(
-        train(None, photos, tmp_path / "b", stage="decoder", init=tmp_path / "a" / "model")
+        train(None, photos, tmp_path / "b", twice, stage="decoder", init=tmp_path / "a" / "model")
     )
     changed = {name.split(".")[0] for name in after if not torch.equal(after[name], tuned[name])}
     assert changed == {"decoder"}
     assert any(not torch.equal(after[n], tuned[n]) for n in tuned if n.startswith("decoder.post"))
+
+
+@pytest.mark.parametrize(("stage", "part"), [("x2", "unet"), ("decoder", "decoder")])
+def test_checkpointing_computes_again_and_changes_nothing(
+    checkpoint, photos, tmp_path, stage, part
+):
+    made, calls = [], []
+    for on in (False, True):
+        options = OPTIONS | {"scale": "2", "checkpointing": on}
+        request = TrainRequest(
+            ENTRY, tmp_path, data=photos, steps=2, base=checkpoint, options=options
+        )
+        run = FullTrainer(request)
+        run.current = stage
+        seen: list[int] = []
+        block = getattr(run.net, part).net.mid_block.resnets[1]
+        block.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.is_grad_enabled()))
+        run.stages[stage](run)
+        made.append(run.net.state_dict())
+        calls.append(sum(seen))
+    assert calls == [2, 4]  # once, then twice, for each of two steps
+    assert all(torch.equal(made[0][name], value) for name, value in made[1].items())
 
 
 @pytest.mark.parametrize(
