@@ -12,6 +12,31 @@ if TYPE_CHECKING:
     from .upscaler import LatentSR
 
 
+def compare(model: LatentSR, args: list[str]) -> int:
+    """``compare IN -o OUT``: the picture enlarged by bicubic (left) and by the model (right)."""
+
+    @click.command(name="compare")
+    @click.argument("source", type=click.Path(path_type=Path))
+    @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Picture.")
+    @click.option("--force", is_flag=True, help="Replace what is already there.")
+    def command(source: Path, out: Path, force: bool) -> None:
+        """Enlarge SOURCE by bicubic and by the model, side by side in one picture."""
+        from PIL import Image
+
+        from zoo import images
+
+        images.check_output(out, overwrite=force)
+        small = images.read(source).convert("RGB")
+        ours = model.upscale(small)
+        sheet = Image.new("RGB", (2 * ours.width + 8, ours.height), "white")
+        sheet.paste(small.resize(ours.size, Image.Resampling.BICUBIC), (0, 0))
+        sheet.paste(ours, (ours.width + 8, 0))
+        images.save(sheet, out, overwrite=force)
+        click.echo(f"{out}: bicubic left, {model.entry.name} right")
+
+    return int(command.main(args, prog_name="compare", standalone_mode=False) or 0)
+
+
 def speed(model: LatentSR, args: list[str], full: Mapping[str, Any] | None = None) -> int:
     """``speed``: parameters, FLOPs and time beside other upscalers, 128 to 512."""
 

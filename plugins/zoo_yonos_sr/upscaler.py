@@ -6,6 +6,7 @@ YONOS-SR and Edge-SD-SR differ in their networks; everything a user touches is t
 from __future__ import annotations
 
 import abc
+import numbers
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -166,11 +167,13 @@ class LatentSR(SRModel):
         self._check(scale, prompt)
         noise_scale = self.noise_scale if noise_scale is None else noise_scale
         color_fix = self.color_fix if color_fix is None else color_fix
-        number("noise_scale", noise_scale, 0, 1)
-        number("steps", steps, 1, 1000, whole=True)
-        number("tile_batch", tile_batch, 1, 4096, whole=True)
-        number("consistency", consistency, 0, 100, whole=True)
-        number("seed", seed, 0, 2**63 - 1, whole=True)
+        if not isinstance(color_fix, bool):  # any text would count as true, a typo too
+            raise OptionError(f"color_fix={color_fix!r}: expected true, false or null.")
+        noise_scale = number("noise_scale", noise_scale, 0, 1)
+        steps = number("steps", steps, 1, 1000, whole=True)
+        tile_batch = number("tile_batch", tile_batch, 1, 4096, whole=True)
+        consistency = number("consistency", consistency, 0, 100, whole=True)
+        seed = number("seed", seed, 0, 2**63 - 1, whole=True)
         side, shared = self._tiling(tile, overlap)
 
         def evaluate(tiles: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
@@ -186,7 +189,7 @@ class LatentSR(SRModel):
 
         return transform(images, enlarge, scale=self.module.scale)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _evaluate(
         self,
         tiles: Tensor,
@@ -232,16 +235,18 @@ class LatentSR(SRModel):
         side = self.tile if tile == "auto" else tile
         if side is None:
             return None, 0
-        number("tile", side, multiple, 1 << 20, whole=True)
+        if isinstance(side, str):
+            raise OptionError(f"tile={side!r}: expected a side in pixels, 'auto' or None.")
+        side = number("tile", side, multiple, 1 << 20, whole=True)
         if side % multiple:
             raise OptionError(f"tile={side} is not a multiple of {multiple}.")
         highest = side // 2 // multiple * multiple
         if overlap is None:
             overlap = min(32, side // 4) // multiple * multiple
-        number("overlap", overlap, 0, highest, whole=True)
-        if overlap % multiple:
-            raise OptionError(f"overlap={overlap} is not a multiple of {multiple}.")
-        return side, overlap
+        shared = number("overlap", overlap, 0, highest, whole=True)
+        if shared % multiple:
+            raise OptionError(f"overlap={shared} is not a multiple of {multiple}.")
+        return side, shared
 
     def _grid(self, height: int, width: int, tile: int | None, overlap: int) -> Grid:
         return Grid(height, width, tile, overlap, self.multiple, self.module.scale)
@@ -258,9 +263,11 @@ class LatentSR(SRModel):
         Counts the FLOPs of one tile without computing, and times a tile on this device: the
         very one where that is cheap, else a smaller one.
         """
-        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        sides = size if isinstance(size, list | tuple) else ()
+        if len(sides) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in sides):
             raise InputError(f"size={size!r}: expected (height, width) in pixels.")
-        grid = self._grid(*size, *self._tiling(tile, overlap))
+        height, width = map(int, sides)
+        grid = self._grid(height, width, *self._tiling(tile, overlap))
         flops, activation = count(self.module, *grid.shape)
         shape, cost = grid.shape, flops
         for side in (64, 32, 16):
@@ -308,12 +315,13 @@ def _part(eps: Tensor | None, i: int) -> Tensor | None:
     return None if eps is None else eps[i : i + 1]
 
 
-def number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> None:
-    """OptionError where value is no number (or no whole one) in [low, high]."""
-    kinds: tuple[type, ...] = (int,) if whole else (int, float)
-    if type(value) not in kinds or not low <= value <= high:
+def number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> Any:
+    """The value, numpy's too, as int (whole) or float; OptionError where it is none in range."""
+    right = isinstance(value, numbers.Integral if whole else numbers.Real)
+    if not right or isinstance(value, bool) or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
         raise OptionError(f"{name}={value!r}: expected {kind} from {low} to {high}.")
+    return int(value) if whole else float(value)
 
 
 def count(network: LatentNetwork, height: int, width: int) -> tuple[int, int]:

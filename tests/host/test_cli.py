@@ -194,7 +194,6 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("bench doubler --quick --write out", 2, "--quick measures too little to be kept"),
         ("bench fam-diffusion", 1, "is planned"),
         ("bench Detector", 1, "no common metrics"),
-        ("run doubler", 2, "Missing argument 'NAME'"),
         ("run doubler nope", 2, "has no command 'nope'. It has: count, fails"),
         ("run doubler fails", 1, r"unexpected LookupError: no luck \(--debug shows where"),
         ("export doubler -o x.onnx", 1, "doubler cannot be exported to 'onnx'"),

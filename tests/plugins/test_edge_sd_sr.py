@@ -287,7 +287,7 @@ def test_back_projection_gives_the_input_back():
         ({"prompt": "a cat"}, "no prompt"),
         ({"tile": 15}, "multiple of 2"),
         ({"tile": 0}, "tile=0"),
-        ({"tile": "big"}, "tile='big'"),
+        ({"tile": "big"}, "tile='big': expected a side"),
         ({"overlap": 10}, "from 0 to 8"),
         ({"overlap": 3}, "multiple of 2"),
         ({"tile_batch": 0}, "tile_batch=0"),
@@ -297,11 +297,20 @@ def test_back_projection_gives_the_input_back():
         ({"steps": 0}, "steps=0"),
         ({"consistency": -1}, "consistency=-1"),
         ({"seed": -1}, "seed=-1"),
+        ({"color_fix": "wavlet"}, "color_fix='wavlet': expected true, false"),
+        ({"tile": "none"}, "'auto' or None"),
     ],
 )
 def test_wrong_options_are_named(options, message):
     with pytest.raises(OptionError, match=message):
         make().upscale(torch.rand(3, 4, 4), **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model, x = make(), torch.rand(3, 4, 4)
+    theirs = {"seed": np.int64(3), "noise_scale": np.float32(0.5), "tile": np.int32(4)}
+    ours = {"seed": 3, "noise_scale": 0.5, "tile": 4}
+    assert torch.equal(model.upscale(x, **theirs), model.upscale(x, **ours))
 
 
 def test_estimate_counts_without_running():
@@ -311,8 +320,9 @@ def test_estimate_counts_without_running():
     assert estimate.flops == estimate.evaluations * count(build_network(SMALL), 16, 16)[0]
     assert estimate.memory > 0
     assert estimate.seconds > 0
-    with pytest.raises(InputError, match="size="):
-        model.estimate((0, 4))
+    for size in ((0, 4), (4,), 4, None):
+        with pytest.raises(InputError, match="size="):
+            model.estimate(size)
 
 
 MEMORY = """

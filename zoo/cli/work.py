@@ -125,18 +125,30 @@ def verify(model: str, device: str, as_json: bool) -> None:
     )
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+HELP = ("-h", "--help")
+
+
+@click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @model_argument
-@click.argument("name")
+@click.argument("name", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def run(ctx: click.Context, model: str, name: str, args: tuple[str, ...]) -> None:
-    """Run NAME, one of MODEL's own commands (`zoo info MODEL` lists them), with ARGS."""
+def run(ctx: click.Context, model: str, name: str | None, args: tuple[str, ...]) -> None:
+    """Run NAME, one of MODEL's own commands, with ARGS.
+
+    `zoo run MODEL` lists them; `zoo run MODEL NAME --help` explains one.
+    """
     from .. import plugins
     from ..errors import OptionError
     from ..registry import catalogue
 
+    if model in HELP:  # click's own --help would swallow that of the model's command
+        return click.echo(ctx.get_help())
     entry = api.entry_of(model)
+    if entry.commands and (name is None or name in HELP):
+        for word, spec in entry.commands.items():
+            click.echo(f"zoo run {model} {word}: {spec.help}")
+        return None
     if name not in entry.commands:
         known = ", ".join(entry.commands) or "none"
         raise OptionError(f"{entry.name} has no command {name!r}. It has: {known}.")

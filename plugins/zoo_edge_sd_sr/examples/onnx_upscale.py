@@ -17,7 +17,7 @@ pixels = np.asarray(Image.open(source).convert("RGB"), np.float32) / 255  # (h,w
 h, w = pixels.shape[:2]
 pixels = np.pad(pixels, ((0, -h % multiple), (0, -w % multiple), (0, 0)), mode="reflect")
 feed = {"image": pixels.transpose(2, 0, 1)[None]}
-for noise in session.get_inputs()[1:]:  # yonos-sr starts at noise, edge-sd-sr does not
+for noise in session.get_inputs()[1:]:  # only of a model whose chain starts at noise
     shape = 1, noise.shape[1], *(n * scale // factor for n in pixels.shape[:2])
     feed[noise.name] = np.random.default_rng(0).standard_normal(shape, np.float32)
 (made,) = session.run(None, feed)
