@@ -316,11 +316,15 @@ def test_a_methods_own_command(
     assert "--force" in said
     assert command(capsys, *args, "--force")[0] == 0
     assert command(capsys, "run", MODEL, "compare")[0] == 2
-    assert "Replace what is already there" in command(capsys, "run", MODEL, "compare", "--help")[1]
-    for asked in ([], ["--help"]):
-        code, said = command(capsys, "run", MODEL, *asked)
-        assert (code, f"zoo run {MODEL} compare: IN -o OUT" in said) == (0, True)
-    assert "Usage: zoo run" in command(capsys, "run", "--help")[1]
+    for asked, answer in (
+        (["run", "--help"], "Usage: zoo run"),
+        (["run", MODEL], f"zoo run {MODEL} compare: IN -o OUT"),
+        (["run", MODEL, "--help"], f"zoo run {MODEL} compare: IN -o OUT"),
+        (["run", MODEL, "compare", "--help"], "Replace what is already there"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(asked)
+        assert (stopped.value.code or 0, answer in capsys.readouterr().out) == (0, True), asked
 
 
 def test_json_on_request(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
