@@ -313,6 +313,14 @@ def test_numbers_of_numpy_are_numbers():
     assert torch.equal(model.upscale(x, **theirs), model.upscale(x, **ours))
 
 
+@pytest.mark.parametrize("tile", [None, 4])
+def test_what_comes_back_can_be_a_target_of_training(tile):
+    x_h = make().upscale(torch.rand(3, 8, 8), tile=tile)
+    x = torch.zeros_like(x_h, requires_grad=True)
+    (x * x_h).sum().backward()  # inference tensors would be refused here
+    assert torch.equal(x.grad, x_h)
+
+
 def test_estimate_counts_without_running():
     model = make()
     estimate = model.estimate((40, 40))
