@@ -574,7 +574,7 @@ def whole_curve(report: Path) -> list[tuple[str, int, float]]:
     for run in runs:
         for stage in dict.fromkeys(name for name, _, _ in run):
             again = sum(name.split(",")[0] == stage for name in found)
-            label = f"{stage}, again" if again else stage
+            label = f"{stage}, run {again + 1}" if again else stage
             found[label] = [(label, step, value) for name, step, value in run if name == stage]
     return [point for points in found.values() for point in points]
 

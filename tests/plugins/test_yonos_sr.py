@@ -268,6 +268,17 @@ def test_training_says_what_is_wrong(photos, tmp_path):
         train(photos, tmp_path / "out", options={"crop": 30})
 
 
+def test_the_curve_tells_of_every_run_of_a_stage(tmp_path):
+    runs = [{"curve": [["decoder", 50, float(i)]]} for i in range(3)]
+    report = tmp_path / "train.json"
+    report.write_text(json.dumps({**runs[2], "before": runs[:2]}))
+    assert trainer.whole_curve(report) == [
+        ("decoder", 50, 0.0),
+        ("decoder, run 2", 50, 1.0),
+        ("decoder, run 3", 50, 2.0),
+    ]
+
+
 # --- baselines and controls -----------------------------------------------------------------------
 
 
