@@ -149,9 +149,10 @@ def run(ctx: click.Context, model: str, name: str | None, args: tuple[str, ...])
         for word, spec in entry.commands.items():
             click.echo(f"zoo run {model} {word}: {spec.help}")
         return None
-    if name not in entry.commands:
+    asked = entry.commands.get(name or "")
+    if asked is None:
         known = ", ".join(entry.commands) or "none"
         raise OptionError(f"{entry.name} has no command {name!r}. It has: {known}.")
     loaded = api.load(model)
-    command = plugins.import_object(catalogue().owner(entry), entry.commands[name].run, entry)
+    command = plugins.import_object(catalogue().owner(entry), asked.run, entry)
     ctx.exit(int(command(loaded, [*args]) or 0))
