@@ -402,10 +402,7 @@ def _check_file(path: Path, name: str) -> None:
     except (OSError, ValueError):  # missing, or text that cannot be a path
         raise InputError(f"there is no file {name}. Pass the path of an image.") from None
     if path.is_dir():
-        raise InputError(
-            f"{name} is a folder; pass its files: FOLDER/*.png in a shell, "
-            "path.glob('*.png') in Python."
-        )
+        raise InputError(f"{name} is a folder; pass its files: FOLDER/*.png, path.glob('*.png').")
     if size == 0:
         raise InputError(f"{name} is empty (0 bytes). Get it again.")
 

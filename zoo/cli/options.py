@@ -28,8 +28,7 @@ set_option = click.option(
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set an option that `zoo info MODEL` lists, or a keyword of the verb: a wrong KEY is "
-    "answered by their names. May be repeated.",
+    help="Set an option that `zoo info MODEL` lists, or a keyword of the verb. May be repeated.",
 )
 
 

@@ -145,14 +145,10 @@ def run(ctx: click.Context, model: str, name: str | None, args: tuple[str, ...])
     if model in HELP:  # click's own --help would swallow that of the model's command
         return click.echo(ctx.get_help())
     entry = api.entry_of(model)
-    if entry.commands and (name is None or name in HELP):
-        for word, spec in entry.commands.items():
-            click.echo(f"zoo run {model} {word}: {spec.help}")
-        return None
-    asked = entry.commands.get(name or "")
-    if asked is None:
-        known = ", ".join(entry.commands) or "none"
-        raise OptionError(f"{entry.name} has no command {name!r}. It has: {known}.")
+    if (known := entry.commands) and (name is None or name in HELP):
+        return click.echo("\n".join(f"zoo run {model} {k}: {v.help}" for k, v in known.items()))
+    if name is None or name not in known:
+        raise OptionError(f"{model} has no command {name!r}. It has: {', '.join(known) or 'none'}.")
     loaded = api.load(model)
-    command = plugins.import_object(catalogue().owner(entry), asked.run, entry)
+    command = plugins.import_object(catalogue().owner(entry), known[name].run, entry)
     ctx.exit(int(command(loaded, [*args]) or 0))
