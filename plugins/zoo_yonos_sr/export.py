@@ -196,8 +196,8 @@ def _norms_of_rank_4() -> Iterator[None]:
 
 QUANTIZED = ["Conv"]
 """What computes. Sums, gates and norms between convolutions stay float: in 8 bits too they would
-nearly double the largest error (10 for 6 of 255) for about a third less time (edge-sd-sr, one
-photograph, timed once)."""
+nearly double the largest error (10 for 6 of 255) for about a third less time (edge-sd-sr before
+its decoder was tuned for texture, one photograph, timed once)."""
 ENDS = ("conv_in.", "conv_out.", "unet.linear.")
 """Layers from and to images and latents. They stay float: they hold few operations, and 8 bits
 there cost two thirds of the total loss (0.2 dB, measured on edge-sd-sr)."""
