@@ -272,7 +272,8 @@ def hardware() -> str:
                 model = line.partition(":")[2].strip()
                 break
     usable = getattr(os, "sched_getaffinity", None)  # Linux only
-    return f"{model}, {len(usable(0)) if usable else os.cpu_count()} cores"
+    count = len(usable(0)) if usable else os.cpu_count() or 1
+    return f"{model}, {count} core{'s' * (count > 1)}"
 
 
 def _code_version() -> str:

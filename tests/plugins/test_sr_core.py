@@ -75,7 +75,7 @@ def test_ddim_with_an_oracle_returns_the_latent(steps):
 
 def test_one_step_is_minus_v():
     v = torch.randn(1, 4, 8, 8)
-    assert torch.equal(schedule.one_step(lambda z, t: v, torch.randn(1, 4, 8, 8)), -v)
+    assert torch.equal(schedule.ddim(lambda z, t: v, torch.randn(1, 4, 8, 8), steps=1), -v)
 
 
 # --- forward noise (checks 2-4 of Edge-SD-SR) -----------------------------------------------------

@@ -332,7 +332,6 @@ def test_controls_compare_like_with_like(photos, tmp_path, monkeypatch):
         [("x2", 3), *[("x4", 2)] * 5, ("x4", 5), *[("x8", 2)] * 3]
     )
     assert rows[controls.DISTILLED][controls.X4].n == 2
-    assert {c.holds for c in claims} <= {True, False, None}
     assert len(claims) == 12
     tuned, plain = rows[controls.TUNED], rows[controls.DISTILLED]
     assert tuned[controls.ERROR] == plain[controls.ERROR]  # the UNet is frozen
@@ -387,7 +386,6 @@ def test_quick_benchmark_computes_its_claims(tmp_path, monkeypatch):
     results = zoo_yonos_sr.zoo_bench(BenchRequest(entry(TINY), tmp_path, quick=True))
     assert {"bicubic", "yonos-sr", "yonos-sr, fidelity setting"} <= set(results.table)
     assert all((tmp_path / name).stat().st_size > 0 for name in results.pictures)
-    assert {c.holds for c in results.claims} <= {True, False, None}
     assert {f"astronaut {k}" for k in HIGHER} <= set(results.table["yonos-sr"])
     assert quality.PLAIN not in results.table  # no photographs to train it on
     with pytest.raises(InputError, match="neither set5"):
