@@ -220,15 +220,31 @@ def write(found: Mapping[str, Any], folder: Path) -> Path:
 
 
 def table_text(found: Mapping[str, Any]) -> str:
-    """The table in Markdown: a row for each method, mean ± spread over several runs."""
-    metrics = list(dict.fromkeys(m for cells in found["table"].values() for m in cells))
-    arrows = {True: " ↑", False: " ↓"}
-    head = [m + arrows.get(found["higher_is_better"].get(m), "") for m in metrics]
-    rows = [
-        [row, *(number(cells[m]) if m in cells else "" for m in metrics)]
-        for row, cells in found["table"].items()
-    ]
-    return markdown(["", *head], rows)
+    """Tables in Markdown: a row for each method, mean ± spread over several runs.
+
+    One wide table would be mostly empty: a metric joins a table where at least half of its
+    methods have it and no others do, else it begins one of its own.
+    """
+    table, arrows = found["table"], {True: " ↑", False: " ↓"}
+    metrics = list(dict.fromkeys(m for cells in table.values() for m in cells))
+    measured = {m: [row for row, cells in table.items() if m in cells] for m in metrics}
+    parts: dict[str, list[str]] = {}  # the metric that decides the rows -> all of the table's
+    for metric in sorted(metrics, key=lambda m: -len(measured[m])):
+        own = set(measured[metric])
+        homes = (
+            m for m in parts if own <= (rows := set(measured[m])) and 2 * len(own) >= len(rows)
+        )
+        parts.setdefault(next(homes, metric), []).append(metric)
+    return "\n\n".join(
+        markdown(
+            ["", *(m + arrows.get(found["higher_is_better"].get(m), "") for m in part)],
+            [
+                [row, *(number(table[row][m]) if m in table[row] else "" for m in part)]
+                for row in measured[first]
+            ],
+        )
+        for first, part in sorted(parts.items(), key=lambda item: metrics.index(item[0]))
+    )
 
 
 def claims_text(found: Mapping[str, Any]) -> str:

@@ -70,19 +70,35 @@ def models_table() -> str:
 
 
 def claims_table() -> str:
-    """Every claim of every card with what was measured, those that do not hold too."""
-    words = {True: "holds", False: "**does not hold**", None: "undecided"}
+    """How many claims of each card hold, and in full those that do not."""
+    results = list(_results())
     rows = [
         [
-            f"[{found['model']}](hub_cards/{found['model']}/results.json)",
+            _card(found),
+            *(str(sum(c["holds"] is h for c in found["claims"])) for h in (True, None, False)),
+        ]
+        for found in results
+    ]
+    failed = [
+        [
+            _card(found),
             claim["statement"],
-            words[claim["holds"]],
             f"{claim['value']:.4g} against {claim['against']:.4g} (± {claim['spread']:.2g})",
         ]
-        for found in _results()
+        for found in results
         for claim in found["claims"]
+        if claim["holds"] is False
     ]
-    return bench.markdown(["model", "claim", "", "measured"], rows)
+    return "\n\n".join(
+        [
+            bench.markdown(["model", "claims that hold", "undecided", "do not hold"], rows),
+            bench.markdown(["model", "what does not hold", "measured"], failed),
+        ]
+    )
+
+
+def _card(found: dict[str, Any]) -> str:
+    return f"[{found['model']}](hub_cards/{found['model']}/README.md)"
 
 
 def verbs_table() -> str:

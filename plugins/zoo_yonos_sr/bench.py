@@ -17,7 +17,7 @@ from . import controls, linear
 from .measure import HIGHER, described, find_sets, photos_below, picture
 from .model import YonosSR
 from .photos import Photos
-from .quality import Quality, baseline_for
+from .quality import Quality, baselines_for
 from .train import YonosTrainer
 from .trainer import draw_curve, whole_curve
 
@@ -36,7 +36,7 @@ def bench(request: BenchRequest) -> Results:
     photos = photos_below(request.data)
     rows: dict[str, dict[str, Metric]] = {}
     claims: list[Claim] = []
-    baseline = None
+    baselines = None
     with tempfile.TemporaryDirectory() as scratch:
         if photos is not None:
             asked = TrainRequest(
@@ -46,15 +46,15 @@ def bench(request: BenchRequest) -> Results:
                 device=request.device,
                 options={**controls.OPTIONS, "scale": "4", "degraded": 0.15},
             )
-            baseline = baseline_for(request, YonosTrainer(asked, Photos(photos)), Path(scratch))
-    quality = Quality(YonosSR, request, folder, baseline)
+            baselines = baselines_for(request, YonosTrainer(asked, Photos(photos)), Path(scratch))
+    quality = Quality(YonosSR, request, folder, baselines)
     table, found = quality.measure(sets)
     rows |= table
     claims += found
     if photos is not None:
         budget = controls.QUICK if request.quick else controls.Budget()
         more, found = controls.controls(request, photos, quality.model.module, budget)
-        rows |= more
+        rows |= {row: rows.get(row, {}) | cells for row, cells in more.items()}
         claims += found
     world = linear.run(linear.photographs(None if request.quick else photos), request.seed)
     more, found = linear.rows_and_claims(world)

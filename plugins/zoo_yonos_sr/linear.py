@@ -35,6 +35,7 @@ from zoo.errors import InputError, OptionError
 from zoo.interfaces import Claim, Metric
 from zoo.weights import atomic_file
 
+from .measure import CONFIDENT, decide, paired
 from .resize import bicubic_down
 
 Array = NDArray[np.float64]
@@ -370,19 +371,18 @@ def _as_predicted(scale: int, students: Students) -> Claim:
 def _no_skipping(students: Students, scale: int) -> Claim:
     near, far = list(students.variance)[:2]
     counts = range(len(students.excess[DIRECT]))
-    lead = [np.subtract(students.ratios(far, k), students.ratios(near, k)) for k in counts]
-    errors = [float(d.std(ddof=1) / len(d) ** 0.5) for d in lead]
-    ahead = [d.mean() / max(e, 1e-12) for d, e in zip(lead, errors, strict=True)]
+    pairs = [(students.ratios(far, k), students.ratios(near, k)) for k in counts]
+    leads = [paired(*pair) for pair in pairs]
+    ahead = {decide(*lead, len(pair[0])) for lead, pair in zip(leads, pairs, strict=True)}
     return Claim(
         f"linear-x{scale}-chain-beats-skipping",
         f"In the linear world a x{scale} student gains more from the {near}, the last of a "
         f"progressive chain, than from the {far}, which skips a link.",
-        "mean paired difference of the ratios above two standard errors for every n; shown: "
-        "largest n",
+        f"mean paired difference of the ratios above {CONFIDENT} for every n; shown: largest n",
         float(np.mean(students.ratios(near, -1))),
         float(np.mean(students.ratios(far, -1))),
-        errors[-1],
-        True if min(ahead) > 2 else False if max(ahead) < -2 else None,
+        leads[-1][1],
+        ahead.pop() if len(ahead) == 1 else None,
     )
 
 

@@ -14,17 +14,18 @@ from zoo.interfaces import Claim, Metric
 from . import regression
 from .degrade import Degradation
 from .measure import (
+    CONFIDENT,
     HIGHER,
     Enlarge,
     Values,
     all_of,
     better_than_interpolation,
     compare,
-    decide,
     interpolations,
     measure,
     paired,
     table_of,
+    unsharp,
 )
 from .trainer import Trainer
 from .upscaler import LatentSR
@@ -37,15 +38,27 @@ Fidelity and perception pull apart (Blau, Michaeli, CVPR 2018), so there are two
 default, whose decoder was tuned for texture, and the plain decoder with back-projection.
 """
 CONSISTENT = f"{PLAIN}, {CONSISTENCY} back-projections"
+SHARPENED = f"{PLAIN}, unsharp"
+TEXTURED = f"{PLAIN}, tuned for texture"
 STEPS = (2, 8)
-RULE = "mean paired difference over all images above two standard errors"
+MARGIN = 0.05
+"""dB that count as a match."""
+RULE = f"mean paired difference over all images above {CONFIDENT}"
 
 
-def baseline_for(request: BenchRequest, run: Trainer, scratch: Path) -> regression.PlainSR:
-    """The trained regression network, from the folder of the option ``baseline`` or made there."""
-    kept = request.options.get("baseline")
+def baselines_for(
+    request: BenchRequest, run: Trainer, scratch: Path
+) -> tuple[regression.PlainSR, regression.PlainSR]:
+    """The regression network by L1, and tuned on with our decoder's texture term.
+
+    From the folder of the option ``baseline``, or made there.
+    """
+    folder = Path(request.options.get("baseline") or scratch)
     steps = 8 if request.quick else regression.RECIPE.steps
-    return regression.regression(run, Path(kept) if kept else scratch, steps, request.progress)
+    plain = regression.regression(run, folder, steps, request.progress)
+    steps = 8 if request.quick else regression.TEXTURE_STEPS
+    texture = regression.TEXTURE
+    return plain, regression.textured(run, plain, folder, steps, texture, request.progress)
 
 
 class Quality:
@@ -56,7 +69,7 @@ class Quality:
         kind: type[LatentSR],
         request: BenchRequest,
         folder: Path,
-        baseline: regression.PlainSR | None,
+        baselines: tuple[regression.PlainSR, regression.PlainSR] | None,
     ) -> None:
         build = BuildRequest(request.entry, folder, device=request.device)
         self.request = request
@@ -64,18 +77,23 @@ class Quality:
         self.model = kind.build(build)
         self.untuned = kind.build(replace(build, options={"fidelity": 0.0}))
         self.half = kind.build(replace(build, options={"fidelity": 0.5}))
-        self.baseline = baseline
+        self.baselines = baselines
+        self.consistent = f"{self.name}, {CONSISTENCY} back-projections"
         self.fidelity = f"{self.name}, fidelity setting"
         self.frozen = f"{self.name}, decoder not fine-tuned"
 
     def methods(self) -> dict[str, Enlarge]:
         """Row -> what enlarges an image."""
         methods = interpolations(self.model.module.scale)
-        if (plain := self.baseline) is not None:
+        if self.baselines is not None:
+            plain, textured = self.baselines
             methods[PLAIN] = lambda x: regression.enlarge(plain, x)
             methods[CONSISTENT] = lambda x: regression.enlarge(plain, x, CONSISTENCY)
+            methods[SHARPENED] = lambda x: unsharp(regression.enlarge(plain, x)[None])[0]
+            methods[TEXTURED] = lambda x: regression.enlarge(textured, x)
         methods |= {
             self.name: self.model.upscale,
+            self.consistent: lambda x: self.model.upscale(x, consistency=CONSISTENCY),
             self.fidelity: lambda x: self.untuned.upscale(x, consistency=CONSISTENCY),
             self.frozen: self.untuned.upscale,
             f"{self.name}, fidelity 0.5": self.half.upscale,
@@ -102,44 +120,74 @@ class Quality:
         scale = self.model.module.scale
         values = measure(self.methods(), sets, scale, self.request.progress, degradation)
         claims = [
-            *better_than_interpolation(values, self.name),
+            *better_than_interpolation(values, self.name, scale),
             *self._against_regression(values),
             *self._parts(values),
         ]
         return table_of(values), claims
 
     def _against_regression(self, values: Values) -> list[Claim]:
-        if self.baseline is None:
+        """On all images (most are BSD100's) and on each set."""
+        if self.baselines is None:
             return []
-        ours, plain = (all_of(values, m, "PSNR-Y") for m in (self.fidelity, CONSISTENT))
-        difference, error = paired([a + 0.5 for a in ours], plain)
-        mean = [sum(v) / len(v) for v in (ours, plain)]
-        others = ("bicubic", "bicubic + unsharp", PLAIN)
-        score = {m: sum(v := all_of(values, m, "G-DISTS")) / len(v) for m in others}
-        rival = min(others, key=lambda m: score[m])
         return [
-            Claim(
-                "fidelity-near-regression",
-                f"The fidelity setting of {self.name} (fidelity=0: the decoder before fine-tuning; "
-                f"consistency={CONSISTENCY}: steps of back-projection) comes within 0.5 dB of a "
-                "regression network of its size that saw the same photographs and is "
-                "back-projected too.",
-                "mean paired PSNR-Y difference over all images, plus 0.5 dB, above two standard "
-                "errors",
-                mean[0],
-                mean[1],
-                error if len(ours) > 1 else 0.0,
-                decide(difference, error),
-            ),
-            compare(
-                "best-perceptual-score",
-                f"{self.name} has a better G-DISTS (a perceptual score that no network here was "
-                "trained on) than bicubic, with and without unsharp masking, and the regression "
-                "network.",
-                f"{RULE}, against the best of the three ({rival})",
-                all_of(values, self.name, "G-DISTS"),
-                all_of(values, rival, "G-DISTS"),
+            claim
+            for only in (None, *values[self.name])
+            for claim in self._against_regression_on(values, only)
+        ]
+
+    def _against_regression_on(self, values: Values, only: str | None) -> list[Claim]:
+        where = f"on {only}" if only else "over all images"
+        suffix = f"-{only}".lower().replace(" ", "-") if only else ""
+
+        def of(method: str, metric: str) -> list[float]:
+            return all_of(values, method, metric, only)
+
+        def better(identity: str, ours: str, others: Sequence[str], words: str) -> Claim:
+            score = {m: sum(v := of(m, "G-DISTS")) / len(v) for m in others}
+            rival = min(others, key=lambda m: score[m])
+            against = f", against the best of them ({rival})" if len(others) > 1 else ""
+            return compare(
+                f"{identity}{suffix}",
+                f"{where[0].upper()}{where[1:]}, {ours} has a better G-DISTS (a perceptual score "
+                f"that no network here was trained on) than {words}.",
+                f"mean paired difference above {CONFIDENT}{against}",
+                of(ours, "G-DISTS"),
+                of(rival, "G-DISTS"),
                 higher=HIGHER["G-DISTS"],
+            )
+
+        plain = ("bicubic", "bicubic + unsharp", PLAIN)
+        return [
+            compare(
+                f"fidelity-near-regression{suffix}",
+                f"{where[0].upper()}{where[1:]}, the fidelity setting of {self.name} (fidelity=0: "
+                f"the decoder before fine-tuning; consistency={CONSISTENCY}: steps of "
+                "back-projection) comes within 0.5 dB of a regression network of its size that "
+                "saw the same photographs and is back-projected too.",
+                f"mean paired PSNR-Y difference plus 0.5 dB above {CONFIDENT}",
+                of(self.fidelity, "PSNR-Y"),
+                of(CONSISTENT, "PSNR-Y"),
+                margin=0.5,
+            ),
+            better(
+                "best-perceptual-score",
+                self.name,
+                plain,
+                "bicubic, with and without unsharp masking, and the regression network",
+            ),
+            better(
+                "best-perceptual-score-back-projected",
+                self.consistent,
+                [CONSISTENT],
+                "the regression network that is back-projected too",
+            ),
+            better(
+                "perceptual-score-without-diffusion",
+                self.name,
+                [SHARPENED, TEXTURED],
+                "the regression network sharpened by unsharp masking or tuned for texture with "
+                "our decoder's loss",
             ),
         ]
 
@@ -166,11 +214,13 @@ class Quality:
             *tuned,
             *(
                 compare(
-                    f"one-step-beats-{count}",
-                    f"One step has a higher PSNR-Y than {count} steps of the same network.",
-                    RULE,
+                    f"one-step-matches-{count}",
+                    f"One step matches (within {MARGIN} dB of PSNR-Y) or beats {count} steps of "
+                    "the same network.",
+                    f"mean paired difference over all images plus {MARGIN} dB above {CONFIDENT}",
                     all_images(self.name, "PSNR-Y"),
                     all_images(self.steps(count), "PSNR-Y"),
+                    margin=MARGIN,
                 )
                 for count in STEPS
             ),

@@ -192,6 +192,18 @@ def test_the_table(found: dict[str, Any]) -> None:
     assert bench.table_text(found).splitlines()[2].split("|")[3].strip() == ""
 
 
+def test_what_other_methods_were_measured_by_is_another_table(found: dict[str, Any]) -> None:
+    one = {"mean": 1.0, "std": 0.0, "n": 1}
+    found["table"] |= {name: {"seconds": one} for name in ("slow", "quick")}
+    found["table"]["ours"]["seconds"] = one
+    first, second = bench.table_text(found).split("\n\n")
+    assert [line.split("|")[1].strip() for line in first.splitlines()[2:]] == ["bicubic", "ours"]
+    assert "seconds" not in first
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in second.splitlines()]
+    assert rows[0] == ["", "seconds"]
+    assert rows[2:] == [["ours", "1"], ["slow", "1"], ["quick", "1"]]
+
+
 def test_the_claims(found: dict[str, Any]) -> None:
     lines = bench.claims_text(found).splitlines()
     cells = [[c.strip() for c in line.replace("\\|", "¦").strip("|").split("|")] for line in lines]

@@ -654,6 +654,8 @@ def test_bundled_training_is_recorded(name):
     done = [stage for run in runs for stage in run["done"]]
     assert set(done) == {"autoencoder", "lr_encoder", "unet", "decoder"}
     assert done[-1] == "decoder"
+    drawn = {point[0] for run in runs for point in run["curve"]}
+    assert drawn == set(done)  # the curve of each
     assert all(set(run["data"]["held_out"]) == set(pictures.HELD_OUT) for run in runs)
     first = runs[0]["validation"]
     # The rule of section 7.2: the autoencoder at least 4 dB above bicubic.
@@ -681,15 +683,35 @@ def test_ablations_train_every_variant_equally(bundled, tmp_path, monkeypatch):
     for i, name in enumerate(["casa-mila", "mine"]):
         Image.fromarray(astronaut()[i * 200 : i * 200 + 264, :264]).save(tmp_path / f"{name}.jpg")
     monkeypatch.setattr(experiment, "ABLATION_STEPS", 4)
+    monkeypatch.setattr(experiment, "IMITATION_STEPS", 3)
     monkeypatch.setattr(experiment, "SEEDS", 2)
+    trained: list[tuple[str, int, int, tuple[str, ...]]] = []
+    real = experiment.EdgeTrainer.run
+
+    def spied(self, name, parts, loss_of):
+        trained.append((name, self.recipe[name].steps, self.recipe[name].batch, tuple(parts)))
+        return real(self, name, parts, loss_of)
+
+    monkeypatch.setattr(experiment.EdgeTrainer, "run", spied)
     request = BenchRequest(entry(TINY), tmp_path / "out", data=tmp_path)
     rows, claims = experiment.ablations(request, bundled, tmp_path)
+    imitation, joint = (
+        ("lr_encoder", 3, 16, ("lr_encoder",)),
+        ("unet", 4, 8, ("unet", "lr_encoder")),
+    )
+    frozen = ("unet", 4, 8, ("unet",))
+    assert trained == 2 * [*5 * [imitation, joint], imitation, frozen]
+    bicubic = rows.pop("bicubic")
     assert set(rows) == set(experiment.VARIANTS)
-    assert all(cells["held-out PSNR-Y"].n == 2 for cells in rows.values())
+    assert all(cells[experiment.ONE].n == 2 for cells in rows.values())
     assert all(cells[experiment.MANY] != cells[experiment.ONE] for cells in rows.values())
+    assert 15 < bicubic[experiment.ONE].mean < 40
     assert {c.id for c in claims} == {
         "joint-encoder",
         "bidirectional",
         "bidirectional-8-steps",
+        "mean-shift",
+        "mean-shift-8-steps",
+        "less-noise-8-steps",
         "variance",
     }

@@ -21,6 +21,7 @@ from zoo_yonos_sr.resize import back_project, bicubic, bicubic_down, bicubic_up
 from zoo_yonos_sr.tiles import Grid, reflect, starts, stream, windows
 
 from zoo.metrics import haarpsi, psnr_y, ssim_y
+from zoo.plugins import own_registry
 
 
 @pytest.fixture(autouse=True)
@@ -339,16 +340,22 @@ def test_texture_loss_asks_for_contrast_and_not_for_pixels():
     assert float(decoder_loss(smooth, x_h, 0.0)) == float((smooth - x_h).abs().mean())
 
 
-def test_a_regular_pattern_is_no_way_to_make_grain():
+@pytest.mark.parametrize("period", [2, 4])
+@pytest.mark.parametrize("spread", [1, 2, 3])
+def test_a_regular_pattern_is_no_way_to_make_grain(spread, period):
     """The decoder has no noise: drawing a checkerboard where the truth has grain must not pay."""
-    grain = 2 / 100 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    grain = spread * 2 / 255 * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
-    board = 1.0 - 2 * ((rows + columns) % 2)  # as much contrast as the grain, below
-    board = board * (grain.diff(dim=-1).square().mean() / board.diff(dim=-1).square().mean()).sqrt()
+    side = period // 2
+    board = 1.0 - 2 * ((rows // side + columns // side) % 2)
+    contrast = (grain.diff(dim=-1).square().mean() / board.diff(dim=-1).square().mean()).sqrt()
     smooth = torch.zeros_like(grain)
-    weight = 0.5  # the largest that a recipe has
-    for share in (0.3, 0.5, 1.0):
-        hatched = (share * board).expand_as(grain)
+    models = own_registry().models
+    weight = max(
+        models[name].options["train"]["texture"].default for name in ("edge-sd-sr", "yonos-sr")
+    )
+    for share in (0.3, 0.5, 1.0):  # of the grain's contrast
+        hatched = (share * contrast * board).expand_as(grain)
         assert decoder_loss(smooth, grain, weight) < decoder_loss(hatched, grain, weight)
 
 

@@ -307,6 +307,20 @@ def test_a_regression_baseline_that_learnt_nothing_is_refused(photos, tmp_path, 
     assert not (tmp_path / "kept").exists()
 
 
+def test_the_textured_baseline_goes_on_from_the_plain_one(photos, tmp_path):
+    run = trainer_of(photos, tmp_path)
+    plain = regression.regression(run, tmp_path / "kept", 2)
+    before = {k: v.clone() for k, v in plain.state_dict().items()}
+    made = regression.textured(run, plain, tmp_path / "kept", 2, 0.4)
+    again = regression.textured(run, plain, tmp_path / "kept", 2, 0.4)
+    x_l = torch.rand(3, 9, 7)
+    assert torch.equal(regression.enlarge(made, x_l), regression.enlarge(again, x_l))
+    assert not torch.equal(regression.enlarge(made, x_l), regression.enlarge(plain, x_l))
+    assert all(torch.equal(v, before[k]) for k, v in plain.state_dict().items())
+    with pytest.raises(InputError, match="another texture"):
+        regression.textured(run, plain, tmp_path / "kept", 2, 0.5)
+
+
 def test_the_regression_baseline_gets_better_than_bicubic(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(regression, "RECIPE", trainer.Stage(60, 2e-3, 4, 32))
     monkeypatch.setattr(regression, "LEARNS", 60)  # refuses what is no better
@@ -332,7 +346,8 @@ def test_controls_compare_like_with_like(photos, tmp_path, monkeypatch):
         [("x2", 3), *[("x4", 2)] * 5, ("x4", 5), *[("x8", 2)] * 3]
     )
     assert rows[controls.DISTILLED][controls.X4].n == 2
-    assert len(claims) == 12
+    assert len(claims) == 13
+    assert rows["bicubic"][controls.X4].mean > 10
     tuned, plain = rows[controls.TUNED], rows[controls.DISTILLED]
     assert tuned[controls.ERROR] == plain[controls.ERROR]  # the UNet is frozen
     assert tuned[controls.X4] != plain[controls.X4]  # and the decoder was not
@@ -345,6 +360,12 @@ def test_claims_are_decided_by_the_numbers():
     assert compare("a", "s", "r", worse, better, higher=False).holds is True
     assert compare("a", "s", "r", [1.0, 3.0, 2.0], [2.0, 1.0, 3.0]).holds is None
     assert compare("a", "s", "r", [1.0], [0.0]).holds is None
+    # Three pairs: Student's t with two degrees of freedom wants 4.3 standard errors, not 2.
+    three, none = [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]  # 2 +- 0.58, 3.5 standard errors
+    assert compare("a", "s", "r", three, none).holds is None
+    assert compare("a", "s", "r", [1.3, 2.0, 2.7], none).holds is True  # 4.9
+    assert compare("a", "s", "r", none, [0.1, 0.1, 0.1]).holds is False
+    assert compare("a", "s", "r", none, [0.1, 0.1, 0.1], margin=0.2).holds is True
 
 
 # --- the bundled weights --------------------------------------------------------------------------
@@ -399,8 +420,9 @@ def test_benchmark_with_photographs_trains_the_baseline(photos, tmp_path):
         entry(SMALL), tmp_path, data=photos, quick=True, options={"baseline": str(tmp_path / "b")}
     )
     asked = trainer_of(photos, tmp_path)
-    made = quality.baseline_for(request, asked, tmp_path / "scratch")
-    assert (tmp_path / "b" / regression.FILE).is_file()
+    made = quality.baselines_for(request, asked, tmp_path / "scratch")
+    for file in (regression.FILE, regression.TEXTURED):
+        assert (tmp_path / "b" / file).is_file()
     assert not (tmp_path / "scratch").exists()
     folder = make().save_pretrained(tmp_path / "model")
     measured = quality.Quality(YonosSR, request, folder, made)
@@ -408,4 +430,7 @@ def test_benchmark_with_photographs_trains_the_baseline(photos, tmp_path):
     assert x_h is not None
     table, claims = measured.measure({"held-out photos": list(x_h)})
     assert {quality.PLAIN, quality.CONSISTENT} <= set(table)
-    assert {"fidelity-near-regression", "best-perceptual-score"} <= {c.id for c in claims}
+    assert {quality.SHARPENED, quality.TEXTURED} <= set(table)
+    found = {c.id for c in claims}
+    assert {"fidelity-near-regression", "best-perceptual-score"} <= found
+    assert {"fidelity-near-regression-held-out-photos", "one-step-matches-8"} <= found
