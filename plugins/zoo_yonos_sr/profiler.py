@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.bench import markdown
 
-from .timing import now, one_thread
+from .timing import count_flops, now, one_thread
 
 if TYPE_CHECKING:
     from .upscaler import LatentSR
@@ -115,13 +114,10 @@ def profile(model: LatentSR, source: Path, rounds: int = 3) -> list[tuple[str, f
 def _flops(model: LatentSR, height: int, width: int) -> dict[str, float]:
     """FLOPs of each part of the network for all tiles of an image of this size."""
     network, grid = model.module, model._grid(height, width, *model._tiling("auto", None))
-    shapes = {k: torch.empty_like(v, device="meta") for k, v in network.state_dict().items()}
-    kind = next(network.parameters()).dtype
-    image = torch.empty(1, 3, *grid.shape, dtype=kind, device="meta")
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        meter = Meter(counter.get_total_flops)
-        with meter.watching(network):
-            torch.func.functional_call(network, shapes, (image,))
+    counter = FlopCounterMode(display=False)
+    meter = Meter(counter.get_total_flops)
+    with meter.watching(network):
+        count_flops(counter, network, grid.shape)
     return defaultdict(float, {k: grid.evaluations * v for k, v in meter.gained.items()})
 
 

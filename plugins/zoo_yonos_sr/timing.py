@@ -1,4 +1,6 @@
-"""Seconds of one thread; on a CPU, those that this process computed.
+"""What a network costs: FLOPs, counted by shapes alone, and seconds of one thread.
+
+On a CPU the seconds are those that this process computed.
 
 What else a machine does meanwhile does not count then: CPU time of one thread is the time on an
 idle core, within a few per cent, and comparisons hold on a machine that others use too.
@@ -12,6 +14,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_flops(
+    counter: FlopCounterMode, network: nn.Module, size: tuple[int, int], *arguments: object
+) -> None:
+    """Let ``counter`` see ``network(image, *arguments)`` for an image of ``size`` (height, width).
+
+    Nothing is computed and no weight is copied: only shapes go through the network, and past the
+    hooks on its modules.
+    """
+    shapes = {k: torch.empty_like(v, device="meta") for k, v in network.state_dict().items()}
+    image = torch.empty(1, 3, *size, dtype=next(network.parameters()).dtype, device="meta")
+    with torch.device("meta"), torch.no_grad(), counter:
+        torch.func.functional_call(network, shapes, (image, *arguments))
 
 
 def take_turns(

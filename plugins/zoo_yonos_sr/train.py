@@ -34,7 +34,7 @@ TINY_RECIPE: Mapping[str, Stage] = {
     "x8": Stage(14000, 8e-4, 16, 64),
     "decoder": Stage(3000, 4e-4, 16, 64),
 }
-"""For ``yonos-sr``: about an hour on one CPU core that computes bfloat16 (AMX), else hours."""
+"""For ``yonos-sr``: about two hours on one CPU core that computes bfloat16 (AMX), else a day."""
 
 
 def factor_of(stage: str) -> int | None:

@@ -325,11 +325,10 @@ def number(name: str, value: Any, low: float, high: float, *, whole: bool = Fals
 
 
 def count(network: LatentNetwork, height: int, width: int) -> tuple[int, int]:
-    """FLOPs of one evaluation on an LR tile (height, width), and the numbers in its largest layer.
-
-    Nothing is computed and no weight is copied: only shapes go through the network.
-    """
+    """FLOPs of one evaluation on an LR tile (height, width), and the largest layer's numbers."""
     from torch.utils.flop_counter import FlopCounterMode
+
+    from .timing import count_flops
 
     largest = 0
 
@@ -338,14 +337,10 @@ def count(network: LatentNetwork, height: int, width: int) -> tuple[int, int]:
         if isinstance(made, Tensor):
             largest = max(largest, made.numel())
 
-    shapes = {
-        name: torch.empty_like(value, device="meta") for name, value in network.state_dict().items()
-    }
-    image = torch.empty(1, 3, height, width, dtype=next(network.parameters()).dtype, device="meta")
+    counter = FlopCounterMode(display=False)
     watched = [m.register_forward_hook(look) for m in network.modules()]
     try:
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            torch.func.functional_call(network, shapes, (image,))
+        count_flops(counter, network, (height, width))
     finally:
         for hook in watched:
             hook.remove()
