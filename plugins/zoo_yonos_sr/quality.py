@@ -137,7 +137,7 @@ class Quality:
         ]
 
     def _against_regression_on(self, values: Values, only: str | None) -> list[Claim]:
-        where = f"on {only}" if only else "over all images"
+        where = f"On {only}" if only else "Over all images"
         suffix = f"-{only}".lower().replace(" ", "-") if only else ""
 
         def of(method: str, metric: str) -> list[float]:
@@ -149,7 +149,7 @@ class Quality:
             against = f", against the best of them ({rival})" if len(others) > 1 else ""
             return compare(
                 f"{identity}{suffix}",
-                f"{where[0].upper()}{where[1:]}, {ours} has a better G-DISTS (a perceptual score "
+                f"{where}, {ours} has a better G-DISTS (a perceptual score "
                 f"that no network here was trained on) than {words}.",
                 f"mean paired difference above {CONFIDENT}{against}",
                 of(ours, "G-DISTS"),
@@ -161,7 +161,7 @@ class Quality:
         return [
             compare(
                 f"fidelity-near-regression{suffix}",
-                f"{where[0].upper()}{where[1:]}, the fidelity setting of {self.name} (fidelity=0: "
+                f"{where}, the fidelity setting of {self.name} (fidelity=0: "
                 f"the decoder before fine-tuning; consistency={CONSISTENCY}: steps of "
                 "back-projection) comes within 0.5 dB of a regression network of its size that "
                 "saw the same photographs and is back-projected too.",
