@@ -7,6 +7,7 @@ equations with torch.func, so that any module works.
 
 from __future__ import annotations
 
+import abc
 import math
 import time
 from collections.abc import Callable
@@ -232,7 +233,7 @@ def _descend(optimiser: torch.optim.Optimizer, total: Tensor, step: int, steps: 
 # --- bi-level -------------------------------------------------------------------------------------
 
 
-class Unrolled:
+class Unrolled(abc.ABC):
     """One step of training is unrolled, and the target's loss after it is differentiated by the
     weights: theta' = theta - eta grad (1/B) sum w_i l_i, then dL_target(theta')/dw. Second order.
     """
@@ -241,13 +242,13 @@ class Unrolled:
         self.task, self.net = task, net
         self.optimiser = task.optimiser(list(net.parameters()))
 
+    @abc.abstractmethod
     def weights(self, losses: Tensor, ids: Tensor) -> Tensor:
         """(B,) with a graph to what is learned."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def learn(self, meta: Tensor, ids: Tensor) -> None:
         """Move what the weights come from down the target's loss."""
-        raise NotImplementedError
 
     def step(self, step: int, ids: Tensor, batch: tuple[Tensor, ...]) -> None:
         """``batch``: x, y of the training rows, x, y of the target rows."""
@@ -279,9 +280,9 @@ class Unrolled:
             self.step(step, ids, (x[:b], task.y[ids], x[b:], task.target_y[others]))
         return Run(self.net.eval(), self.final(), time.process_time() - began)
 
+    @abc.abstractmethod
     def final(self) -> Tensor:
         """(N,) weights at the end."""
-        raise NotImplementedError
 
 
 class FreeLogits(Unrolled):

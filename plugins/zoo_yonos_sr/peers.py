@@ -13,6 +13,7 @@ and guidance (which doubles the UNet's work) are left out, in the peers' favour.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,16 +25,16 @@ from torch.nn import functional
 from .networks import conv3
 
 
-class Diffusion(nn.Module):
+class Diffusion(nn.Module, abc.ABC):
     """A latent as large as the input, denoised beside it by a UNet, then decoded to four times."""
 
     unet: Any
     vae: Any
     latent: int
 
+    @abc.abstractmethod
     def step(self, z: Tensor, x_l: Tensor) -> Tensor:
         """One evaluation of the UNet: z (1,latent,h,w) and x_l (1,3,h,w) to (1,latent,h,w)."""
-        raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
         """z (1,latent,h,w) to (1,3,4h,4w)."""

@@ -34,7 +34,7 @@ PROBE_FLOPS = 150e9
 """A tile of more is not computed just to estimate its time."""
 
 
-class LatentNetwork(nn.Module):
+class LatentNetwork(nn.Module, abc.ABC):
     """What the networks of both methods have in common.
 
     ``decoder_base`` is D before it was fine-tuned on one-step outputs: where ``fidelity`` 0 leads
@@ -53,13 +53,13 @@ class LatentNetwork(nn.Module):
     stride: int
     """The LR size must be a multiple of this."""
 
+    @abc.abstractmethod
     def encode_hr(self, x_h: Tensor) -> Tensor:
         """x_h (B,3,H,W) in [-1,1] to z_h (B,latent,H/factor,W/factor): the target of training."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def one_step(self, x_l: Tensor, eps: Tensor | None = None, steps: int = 1) -> Tensor:
         """z^ (B,latent,h',w') from x_l (B,3,h,w) in [-1,1]; eps None is no noise at all."""
-        raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B,latent,h',w') to (B,3,f h',f w'), about in [-1,1]."""

@@ -220,8 +220,6 @@ def test_the_command_that_converts_a_pickle_works(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    if "No module named 'torch'" in done.stderr:
-        pytest.skip("torch is not installed")
     assert done.returncode == 0, done.stderr
 
 

@@ -309,7 +309,7 @@ import torch, zoo
 from zoo.cli import main
 try:
     zoo.load("yonos-sr-full", base="org/sd")
-except NotImplementedError as error:
+except zoo.ZooError as error:
     print(error)
 sys.argv[1:] = [
     "train", "yonos-sr-full", "--base", "org/sd", "--data", {photos!r}, "-o", {out!r},
