@@ -254,7 +254,7 @@ def ablations(
             ("variance", "A learned s beats a constant one.", learned, const, ONE),
         )
     ]
-    rows["bicubic"] = {ONE: controls.interpolated(photos)[controls.X4]}  # so short is too short
+    rows["bicubic"] = {ONE: controls.interpolated(photos)[controls.X4]}
     return rows, claims
 
 
