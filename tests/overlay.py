@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "edgezoo"
 GROUP = "zoo.plugins"
 BUILDERS = ("pip", "hatchling", "editables")
-SIBLINGS = {"zoo_edge_sd_sr": ("zoo_yonos_sr",)}
-"""The only imports from one plugin package to another that are allowed."""
+SIBLINGS = {"zoo_edge_sd_sr": ("zoo_sr",), "zoo_yonos_sr": ("zoo_sr",)}
+"""The packages of shared ground that a plugin imports, beside the host."""
 
 _SOURCES = ["zoo", "plugins", "tests", "hub_cards", "registry.yaml", "pyproject.toml"]
 _SOURCES += ["constraints.txt", "Makefile", "README.md", "CHANGELOG.md", "SECURITY.md"]

@@ -163,6 +163,24 @@ def test_the_host_imports_downwards_and_nothing_heavy_at_once(path: Path) -> Non
     assert wrong == []
 
 
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Chains of imports that lead back to where they began."""
+    found: list[str] = []
+    done: set[str] = set()
+
+    def walk(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            found.append(" -> ".join([*above[above.index(name) :], name]))
+        elif name not in done:
+            for child in sorted(graph.get(name, ())):
+                walk(child, (*above, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        walk(name, ())
+    return found
+
+
 def test_the_host_has_no_circle() -> None:
     graph: dict[str, set[str]] = {}
     for path in sources("zoo"):
@@ -172,17 +190,16 @@ def test_the_host_has_no_circle() -> None:
             apart = found.module.startswith("zoo") and theirs not in (mine, "__init__")
             if apart and (mine, found.function, theirs) not in UPWARD:
                 graph.setdefault(mine, set()).add(theirs)
-    done: set[str] = set()
+    assert circles(graph) == []
 
-    def walk(name: str, above: tuple[str, ...]) -> None:
-        assert name not in above, " -> ".join([*above, name])
-        if name not in done:
-            for child in sorted(graph.get(name, ())):
-                walk(child, (*above, name))
-            done.add(name)
 
-    for name in sorted(graph):
-        walk(name, ())
+@pytest.mark.parametrize("package", PLUGINS)
+def test_a_plugin_has_no_circle(package: str) -> None:
+    graph = {
+        dotted(path): {i.module for i in imports(path) if i.module.split(".")[0] == package}
+        for path in sources(f"plugins/{package}")
+    }
+    assert circles(graph) == []
 
 
 def test_the_listed_exceptions_are_needed() -> None:

@@ -7,8 +7,8 @@ import torch
 from zoo_bayesian_dps.model import BayesianDPS
 from zoo_edge_sd_sr.model import EdgeSDSR
 from zoo_lfa.model import LFA
+from zoo_yonos_sr.full import YonosSRFull
 from zoo_yonos_sr.model import YonosSR
-from zoo_yonos_sr.model import YonosSRFull
 
 from .api import info as info
 from .api import list_models as list_models
@@ -31,8 +31,8 @@ def load(name: Literal["edge-sd-sr", "edge-sd-sr-photo", "edge-sd-sr-full"], *, 
 @overload
 def load(name: Literal["lfa"], *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> LFA: ...
 @overload
-def load(name: Literal["yonos-sr"], *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> YonosSR: ...
-@overload
 def load(name: Literal["yonos-sr-full"], *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> YonosSRFull: ...
+@overload
+def load(name: Literal["yonos-sr"], *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> YonosSR: ...
 @overload
 def load(name: str | Path, *, weights: str | Path | None = ..., base: str | Path | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> Any: ...

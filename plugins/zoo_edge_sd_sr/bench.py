@@ -1,7 +1,7 @@
 """The claims of Edge-SD-SR at our size: one cheap step beats interpolation; each part pays.
 
 ``edge-sd-sr`` is measured on clean bicubic inputs, as published tables are; ``edge-sd-sr-photo`` on
-degraded ones, beside the clean model. ``zoo_yonos_sr.measure`` says what ``--data`` holds.
+degraded ones, beside the clean model. ``zoo_sr.measuring.tables`` says what ``--data`` holds.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from zoo_yonos_sr import controls, speed
-from zoo_yonos_sr.degrade import RealESRGAN
-from zoo_yonos_sr.distill import channel_weights
-from zoo_yonos_sr.measure import (
+from zoo_sr.degrade import RealESRGAN
+from zoo_sr.latent import channel_weights
+from zoo_sr.measuring import speed
+from zoo_sr.measuring.quality import RULE, Quality, baselines_for
+from zoo_sr.measuring.tables import (
     CONFIDENT,
     HIGHER,
+    X4,
     better_than_interpolation,
     compare,
     described,
     find_sets,
+    interpolated,
     interpolations,
     measure,
     photos_below,
     picture,
     table_of,
 )
-from zoo_yonos_sr.photos import Photos
-from zoo_yonos_sr.quality import RULE, Quality, baselines_for
-from zoo_yonos_sr.stages import cosine
-from zoo_yonos_sr.trainer import draw_curve, whole_curve
+from zoo_sr.training.photos import Photos
+from zoo_sr.training.stages import cosine
+from zoo_sr.training.trainer import draw_curve, whole_curve
 
 from zoo.errors import NotReadyError
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
@@ -254,7 +256,7 @@ def ablations(
             ("variance", "A learned s beats a constant one.", learned, const, ONE),
         )
     ]
-    rows["bicubic"] = {ONE: controls.interpolated(photos)[controls.X4]}
+    rows["bicubic"] = {ONE: interpolated(photos)[X4]}
     return rows, claims
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo_yonos_sr import cli as shared
+from zoo_sr import cli as shared
 
 if TYPE_CHECKING:
     from .model import EdgeSDSR

@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from zoo_yonos_sr import schedule
-from zoo_yonos_sr.autoencoder import TinyDecoder, TinyEncoder
-from zoo_yonos_sr.networks import ResBlock, TinyUNet, conv3, zero
-from zoo_yonos_sr.noise import ForwardNoise
-from zoo_yonos_sr.resize import bicubic_up
-from zoo_yonos_sr.upscaler import LatentNetwork, LatentSR
+from zoo_sr import latent
+from zoo_sr.latent import ForwardNoise
+from zoo_sr.networks import LatentNetwork, ResBlock, TinyDecoder, TinyEncoder, TinyUNet, conv3, zero
+from zoo_sr.pixels import bicubic_up
+from zoo_sr.upscaler import LatentSR
 
 LOG_VAR = (-8.0, 2.0)
 """Bounds of log sigma_l^2 (2.2)."""
@@ -94,7 +93,7 @@ class EdgeNetwork(LatentNetwork):
         if eps is None:
             eps = torch.zeros_like(mu)
         z_1 = self.noise.n(eps.to(mu), mu, log_var)  # alpha_1 = 0: nothing of z_h is in it
-        return schedule.ddim(lambda z, t: self.denoise(z, mu, t), z_1, steps)
+        return latent.ddim(lambda z, t: self.denoise(z, mu, t), z_1, steps)
 
 
 def build_network(config: Mapping[str, Any]) -> EdgeNetwork:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
-from zoo_yonos_sr import schedule
-from zoo_yonos_sr.distill import denoising_loss, teacher_target
-from zoo_yonos_sr.noise import kl_to_unit
-from zoo_yonos_sr.resize import bicubic_up
-from zoo_yonos_sr.stages import (
+from zoo_sr import latent
+from zoo_sr.latent import denoising_loss, kl_to_unit, teacher_target
+from zoo_sr.pixels import bicubic_up
+from zoo_sr.training.stages import (
     conditional,
     cosine,
     draw_t,
@@ -27,7 +26,7 @@ from zoo_yonos_sr.stages import (
     train_autoencoder,
     train_decoder,
 )
-from zoo_yonos_sr.trainer import Batch, Stage, Trainer, fit
+from zoo_sr.training.trainer import Batch, Stage, Trainer, fit
 
 from zoo.errors import OptionError
 from zoo.hookspecs import TrainRequest
@@ -94,7 +93,7 @@ def train_teacher(run: Trainer) -> None:
             z_h = net.encode_hr(batch.x_h).float()
             z_l = net.encode_hr(bicubic_up(batch.x_l_easy, net.scale // 2)).float()
             t = draw_t(batch)
-            z_t = schedule.forward(z_h, batch.noise(z_h), t)
+            z_t = latent.forward(z_h, batch.noise(z_h), t)
             return denoising_loss(conditional(teacher), z_t, z_l, t, z_h, channels)
 
     channels = latent_metric(run)
@@ -110,7 +109,7 @@ def unet_loss(run: Trainer, batch: Batch, channels: Tensor | None = None) -> Ten
         mu, log_var = mu.float(), log_var.float()
         t, eps = draw_t(batch), batch.noise(z_h)
         # Gradient reaches E_L through z_t and through the concatenation; detach neither.
-        z_t = schedule.forward(z_h, net.noise.n(eps, mu, log_var), t)
+        z_t = latent.forward(z_h, net.noise.n(eps, mu, log_var), t)
         if run.teacher is None:
             y = z_h
         else:

@@ -1,8 +1,4 @@
-"""YONOS-SR: one-step latent-diffusion super-resolution by scale distillation (ECCV 2024).
-
-Also the ground that it shares with ``zoo_edge_sd_sr``: latent schedule, forward noise, resizing,
-degradations, tiles, scale distillation, decoder fine-tuning, the tiny networks, the training loop.
-"""
+"""YONOS-SR: one-step latent-diffusion super-resolution by scale distillation (ECCV 2024)."""
 
 from __future__ import annotations
 
@@ -13,22 +9,33 @@ from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest, hookimpl
 
 if TYPE_CHECKING:
     from zoo.interfaces import Results
+    from zoo.spec import Entry
 
     from .model import YonosSR
 
 
+def _full(entry: Entry) -> bool:
+    """Is it the paper's size, of diffusers classes?"""
+    return bool(entry.config["network"] == "diffusers")
+
+
 @hookimpl
 def zoo_build(request: BuildRequest) -> YonosSR:
-    from .model import YonosSR, YonosSRFull
+    if _full(request.entry):
+        from .full import YonosSRFull
 
-    full = request.config["network"] == "diffusers"
-    return (YonosSRFull if full else YonosSR).build(request)
+        return YonosSRFull.build(request)
+    from .model import YonosSR
+
+    return YonosSR.build(request)
 
 
 @hookimpl
 def zoo_train(request: TrainRequest) -> Path:
-    from .train import train
-
+    if _full(request.entry):
+        from .full_train import train
+    else:
+        from .train import train
     return train(request)
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from zoo_sr.measuring.quality import Quality, baselines_for
+from zoo_sr.measuring.tables import HIGHER, described, find_sets, photos_below, picture
+from zoo_sr.training.photos import Photos
+from zoo_sr.training.trainer import draw_curve, whole_curve
+
 from zoo.errors import NotReadyError
 from zoo.hookspecs import BenchRequest, TrainRequest
 from zoo.interfaces import Claim, Metric, Results
 
 from . import controls, linear
-from .measure import HIGHER, described, find_sets, photos_below, picture
 from .model import YonosSR
-from .photos import Photos
-from .quality import Quality, baselines_for
 from .train import YonosTrainer
-from .trainer import draw_curve, whole_curve
 
 OURS = "yonos-sr"
 

@@ -25,19 +25,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from zoo_sr.degrade import Bicubic
+from zoo_sr.measuring import regression
+from zoo_sr.measuring.gdists import gdists
+from zoo_sr.measuring.tables import CONFIDENT, X4, X4_GDISTS, X4_HAAR, X8, compare, interpolated
+from zoo_sr.training.photos import Photos
+from zoo_sr.training.stages import cosine, latent_metric, train_decoder
 
 from zoo.hookspecs import BenchRequest, TrainRequest
 from zoo.interfaces import Claim, Metric
 from zoo.metrics import haarpsi, psnr_y
 from zoo.progress import track
 
-from . import regression
-from .degrade import Bicubic
-from .gdists import gdists
-from .measure import CONFIDENT, compare
-from .photos import Photos
-from .resize import bicubic_up
-from .stages import cosine, latent_metric, train_decoder
 from .train import YonosTrainer, scale_loss
 
 WIDTHS = (32, 48, 64)
@@ -51,12 +50,8 @@ OPTIONS: Mapping[str, Any] = {
     "degraded": 0.0,
     "precision": "auto",
 }
-X4 = "held-out x4 PSNR-Y"
-X4_HAAR = "held-out x4 HaarPSI"
-X4_GDISTS = "held-out x4 G-DISTS"
 X4_MANY = "held-out x4 PSNR-Y, best of 2, 4, 8 steps"
 X4_MANY_GDISTS = "held-out x4 G-DISTS, best of 2, 4, 8 steps"
-X8 = "held-out x8 PSNR-Y"
 ERROR = "latent error"
 HIGHER = {
     X4: True,
@@ -241,23 +236,6 @@ def controls(
         for name, scores in found.items()
     }
     return {"bicubic": interpolated(photos)} | rows, claims(found, budget)
-
-
-def interpolated(photos: Photos) -> dict[str, Metric]:
-    """What bicubic interpolation reaches on the same crops: short trainings may be below it."""
-    x_h = photos.validation()
-    assert x_h is not None
-
-    def mean(of: Callable[[Tensor, Tensor, int], float], scale: int) -> Metric:
-        made = bicubic_up(Bicubic().apply(x_h, scale, [], scale), scale)
-        return Metric(sum(of(a, b, scale) for a, b in zip(made, x_h, strict=True)) / len(x_h))
-
-    return {
-        X4: mean(psnr_y, 4),
-        X4_HAAR: mean(haarpsi, 4),
-        X4_GDISTS: mean(gdists, 4),
-        X8: mean(psnr_y, 8),
-    }
 
 
 def claims(found: Mapping[str, list[dict[str, float]]], budget: Budget) -> list[Claim]:

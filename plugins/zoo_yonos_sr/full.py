@@ -25,17 +25,18 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from zoo_sr.latent import alpha, sigma
 
-from zoo.errors import MissingDependencyError, WeightsError, WeightsNotFoundError
+from zoo.errors import MissingDependencyError, OptionError, WeightsError, WeightsNotFoundError
+from zoo.hookspecs import BuildRequest
 
-from .model import YonosNetwork
-from .schedule import alpha, sigma
+from .model import YonosNetwork, YonosSR
 
 TOKENS = 77
 """What CLIP's text encoder gives, whatever the prompt."""
@@ -276,3 +277,26 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+# --- what zoo.load returns ---
+
+
+class YonosSRFull(YonosSR):
+    """On Stable Diffusion, whose norms look at a whole tile: colours come from the input."""
+
+    noise_scale: ClassVar[float] = 1.0
+    color_fix: ClassVar[bool] = True
+
+    @classmethod
+    def network(cls, config: Mapping[str, Any]) -> YonosNetwork:
+        return diffusers_network(config)
+
+    @classmethod
+    def build(cls, request: BuildRequest) -> Self:
+        if request.base is not None:
+            raise OptionError(
+                f"The weights of {request.entry.name} hold what was trained of their base already; "
+                "leave base= out."
+            )
+        return super().build(request)

@@ -16,19 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from zoo_sr.training.photos import Photos
+from zoo_sr.training.stages import train_decoder
+from zoo_sr.training.trainer import Stage, fit
 
 from zoo.errors import UsageError
 from zoo.hookspecs import TrainRequest
 
-from .model import YonosSRFull
-from .photos import Photos
-from .stages import train_decoder
+from .full import YonosSRFull
 from .train import YonosTrainer
-from .trainer import Stage
 
 FULL_RECIPE: Mapping[str, Stage] = {
     "x2": Stage(50_000, 5e-5, 64, 512, ema=0.9999, decay=0.01),
@@ -66,6 +67,11 @@ class FullTrainer(YonosTrainer):
 
         config, tensors = read_base(request.base)
         return {**request.entry.config, **config, "base": request.base_record}, tensors
+
+
+def train(request: TrainRequest) -> Path:
+    """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
+    return fit(FullTrainer(request))
 
 
 def recompute(network: nn.Module) -> None:

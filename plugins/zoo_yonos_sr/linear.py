@@ -29,14 +29,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from zoo_sr.measuring.tables import CONFIDENT, decide, paired
+from zoo_sr.pixels import bicubic_down
 
 from zoo import images
 from zoo.errors import InputError, OptionError
 from zoo.interfaces import Claim, Metric
 from zoo.weights import atomic_file
-
-from .measure import CONFIDENT, decide, paired
-from .resize import bicubic_down
 
 Array = NDArray[np.float64]
 

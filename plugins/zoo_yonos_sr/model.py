@@ -10,26 +10,21 @@ Section numbers are those of our brief, which marks what the paper says and what
     z^  = -v^                               one DDIM step
     x^  = D(z^)                             a decoder tuned on just these z^                   (2.4)
 
-What makes one step enough is how the UNet learnt: see ``distill`` and ``train``.
+What makes one step enough is how the UNet learnt: see ``zoo_sr.latent`` and ``train``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import gcd
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from zoo.errors import OptionError
-from zoo.hookspecs import BuildRequest
-
-from . import schedule
-from .autoencoder import TinyDecoder, TinyEncoder
-from .networks import TinyUNet
-from .resize import bicubic_up
-from .upscaler import LatentNetwork, LatentSR
+from zoo_sr import latent
+from zoo_sr.networks import LatentNetwork, TinyDecoder, TinyEncoder, TinyUNet
+from zoo_sr.pixels import bicubic_up
+from zoo_sr.upscaler import LatentSR
 
 
 class YonosNetwork(LatentNetwork):
@@ -78,15 +73,11 @@ class YonosNetwork(LatentNetwork):
     ) -> Tensor:
         z_l = self.encode(x_l, scale)
         z_1 = torch.zeros_like(z_l) if eps is None else eps.to(z_l)
-        return schedule.ddim(lambda z, t: self.denoise(z, z_l, t), z_1, steps)
+        return latent.ddim(lambda z, t: self.denoise(z, z_l, t), z_1, steps)
 
 
 def build_network(config: Mapping[str, Any]) -> YonosNetwork:
-    """The network of a configuration: ours (``network: tiny``) or of diffusers classes."""
-    if config["network"] == "diffusers":
-        from .full import diffusers_network
-
-        return diffusers_network(config)
+    """The tiny network of a configuration (``network: tiny``); ``full`` has that of the paper."""
     latent, widths = config["latent"], config["unet"]["widths"]
     return YonosNetwork(
         TinyEncoder(latent, config["encoder"]["widths"]),
@@ -113,19 +104,3 @@ class YonosSR(LatentSR):
     @classmethod
     def network(cls, config: Mapping[str, Any]) -> YonosNetwork:
         return build_network(config)
-
-
-class YonosSRFull(YonosSR):
-    """On Stable Diffusion, whose norms look at a whole tile: colours come from the input."""
-
-    noise_scale: ClassVar[float] = 1.0
-    color_fix: ClassVar[bool] = True
-
-    @classmethod
-    def build(cls, request: BuildRequest) -> Self:
-        if request.base is not None:
-            raise OptionError(
-                f"The weights of {request.entry.name} hold what was trained of their base already; "
-                "leave base= out."
-            )
-        return super().build(request)

@@ -17,15 +17,22 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from zoo_sr import latent
+from zoo_sr.latent import denoising_loss, teacher_target
+from zoo_sr.training.stages import (
+    conditional,
+    cosine,
+    draw_t,
+    latent_metric,
+    train_autoencoder,
+    train_decoder,
+)
+from zoo_sr.training.trainer import Batch, Stage, Trainer, fit
 
 from zoo.errors import OptionError
 from zoo.hookspecs import TrainRequest
 
-from . import schedule
-from .distill import denoising_loss, teacher_target
 from .model import YonosSR
-from .stages import conditional, cosine, draw_t, latent_metric, train_autoencoder, train_decoder
-from .trainer import Batch, Stage, Trainer, fit
 
 TINY_RECIPE: Mapping[str, Stage] = {
     "autoencoder": Stage(4000, 1e-3, 16, 64),
@@ -66,7 +73,7 @@ def scale_loss(
             assert batch.x_l_easy is not None
             z_l_easy = net.encode(batch.x_l_easy, easier).float()
             y = teacher_target(conditional(teacher), z_h, eps, t, z_l_easy)
-        z_t = schedule.forward(z_h, eps, t)  # the same z_t that the teacher saw
+        z_t = latent.forward(z_h, eps, t)  # the same z_t that the teacher saw
         return denoising_loss(net.denoise, z_t, z_l, t, y, channels)
 
 
@@ -156,8 +163,4 @@ class YonosTrainer(Trainer):
 
 def train(request: TrainRequest) -> Path:
     """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
-    if request.entry.config["network"] == "diffusers":
-        from .full_train import FullTrainer
-
-        return fit(FullTrainer(request))
     return fit(YonosTrainer(request))

@@ -78,7 +78,7 @@ def test_the_wheel_holds_every_file_of_the_tree_and_no_other(sources: Path, whee
 
 def test_the_wheel_holds_every_plugin_with_its_marker_and_its_bundled_files(wheel: Path) -> None:
     built = contents(wheel)
-    for package in ("zoo", "zoo_yonos_sr", *PACKAGES):
+    for package in ("zoo", "zoo_sr", *PACKAGES):
         assert f"{package}/__init__.py" in built
         assert f"{package}/py.typed" in built
     assert "zoo/__init__.pyi" in built

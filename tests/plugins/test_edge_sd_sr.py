@@ -18,10 +18,10 @@ import zoo_edge_sd_sr.train as recipe
 from PIL import Image
 from torch import nn
 from zoo_edge_sd_sr.model import EdgeSDSR, build_network
-from zoo_yonos_sr import photos as pictures
-from zoo_yonos_sr import trainer
-from zoo_yonos_sr.resize import bicubic_down, bicubic_up
-from zoo_yonos_sr.upscaler import count
+from zoo_sr.pixels import bicubic_down, bicubic_up
+from zoo_sr.training import photos as pictures
+from zoo_sr.training import trainer
+from zoo_sr.upscaler import count
 
 import zoo
 from zoo.errors import InputError, NotReadyError, OptionError, ZooError

@@ -10,15 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from zoo_yonos_sr import schedule
-from zoo_yonos_sr.autoencoder import TinyDecoder, TinyEncoder, normalise_latents
-from zoo_yonos_sr.decoder import decoder_loss, texture_loss
-from zoo_yonos_sr.degrade import Bicubic, Params, RealLite
-from zoo_yonos_sr.distill import channel_weights, denoising_loss, teacher_target
-from zoo_yonos_sr.networks import TinyUNet
-from zoo_yonos_sr.noise import ForwardNoise, kl_to_unit, noise_field
-from zoo_yonos_sr.resize import back_project, bicubic, bicubic_down, bicubic_up
-from zoo_yonos_sr.tiles import Grid, reflect, starts, stream, windows
+from zoo_sr import latent
+from zoo_sr.degrade import Bicubic, Params, RealLite
+from zoo_sr.latent import ForwardNoise, channel_weights, denoising_loss, kl_to_unit, teacher_target
+from zoo_sr.networks import TinyDecoder, TinyEncoder, TinyUNet, normalise_latents
+from zoo_sr.pixels import back_project, bicubic, bicubic_down, bicubic_up
+from zoo_sr.tiles import Grid, noise_field, reflect, starts, stream, windows
+from zoo_sr.training.decoder import decoder_loss, texture_loss
 
 from zoo.metrics import haarpsi, psnr_y, ssim_y
 from zoo.plugins import own_registry
@@ -43,12 +41,12 @@ TIMES = torch.linspace(0, 1, 101, dtype=torch.float64)
 
 
 def test_schedule_is_variance_preserving_and_its_snr_falls():
-    total = schedule.alpha(TIMES) ** 2 + schedule.sigma(TIMES) ** 2
+    total = latent.alpha(TIMES) ** 2 + latent.sigma(TIMES) ** 2
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-12, rtol=0)
-    snr = schedule.snr(TIMES)
+    snr = latent.snr(TIMES)
     assert (snr[1:] < snr[:-1]).all()
     assert snr[-1] == 0  # exactly: one-step inference starts in pure noise
-    weight = schedule.loss_weight(TIMES)
+    weight = latent.loss_weight(TIMES)
     assert weight.min() == 1
     assert weight.max() == 5
 
@@ -56,27 +54,27 @@ def test_schedule_is_variance_preserving_and_its_snr_falls():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ends_of_the_chain_are_exact(dtype):
     z_h, n = torch.randn(2, 3, 4, 8, 8, dtype=dtype)
-    assert torch.equal(schedule.forward(z_h, n, torch.zeros(3, dtype=dtype)), z_h)
-    assert torch.equal(schedule.forward(z_h, n, torch.ones(3, dtype=dtype)), n)
+    assert torch.equal(latent.forward(z_h, n, torch.zeros(3, dtype=dtype)), z_h)
+    assert torch.equal(latent.forward(z_h, n, torch.ones(3, dtype=dtype)), n)
 
 
 def test_v_identities():
     z_h, n = torch.randn(2, len(TIMES), 4, 3, 3, dtype=torch.float64)
-    z_t, v = schedule.forward(z_h, n, TIMES), schedule.velocity(z_h, n, TIMES)
-    torch.testing.assert_close(schedule.x0_from_v(z_t, v, TIMES), z_h, atol=1e-12, rtol=0)
-    torch.testing.assert_close(schedule.noise_from_v(z_t, v, TIMES), n, atol=1e-12, rtol=0)
+    z_t, v = latent.forward(z_h, n, TIMES), latent.velocity(z_h, n, TIMES)
+    torch.testing.assert_close(latent.x0_from_v(z_t, v, TIMES), z_h, atol=1e-12, rtol=0)
+    torch.testing.assert_close(latent.noise_from_v(z_t, v, TIMES), n, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_ddim_with_an_oracle_returns_the_latent(steps):
     z_h, n = torch.randn(2, 2, 4, 8, 8, dtype=torch.float64)
-    oracle = lambda z_t, t: schedule.velocity(z_h, n, t)  # noqa: E731
-    torch.testing.assert_close(schedule.ddim(oracle, n, steps), z_h, atol=1e-12, rtol=0)
+    oracle = lambda z_t, t: latent.velocity(z_h, n, t)  # noqa: E731
+    torch.testing.assert_close(latent.ddim(oracle, n, steps), z_h, atol=1e-12, rtol=0)
 
 
 def test_one_step_is_minus_v():
     v = torch.randn(1, 4, 8, 8)
-    assert torch.equal(schedule.ddim(lambda z, t: v, torch.randn(1, 4, 8, 8), steps=1), -v)
+    assert torch.equal(latent.ddim(lambda z, t: v, torch.randn(1, 4, 8, 8), steps=1), -v)
 
 
 # --- forward noise (checks 2-4 of Edge-SD-SR) -----------------------------------------------------
@@ -86,7 +84,7 @@ def test_mean_and_spread_of_z_1_are_those_of_the_lr_encoder():
     mu, log_var = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3) - 2
     draws = 10_000
     n = ForwardNoise("lr", "learned").n(torch.randn(draws, 2, 3, 3), mu, log_var)
-    z_1 = schedule.forward(torch.randn(draws, 2, 3, 3), n, torch.ones(draws))
+    z_1 = latent.forward(torch.randn(draws, 2, 3, 3), n, torch.ones(draws))
     s = (log_var / 2).exp()[0]
     assert ((z_1.mean(0) - mu[0]).abs() < 4 * s / math.sqrt(draws)).all()
     assert ((z_1.std(0) - s).abs() < 4 * s / math.sqrt(2 * draws)).all()
@@ -97,9 +95,9 @@ def test_mean_shifted_noise_is_a_reparametrisation():
     f = nn.Conv2d(8, 4, 3, padding=1).double()
     z_h, mu, eps = torch.randn(3, 5, 4, 8, 8, dtype=torch.float64)
     t = torch.rand(5, dtype=torch.float64)
-    sigma = schedule.sigma(t)[:, None, None, None]
-    z_t = schedule.forward(z_h, ForwardNoise("lr", "unit").n(eps, mu, mu), t)
-    usual = schedule.forward(z_h, ForwardNoise().n(eps, mu, mu), t)
+    sigma = latent.sigma(t)[:, None, None, None]
+    z_t = latent.forward(z_h, ForwardNoise("lr", "unit").n(eps, mu, mu), t)
+    usual = latent.forward(z_h, ForwardNoise().n(eps, mu, mu), t)
     a = f(torch.cat([z_t, mu], 1))
     b = f(torch.cat([usual + sigma * mu, mu], 1))
     torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
@@ -296,7 +294,7 @@ def test_scale_distillation_shares_z_t_and_leaves_the_teacher_alone():
     seen: list[torch.Tensor] = []
     law = ForwardNoise()
     y = teacher_target(conditional(teacher, seen), z_h, eps, t, z_easy, law)
-    z_t = schedule.forward(z_h, law.n(eps, z_l, z_l), t)
+    z_t = latent.forward(z_h, law.n(eps, z_l, z_l), t)
     denoising_loss(conditional(student, seen), z_t, z_l, t, y).backward()
     assert torch.equal(seen[0][:, :4], seen[1][:, :4])
     assert not torch.equal(seen[0][:, 4:], seen[1][:, 4:])
@@ -311,7 +309,7 @@ def test_distilling_from_oneself_on_the_same_condition_costs_nothing():
     z_h, z_l, eps = torch.randn(3, 2, 4, 8, 8)
     t = torch.tensor([1.0, 0.3])
     y = teacher_target(conditional(net), z_h, eps, t, z_l)
-    z_t = schedule.forward(z_h, eps, t)
+    z_t = latent.forward(z_h, eps, t)
     with torch.no_grad():
         assert float(denoising_loss(conditional(net), z_t, z_l, t, y)) == 0
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from zoo_yonos_sr.degrade import (
+from zoo_sr.degrade import (
     Bicubic,
     Blur,
     Chain,
@@ -19,7 +19,7 @@ from zoo_yonos_sr.degrade import (
     RealLite,
     Resize,
 )
-from zoo_yonos_sr.resize import bicubic_down, bicubic_up
+from zoo_sr.pixels import bicubic_down, bicubic_up
 
 LAW = RealESRGAN()
 

@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 from zoo_edge_sd_sr.model import EdgeSDSR
-from zoo_yonos_sr.degrade import round8
-from zoo_yonos_sr.export import MEASURED, _trace, inputs, photograph, report
-from zoo_yonos_sr.noise import noise_field
-from zoo_yonos_sr.resize import bicubic_down
+from zoo_sr.degrade import round8
+from zoo_sr.export import MEASURED, _trace, inputs, photograph, report
+from zoo_sr.pixels import bicubic_down
+from zoo_sr.tiles import noise_field
 
 import zoo
 from tests.plugins.test_edge_sd_sr import SMALL, make

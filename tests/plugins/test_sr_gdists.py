@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from zoo_yonos_sr.degrade import round8
-from zoo_yonos_sr.gdists import WAVES, _magnitudes, gdists
-from zoo_yonos_sr.resize import bicubic_down, bicubic_up
+from zoo_sr.degrade import round8
+from zoo_sr.measuring.gdists import WAVES, _magnitudes, gdists
+from zoo_sr.pixels import bicubic_down, bicubic_up
 
 from zoo.metrics import psnr_y
 

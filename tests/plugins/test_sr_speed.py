@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-import zoo_yonos_sr.speed as speed
-import zoo_yonos_sr.timing as timing
 from torch import nn
 from zoo_edge_sd_sr import cli
 from zoo_edge_sd_sr.full import CONFIG
-from zoo_yonos_sr.peers import PEERS, Diffusion
-from zoo_yonos_sr.profiler import BETWEEN, READ, TILES, WRITE, Meter, part_of, profile, table
-from zoo_yonos_sr.speed import GFLOP, PARAMETERS, SECONDS, cost, random, speed_rows
+from zoo_sr.measuring import speed, timing
+from zoo_sr.measuring.peers import PEERS, Diffusion
+from zoo_sr.measuring.profiler import BETWEEN, READ, TILES, WRITE, Meter, part_of, profile, table
+from zoo_sr.measuring.speed import GFLOP, PARAMETERS, SECONDS, cost, random, speed_rows
 
 import zoo
 from tests.plugins.test_edge_sd_sr import FULL, SMALL, make

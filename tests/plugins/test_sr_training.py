@@ -15,9 +15,9 @@ import zoo_edge_sd_sr.train as edge
 import zoo_yonos_sr
 from PIL import Image
 from zoo_edge_sd_sr.model import build_network
-from zoo_yonos_sr import photos as pictures
-from zoo_yonos_sr import trainer
-from zoo_yonos_sr.resize import bicubic_down
+from zoo_sr.pixels import bicubic_down
+from zoo_sr.training import photos as pictures
+from zoo_sr.training import trainer
 from zoo_yonos_sr.train import YonosTrainer
 
 import zoo

@@ -20,12 +20,12 @@ import pytest
 import torch
 import zoo_yonos_sr
 from PIL import Image
-from zoo_yonos_sr import photos as pictures
-from zoo_yonos_sr import schedule, trainer
-from zoo_yonos_sr.full import log_nsr, read_base, timestep
+from zoo_sr import latent
+from zoo_sr.training import photos as pictures
+from zoo_sr.training import trainer
+from zoo_sr.upscaler import count
+from zoo_yonos_sr.full import YonosSRFull, diffusers_network, log_nsr, read_base, timestep
 from zoo_yonos_sr.full_train import FULL_RECIPE, FullTrainer
-from zoo_yonos_sr.model import YonosSRFull, build_network
-from zoo_yonos_sr.upscaler import count
 
 import zoo
 from zoo import api
@@ -92,7 +92,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def network(checkpoint):
     config, tensors = read_base(checkpoint)
-    made = build_network({"network": "diffusers", "scale": 4, **config})
+    made = diffusers_network({"network": "diffusers", "scale": 4, **config})
     made.load_state_dict(tensors, strict=True)
     return made.requires_grad_(False).eval()
 
@@ -129,7 +129,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_the_sizes_are_those_of_stable_diffusion_2_1():
     with torch.device("meta"):
-        full = build_network(ENTRY.config)
+        full = diffusers_network(ENTRY.config)
     size = [
         sum(p.numel() for p in part.parameters())
         for part in (full.unet.net, full.unet, full.hr_encoder, full.decoder)
@@ -227,7 +227,7 @@ def test_timesteps_have_the_same_signal_to_noise_ratio():
     ratio = torch.tensor([math.exp(table[i] / 2) for i in steps])  # sigma / alpha
     t = 2 / math.pi * torch.atan(ratio)
     torch.testing.assert_close(timestep(t, table), steps.float(), atol=1e-2, rtol=0)
-    assert torch.allclose(-torch.log(schedule.snr(t)), 2 * torch.log(ratio), atol=1e-3)
+    assert torch.allclose(-torch.log(latent.snr(t)), 2 * torch.log(ratio), atol=1e-3)
     assert (timestep(torch.linspace(0, 1, 99), table).diff() >= 0).all()
 
 
@@ -421,7 +421,7 @@ def test_resumed_equals_uninterrupted(
 
 
 def test_auto_precision_is_what_accelerate_was_told(monkeypatch):
-    from zoo_yonos_sr.processes import precision_of
+    from zoo_sr.training.processes import precision_of
 
     cpu = torch.device("cpu")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
@@ -432,7 +432,7 @@ def test_auto_precision_is_what_accelerate_was_told(monkeypatch):
 
 
 def test_splitting_the_network_is_refused(monkeypatch):
-    from zoo_yonos_sr.processes import Processes
+    from zoo_sr.training.processes import Processes
 
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -12,11 +12,13 @@ import torch
 import zoo_yonos_sr
 from PIL import Image
 from torch import nn
-from zoo_yonos_sr import controls, quality, regression, trainer
-from zoo_yonos_sr.measure import HIGHER, compare
+from zoo_sr.measuring import quality, regression
+from zoo_sr.measuring.tables import HIGHER, compare
+from zoo_sr.pixels import bicubic_down, bicubic_up
+from zoo_sr.training import trainer
+from zoo_sr.training.photos import Photos
+from zoo_yonos_sr import controls
 from zoo_yonos_sr.model import YonosSR, build_network
-from zoo_yonos_sr.photos import Photos
-from zoo_yonos_sr.resize import bicubic_down, bicubic_up
 from zoo_yonos_sr.train import YonosTrainer, scale_loss
 
 import zoo

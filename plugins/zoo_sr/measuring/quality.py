@@ -11,9 +11,11 @@ from torch import Tensor
 from zoo.hookspecs import BenchRequest, BuildRequest
 from zoo.interfaces import Claim, Metric
 
+from ..degrade import Degradation
+from ..training.trainer import Trainer
+from ..upscaler import LatentSR
 from . import regression
-from .degrade import Degradation
-from .measure import (
+from .tables import (
     CONFIDENT,
     HIGHER,
     Enlarge,
@@ -27,8 +29,6 @@ from .measure import (
     table_of,
     unsharp,
 )
-from .trainer import Trainer
-from .upscaler import LatentSR
 
 PLAIN = "regression, same size"
 CONSISTENCY = 2

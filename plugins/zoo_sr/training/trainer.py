@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from zoo.errors import DeviceError, InputError, OptionError, WeightsError
 from zoo.hookspecs import BuildRequest, TrainRequest
 
-from .degrade import Bicubic, RealESRGAN, RealLite
-from .noise import noise_field
+from ..degrade import Bicubic, RealESRGAN, RealLite
+from ..networks import LatentNetwork
+from ..pixels import bicubic_up
+from ..tiles import noise_field
+from ..upscaler import LatentSR
 from .photos import Photos
 from .processes import Processes, precision_of
-from .resize import bicubic_up
-from .upscaler import LatentNetwork, LatentSR
 
 EMA = 0.999
 CLIP = 1.0
@@ -478,7 +479,7 @@ class Trainer:
             self.validated[row] = {"psnr_y": round(sum(values) / len(values), 3)}
 
 
-# --- a whole run ---------------------------------------------------------------------------------
+# --- a whole run ----------------------------------------------------------------------------------
 
 
 def fit(run: Trainer) -> Path:
@@ -522,7 +523,7 @@ def save(run: Trainer) -> Path:
     return folder
 
 
-# --- small helpers -------------------------------------------------------------------------------
+# --- small helpers --------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -635,7 +636,7 @@ def draw_curve(curve: Iterable[Sequence[Any]], path: Path) -> None:
         image.save(temporary, "PNG")
 
 
-# --- the bundle ----------------------------------------------------------------------------------
+# --- the bundle -----------------------------------------------------------------------------------
 
 
 def bundle(model: type[LatentSR], out: Path, into: Path) -> None:
@@ -645,7 +646,7 @@ def bundle(model: type[LatentSR], out: Path, into: Path) -> None:
     domain, from scikit-image, 32 x 32 at x4) with what these weights make of it. After a training:
 
         python -c "from pathlib import Path; from zoo_edge_sd_sr.model import EdgeSDSR; \
-                   from zoo_yonos_sr.trainer import bundle; bundle(EdgeSDSR, Path('out'), \
+                   from zoo_sr.training.trainer import bundle; bundle(EdgeSDSR, Path('out'), \
                    Path('plugins/zoo_edge_sd_sr/weights/edge-sd-sr'))"
 
     then update size and sha256 in the registry.
@@ -654,8 +655,8 @@ def bundle(model: type[LatentSR], out: Path, into: Path) -> None:
 
     from zoo.weights import load_module, save_tensors
 
-    from .degrade import round8
-    from .resize import bicubic_down
+    from ..degrade import round8
+    from ..pixels import bicubic_down
 
     config, tensors = read_saved(out / "model")
     into.mkdir(parents=True, exist_ok=True)

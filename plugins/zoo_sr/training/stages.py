@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import normalise_latents
+from ..latent import channel_weights
+from ..networks import normalise_latents
 from .decoder import decoder_loss
-from .distill import channel_weights
 from .trainer import Batch, Trainer
 
 

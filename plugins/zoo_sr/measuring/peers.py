@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .networks import conv3
+from ..networks import conv3
 
 
 class Diffusion(nn.Module, abc.ABC):

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -27,13 +27,14 @@ from zoo.metrics import psnr_y
 from zoo.weights import atomic_file
 
 from .degrade import round8
-from .noise import noise_field
-from .resize import bicubic_down
-from .tiles import reflect
-from .timing import take_turns
+from .measuring.timing import take_turns
+from .pixels import bicubic_down
+from .tiles import noise_field, reflect
 
 if TYPE_CHECKING:
-    from .upscaler import LatentNetwork, LatentSR
+    from zoo.spec import Entry
+
+    from .networks import LatentNetwork
 
 OPSET = 18
 LARGEST = 2**31
@@ -42,6 +43,21 @@ CALIBRATION = ("coffee", "chelsea", "rocket")
 """CC0 or public-domain photographs of scikit-image that set the ranges of int8."""
 MEASURED = "astronaut"
 """The one that the report measures on; no range was set on it."""
+
+
+class Exportable(Protocol):
+    """What the export looks at of a ``LatentSR``."""
+
+    @property
+    def entry(self) -> Entry: ...
+    @property
+    def module(self) -> LatentNetwork: ...
+    @property
+    def noise_scale(self) -> float: ...
+    @property
+    def multiple(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
 
 
 class Graph(nn.Module):
@@ -57,7 +73,7 @@ class Graph(nn.Module):
         return made.clamp(0, 1)
 
 
-def inputs(model: LatentSR, image: Tensor) -> dict[str, Tensor]:
+def inputs(model: Exportable, image: Tensor) -> dict[str, Tensor]:
     """What the graph takes for this image (1,3,h,w), by name; the noise is that of seed 0."""
     if not model.noise_scale:
         return {"image": image}
@@ -68,7 +84,7 @@ def inputs(model: LatentSR, image: Tensor) -> dict[str, Tensor]:
 
 
 def export_onnx(
-    model: LatentSR,
+    model: Exportable,
     path: Path,
     *,
     size: int | Sequence[int] | None = None,
@@ -126,7 +142,7 @@ def _shape(size: Any, multiple: int) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def _trace(model: LatentSR, shape: tuple[int, int] | None) -> Any:
+def _trace(model: Exportable, shape: tuple[int, int] | None) -> Any:
     """The float32 graph as an onnx.ModelProto."""
     multiple = model.multiple
     height, width = shape or (16 * multiple, 24 * multiple)
@@ -203,7 +219,7 @@ ENDS = ("conv_in.", "conv_out.", "unet.linear.")
 there cost two thirds of the total loss (0.2 dB, measured on edge-sd-sr)."""
 
 
-def quantize(graph: Any, model: LatentSR, shape: tuple[int, int] | None) -> Any:
+def quantize(graph: Any, model: Exportable, shape: tuple[int, int] | None) -> Any:
     """The graph with 8-bit weights (per channel) and activations (static, from photographs).
 
     The ranges are the extremes met on photographs, as they are and shrunk, so that both sharp and
@@ -281,7 +297,7 @@ def _calibration(scale: int, height: int, width: int) -> Iterator[Tensor]:
 # --- the report -----------------------------------------------------------------------------------
 
 
-def report(model: LatentSR, path: Path, *, patience: float = 20.0) -> list[str]:
+def report(model: Exportable, path: Path, *, patience: float = 20.0) -> list[str]:
     """Lines: an exported file beside the model in torch, on one photograph.
 
     Both take turns on one thread (``timing``), for about ``patience`` seconds at most.

@@ -19,14 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo.interfaces import Claim, Metric
 from zoo.progress import track
 
+from ..pixels import bicubic_up
 from .peers import PEERS, Diffusion
-from .resize import bicubic_up
 from .timing import count_flops, take_turns
 
 if TYPE_CHECKING:
     from zoo.interfaces import Progress
 
-    from .upscaler import LatentSR
+    from ..upscaler import LatentSR
 
 SIDE = 128
 STEPS = 50

@@ -23,10 +23,10 @@ from zoo.interfaces import Claim, Data, Metric
 from zoo.metrics import haarpsi, psnr_y, ssim_y
 from zoo.progress import track
 
-from .degrade import Bicubic, Degradation, round8
+from ..degrade import Bicubic, Degradation, round8
+from ..pixels import bicubic_down, bicubic_up
+from ..training.photos import HELD_OUT, Photos
 from .gdists import gdists
-from .photos import HELD_OUT
-from .resize import bicubic_down, bicubic_up
 
 METRICS: Mapping[str, Callable[[Tensor, Tensor, int], float]] = {
     "PSNR-Y": psnr_y,
@@ -226,6 +226,29 @@ def better_than_interpolation(values: Values, ours: str, scale: int) -> list[Cla
                 )
             )
     return claims
+
+
+# --- the held-out photographs' crops, on which short trainings are compared -----------------------
+
+X4, X4_HAAR = "held-out x4 PSNR-Y", "held-out x4 HaarPSI"
+X4_GDISTS, X8 = "held-out x4 G-DISTS", "held-out x8 PSNR-Y"
+
+
+def interpolated(photos: Photos) -> dict[str, Metric]:
+    """What bicubic interpolation reaches on the same crops: short trainings may be below it."""
+    x_h = photos.validation()
+    assert x_h is not None
+
+    def mean(of: Callable[[Tensor, Tensor, int], float], scale: int) -> Metric:
+        made = bicubic_up(Bicubic().apply(x_h, scale, [], scale), scale)
+        return Metric(sum(of(a, b, scale) for a, b in zip(made, x_h, strict=True)) / len(x_h))
+
+    return {
+        X4: mean(psnr_y, 4),
+        X4_HAAR: mean(haarpsi, 4),
+        X4_GDISTS: mean(gdists, 4),
+        X8: mean(psnr_y, 8),
+    }
 
 
 # --- picture --------------------------------------------------------------------------------------

@@ -22,53 +22,15 @@ from zoo.interfaces import Estimate, SRModel
 from zoo.progress import track
 from zoo.weights import load_module
 
-from .colorfix import wavelet_fix
-from .noise import noise_field
-from .resize import back_project, bicubic_up
-from .tiles import Grid, stream
+from .networks import LatentNetwork
+from .pixels import back_project, bicubic_up, wavelet_fix
+from .tiles import Grid, noise_field, stream
 
 if TYPE_CHECKING:
     from zoo.interfaces import Images, Progress
 
 PROBE_FLOPS = 150e9
 """A tile of more is not computed just to estimate its time."""
-
-
-class LatentNetwork(nn.Module, abc.ABC):
-    """What the networks of both methods have in common.
-
-    ``decoder_base`` is D before it was fine-tuned on one-step outputs: where ``fidelity`` 0 leads
-    back to.
-    """
-
-    unet: nn.Module
-    decoder: nn.Module
-    decoder_base: nn.Module
-    scale: int
-    """HR pixels per LR pixel, along a side."""
-    factor: int
-    """HR pixels per latent, along a side."""
-    latent: int
-    """Channels of a latent."""
-    stride: int
-    """The LR size must be a multiple of this."""
-
-    @abc.abstractmethod
-    def encode_hr(self, x_h: Tensor) -> Tensor:
-        """x_h (B,3,H,W) in [-1,1] to z_h (B,latent,H/factor,W/factor): the target of training."""
-
-    @abc.abstractmethod
-    def one_step(self, x_l: Tensor, eps: Tensor | None = None, steps: int = 1) -> Tensor:
-        """z^ (B,latent,h',w') from x_l (B,3,h,w) in [-1,1]; eps None is no noise at all."""
-
-    def decode(self, z: Tensor) -> Tensor:
-        """z (B,latent,h',w') to (B,3,f h',f w'), about in [-1,1]."""
-        made: Tensor = self.decoder(z)
-        return made
-
-    def forward(self, x_l: Tensor, eps: Tensor | None = None, steps: int = 1) -> Tensor:
-        """x_l (B,3,h,w) in [0,1] to x^ (B,3,scale*h,scale*w), about in [0,1]."""
-        return (self.decode(self.one_step(2 * x_l - 1, eps, steps)) + 1) / 2
 
 
 class LatentSR(SRModel):
@@ -328,7 +290,7 @@ def count(network: LatentNetwork, height: int, width: int) -> tuple[int, int]:
     """FLOPs of one evaluation on an LR tile (height, width), and the largest layer's numbers."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from .timing import count_flops
+    from .measuring.timing import count_flops
 
     largest = 0
 

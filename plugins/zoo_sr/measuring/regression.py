@@ -20,11 +20,11 @@ from zoo.errors import InputError
 from zoo.progress import track, whole_steps
 from zoo.weights import load_tensors, save_tensors
 
-from .decoder import decoder_loss
-from .networks import ResBlock, conv3, zero
-from .resize import back_project, bicubic_up
-from .stages import cosine
-from .trainer import Batch, Stage, Trainer
+from ..networks import ResBlock, conv3, zero
+from ..pixels import back_project, bicubic_up
+from ..training.decoder import decoder_loss
+from ..training.stages import cosine
+from ..training.trainer import Batch, Stage, Trainer
 
 RECIPE = Stage(14000, 4e-4, 16, 64)
 """As many steps, and as many pictures in one, as yonos-sr's x4 stage takes."""

@@ -6,6 +6,7 @@ brightness steps between tiles (YONOS-SR, 2.9). Without them a tiled run equals 
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -108,3 +109,102 @@ def _embed(t: Tensor) -> Tensor:
     frequency = torch.exp(torch.linspace(0, math.log(64), 16, device=t.device)) * math.pi
     angle = t.float()[:, None] * frequency  # (B,16)
     return torch.cat([angle.sin(), angle.cos()], dim=1).to(t.dtype)
+
+
+# --- autoencoder ----------------------------------------------------------------------------------
+#
+# The tiny autoencoder: factor 4, 8 channels. Latents of an HR image stand on the LR grid.
+#
+# Factor 8 with 4 channels, as Stable Diffusion has it, is too lossy at this size: its
+# reconstruction is below plain bicubic x4 (Edge-SD-SR, 7.2). The rule there: reconstruction at
+# least 4 dB above bicubic x4, or super-resolution cannot win whatever the denoiser does.
+
+
+class TinyEncoder(nn.Module):
+    """E_H: (B,3,H,W) in [-1,1] to z_h (B,latent,H/4,W/4)."""
+
+    def __init__(self, latent: int = 8, widths: Sequence[int] = (32, 96), blocks: int = 2) -> None:
+        super().__init__()
+        fine, coarse = widths
+        self.conv_in = conv3(3 * 4, fine)
+        self.fine = nn.Sequential(*(ResBlock(fine, fine) for _ in range(1)))
+        self.shrink = conv3(4 * fine, coarse)
+        self.coarse = nn.Sequential(*(ResBlock(coarse, coarse) for _ in range(blocks)))
+        self.conv_out = conv3(coarse, latent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fine(self.conv_in(functional.pixel_unshuffle(x, 2)))  # (B,fine,H/2,W/2)
+        h = self.coarse(self.shrink(functional.pixel_unshuffle(h, 2)))  # (B,coarse,H/4,W/4)
+        return self.conv_out(functional.silu(h))
+
+
+class TinyDecoder(nn.Module):
+    """D: z (B,latent,h,w) to (B,3,4h,4w), about in [-1,1]."""
+
+    def __init__(self, latent: int = 8, widths: Sequence[int] = (96, 48), blocks: int = 2) -> None:
+        super().__init__()
+        coarse, fine = widths
+        self.conv_in = conv3(latent, coarse)
+        self.coarse = nn.Sequential(*(ResBlock(coarse, coarse) for _ in range(blocks)))
+        self.grow = nn.Conv2d(coarse, 4 * fine, 1)
+        self.fine = nn.Sequential(*(ResBlock(fine, fine) for _ in range(blocks)))
+        self.conv_out = conv3(fine, 3 * 4)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.coarse(self.conv_in(z))  # (B,coarse,h,w)
+        h = self.fine(functional.pixel_shuffle(self.grow(functional.silu(h)), 2))  # (B,fine,2h,2w)
+        return functional.pixel_shuffle(self.conv_out(functional.silu(h)), 2)  # (B,3,4h,4w)
+
+
+@torch.no_grad()
+def normalise_latents(conv_out: nn.Conv2d, conv_ins: Sequence[nn.Conv2d], std: Tensor) -> None:
+    """Give each latent channel unit variance, exactly, without a new parameter.
+
+    ``std`` (C,) is the measured spread; the encoder's last layer is divided by it and the decoders'
+    first is multiplied. Without this s_l and the noise level would mean nothing (section 11).
+    """
+    conv_out.weight /= std[:, None, None, None]
+    assert conv_out.bias is not None
+    conv_out.bias /= std
+    for conv_in in conv_ins:
+        conv_in.weight *= std[None, :, None, None]
+
+
+# --- what a method's network is -------------------------------------------------------------------
+
+
+class LatentNetwork(nn.Module, abc.ABC):
+    """What the networks of both methods have in common.
+
+    ``decoder_base`` is D before it was fine-tuned on one-step outputs: where ``fidelity`` 0 leads
+    back to.
+    """
+
+    unet: nn.Module
+    decoder: nn.Module
+    decoder_base: nn.Module
+    scale: int
+    """HR pixels per LR pixel, along a side."""
+    factor: int
+    """HR pixels per latent, along a side."""
+    latent: int
+    """Channels of a latent."""
+    stride: int
+    """The LR size must be a multiple of this."""
+
+    @abc.abstractmethod
+    def encode_hr(self, x_h: Tensor) -> Tensor:
+        """x_h (B,3,H,W) in [-1,1] to z_h (B,latent,H/factor,W/factor): the target of training."""
+
+    @abc.abstractmethod
+    def one_step(self, x_l: Tensor, eps: Tensor | None = None, steps: int = 1) -> Tensor:
+        """z^ (B,latent,h',w') from x_l (B,3,h,w) in [-1,1]; eps None is no noise at all."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (B,latent,h',w') to (B,3,f h',f w'), about in [-1,1]."""
+        made: Tensor = self.decoder(z)
+        return made
+
+    def forward(self, x_l: Tensor, eps: Tensor | None = None, steps: int = 1) -> Tensor:
+        """x_l (B,3,h,w) in [0,1] to x^ (B,3,scale*h,scale*w), about in [0,1]."""
+        return (self.decode(self.one_step(2 * x_l - 1, eps, steps)) + 1) / 2

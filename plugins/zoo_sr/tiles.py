@@ -149,3 +149,38 @@ def stream(
         rest = band[:, below - top :].clone()
         band[:, : rest.shape[1]] = rest
         band[:, rest.shape[1] :] = 0
+
+
+# --- a field that is addressed by position --------------------------------------------------------
+#
+# Tiles must see the same noise where they overlap (YONOS-SR, 2.9). A field for the whole image
+# would make memory grow with the image, so each value is a function of (seed, channel, y, x).
+
+_MASK = {k: (1 << (64 - k)) - 1 for k in (27, 30, 31, 40)}
+
+
+def _shift(x: Tensor, k: int) -> Tensor:
+    return (x >> k) & _MASK[k]  # a logical shift: torch's own one keeps the sign
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection of 64-bit integers."""
+    x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9 as a signed number
+    x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ _shift(x, 31)
+
+
+def noise_field(seed: int, channels: int, y: int, x: int, height: int, width: int) -> Tensor:
+    """The part (channels, height, width) at row y, column x of the endless field of ``seed``.
+
+    Float32, standard normal, on the CPU. Any two parts agree where they overlap, bit for bit.
+    """
+    rows = torch.arange(y, y + height)[None, :, None]  # (1,h,1)
+    columns = torch.arange(x, x + width)[None, None, :]  # (1,1,w)
+    planes = torch.arange(channels)[:, None, None]  # (C,1,1)
+    key = _mix(torch.tensor(seed & 0x7FFF_FFFF_FFFF_FFFF))
+    h = _mix(_mix(_mix(key + planes) + rows) + columns)  # (C,h,w)
+    # Box-Muller on two uniforms of 24 bits; the first is never 0, so its logarithm is finite.
+    u1 = (_shift(h, 40) + 1).double() / (1 << 24)
+    u2 = _shift(_mix(h + 1), 40).double() / (1 << 24)
+    return (torch.sqrt(-2 * torch.log(u1)) * torch.cos(2 * math.pi * u2)).float()

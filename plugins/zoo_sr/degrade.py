@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from .resize import bicubic, bicubic_down
+from .pixels import bicubic, bicubic_down
 
 
 class Degradation(Protocol):

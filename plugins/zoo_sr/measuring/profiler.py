@@ -21,7 +21,7 @@ from zoo.bench import markdown
 from .timing import count_flops, now, one_thread
 
 if TYPE_CHECKING:
-    from .upscaler import LatentSR
+    from ..upscaler import LatentSR
 
 READ, WRITE = "read the file", "write the PNG"
 TILES = "pixels, tiles, blending"

@@ -1,0 +1,1 @@
+"""How super-resolution is measured: test sets, quality, controls, cost, peers."""

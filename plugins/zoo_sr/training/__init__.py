@@ -1,0 +1,1 @@
+"""What the recipes of latent super-resolution share: photographs, stages, losses."""
