@@ -215,7 +215,7 @@ class LatentSR(SRModel):
 
     def estimate(
         self,
-        size: tuple[int, int],
+        size: Sequence[int],
         *,
         tile: int | Literal["auto"] | None = "auto",
         overlap: int | None = None,
@@ -225,8 +225,10 @@ class LatentSR(SRModel):
         Counts the FLOPs of one tile without computing, and times a tile on this device: the
         very one where that is cheap, else a smaller one.
         """
-        sides = size if isinstance(size, list | tuple) else ()
-        if len(sides) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in sides):
+        sides: Sequence[Any] = size if isinstance(size, list | tuple) else ()
+        if len(sides) != 2 or not all(
+            isinstance(n, numbers.Integral) and int(n) > 0 for n in sides
+        ):
             raise InputError(f"size={size!r}: expected (height, width) in pixels.")
         height, width = map(int, sides)
         grid = self._grid(height, width, *self._tiling(tile, overlap))

@@ -105,7 +105,8 @@ def _no_float16(x: Tensor) -> AbstractContextManager[Any]:
 
 def diffusers_network(config: Mapping[str, Any]) -> YonosNetwork:
     """The network of a configuration with the base's ``unet``, ``vae`` and ``scheduler``."""
-    unet, vae = ConditionalUNet(config["unet"], config["scheduler"]), AutoencoderKL(**config["vae"])
+    unet = ConditionalUNet(config["unet"], config["scheduler"])
+    vae: Any = AutoencoderKL(**config["vae"])  # diffusers sets its config without saying so
     decoder = VAEDecoder(vae)
     return YonosNetwork(
         VAEEncoder(vae),
@@ -218,13 +219,14 @@ def empty_prompt(folder: Path, width: int) -> Tensor:
             name="transformers",
         ) from error
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder, report = CLIPTextModel.from_pretrained(
+    loaded: Any = CLIPTextModel.from_pretrained(
         folder / "text_encoder",
         local_files_only=True,
         use_safetensors=True,
         dtype=torch.float32,
-        output_loading_info=True,
+        output_loading_info=True,  # so that it returns the report beside the model
     )
+    encoder, report = loaded
     _complete(folder / "text_encoder", report)
     tokens = tokenizer("", padding="max_length", max_length=TOKENS, return_tensors="pt").input_ids
     with torch.no_grad():

@@ -13,7 +13,7 @@ model, source, out = sys.argv[1:]
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 told = session.get_modelmeta().custom_metadata_map  # its "range" is that of all values: 0 to 1
 scale, multiple, factor = (int(told[name]) for name in ("scale", "multiple", "factor"))
-pixels = np.asarray(Image.open(source).convert("RGB"), np.float32) / 255  # (h,w,3)
+pixels: np.ndarray = np.asarray(Image.open(source).convert("RGB"), np.float32) / 255  # (h,w,3)
 h, w = pixels.shape[:2]
 pixels = np.pad(pixels, ((0, -h % multiple), (0, -w % multiple), (0, 0)), mode="reflect")
 feed = {"image": pixels.transpose(2, 0, 1)[None]}

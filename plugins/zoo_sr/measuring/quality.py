@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -61,12 +62,15 @@ def baselines_for(
     return plain, regression.textured(run, plain, folder, steps, texture, request.progress)
 
 
-class Quality:
+Kind = TypeVar("Kind", bound=LatentSR)
+
+
+class Quality(Generic[Kind]):
     """Rows and claims about a bundled model's pictures."""
 
     def __init__(
         self,
-        kind: type[LatentSR],
+        kind: type[Kind],
         request: BenchRequest,
         folder: Path,
         baselines: tuple[regression.PlainSR, regression.PlainSR] | None,

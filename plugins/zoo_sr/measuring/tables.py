@@ -78,8 +78,8 @@ def find_sets(data: Path | None, quick: bool, scale: int) -> dict[str, list[Tens
                 few = quick and len(files) > 10
                 sets[name] = [read_hr(p, scale) for p in (files[::10] if few else files)]
                 break
-    if folder := photos_below(data):
-        files = sorted(p for p in folder.glob("*.jpg") if p.stem in HELD_OUT)
+    if below := photos_below(data):
+        files = sorted(p for p in below.glob("*.jpg") if p.stem in HELD_OUT)
         sets["held-out photos"] = [read_hr(p, scale, 256 if quick else 512) for p in files]
     if not sets:
         raise InputError(
