@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import hub, plugins
-from .errors import DeviceError, NotReadyError, OptionError, PluginError, UsageError
-from .interfaces import INTERFACES, Model, Progress
+from .arguments import as_folder, dtype_name, refuse_bare_folder, torch_device
+from .errors import NotReadyError, OptionError, PluginError, UsageError
+from .interfaces import INTERFACES, Model
 from .registry import catalogue
 
 if TYPE_CHECKING:
     import torch
 
+    from .entry import BaseEntry, Entry
     from .plugins import Plugin
-    from .spec import BaseEntry, Entry
     from .weights import Saved
 
 
@@ -47,13 +46,14 @@ def load(
     Raises UnknownModelError, OptionError, DeviceError, NotReadyError, MissingDependencyError,
     PluginError, or WeightsError with each place that was tried; never returns random weights.
     """
+    asked = _Asked(weights, base, device, dtype, options)
     folder = as_folder(name)
     if folder is not None:
-        return _load_saved(folder, weights, base, device, dtype, options)
+        return _load_saved(folder, asked)
     text = str(name)
     if text not in catalogue().models and text not in catalogue().qualified:
-        _refuse_bare_folder(text, "name")
-    return _load_entry(catalogue().entry(text), weights, base, device, dtype, options)
+        refuse_bare_folder(text, "name")
+    return _load_entry(catalogue().entry(text), asked)
 
 
 def list_models(pattern: str = "*", *, interface: str | None = None) -> list[str]:
@@ -80,84 +80,88 @@ def info(name: str) -> Entry:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """What the caller of ``load`` asked for, beside the name."""
+
+    weights: str | Path | None
+    base: str | Path | None
+    device: Any
+    dtype: Any
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class _Weights:
+    """Where the weights are, and what ``zoo.json`` says of them."""
+
     folder: Path | None
     source: str
     saved: Saved | None = None
 
 
-def _load_entry(
-    entry: Entry,
-    weights: str | Path | None,
-    base: str | Path | None,
-    device: Any,
-    dtype: Any,
-    options: Mapping[str, Any],
-) -> Model:
+def _load_entry(entry: Entry, asked: _Asked) -> Model:
+    """A registry entry, with its own files or those that ``weights`` names."""
     plugin = require_code(entry)
-    checked = entry.checked_options("load", options)
-    _check_base(entry, base)
-    if entry.status == "untrained" and weights is None:
-        raise NotReadyError(untrained_message(entry, base))
-    place = torch_device(device, entry)
-    kind = _dtype_name(dtype)
-    found = _find_weights(entry, plugin, weights)
-    return _build(entry, plugin, found, base, place, kind, checked)
+    options = entry.checked_options("load", asked.options)
+    check_base(entry, asked.base)
+    if entry.status == "untrained" and asked.weights is None:
+        raise NotReadyError(untrained_message(entry, asked.base))
+    device = torch_device(asked.device, entry)  # refused before a file is fetched for nothing
+    dtype = dtype_name(asked.dtype)
+    weights = _find_weights(entry, plugin, asked.weights)
+    return _build(entry, plugin, weights, asked.base, device, dtype, options)
 
 
-def _load_saved(
-    folder: Path,
-    weights: str | Path | None,
-    base: str | Path | None,
-    device: Any,
-    dtype: Any,
-    options: Mapping[str, Any],
-) -> Model:
+def _load_saved(folder: Path, asked: _Asked) -> Model:
+    """A saved folder: its entry, its options (the caller's win), its base."""
     from .weights import read_saved
 
-    if weights is not None:
-        raise UsageError(f"{folder} brings its own weights; leave weights={str(weights)!r} out.")
+    if asked.weights is not None:
+        raise UsageError(
+            f"{folder} brings its own weights; leave weights={str(asked.weights)!r} out."
+        )
     saved = read_saved(folder)
     entry = _entry_of(saved)
-    checked = entry.checked_options("load", {**saved.options, **options})
+    options = entry.checked_options("load", {**saved.options, **asked.options})
     plugin = require_code(entry)
-    _check_base(entry, base)
-    found = _Weights(folder, "folder", saved)
-    return _build(
-        entry, plugin, found, base, torch_device(device, entry), _dtype_name(dtype), checked
-    )
+    check_base(entry, asked.base)
+    weights = _Weights(folder, "folder", saved)
+    device, dtype = torch_device(asked.device, entry), dtype_name(asked.dtype)
+    return _build(entry, plugin, weights, asked.base, device, dtype, options)
 
 
 def _build(
     entry: Entry,
     plugin: Plugin,
-    found: _Weights,
+    weights: _Weights,
     base: str | Path | None,
     device: str,
     dtype: str,
     options: Mapping[str, Any],
 ) -> Model:
+    """Find the base, ask the plugin, and see that it made what the interface promises."""
     from .hookspecs import BuildRequest
 
-    base_folder, base_record = _find_base(entry, base, found.saved)
+    saved = weights.saved.manifest if weights.saved else None
+    base_folder, base_record = find_base(entry, base, weights.saved)
     request = BuildRequest(
         entry=entry,
-        folder=found.folder,
-        saved=found.saved.manifest if found.saved else None,
+        folder=weights.folder,
+        saved=saved,
         base=base_folder,
         device=device,
         dtype=dtype,
         options=options,
     )
     model = plugins.call(plugin, "zoo_build", request)
-    plain = found.saved is not None and found.saved.manifest["interface"] is None
+    plain = saved is not None and saved["interface"] is None
     expected = Model if plain else INTERFACES[entry.interface]
     if not isinstance(model, expected):
         raise PluginError(
             f"{plugin.package}: zoo_build returned a {type(model).__name__} for {entry.name}, "
             f"which is not a {expected.__name__}."
         )
-    model.source = found.source
+    model.source = weights.source
     model.base = base_record
     return model
 
@@ -199,12 +203,12 @@ def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _
     from .weights import check_plain_folder, read_saved
 
     if weights is None:
-        located = hub.locate(entry, bundled=bundled_folder(plugin, entry), progress=_bar())
+        located = hub.locate(entry, bundled=bundled_folder(plugin, entry), progress=download_bar())
         return _Weights(located.folder, located.source)
     folder = as_folder(weights)
     source = "folder"
     if folder is None:
-        located = hub.fetch(*hub.parse_id(str(weights)), progress=_bar())
+        located = hub.fetch(*hub.parse_id(str(weights)), progress=download_bar())
         folder, source = located.folder, located.source
     assert folder is not None
     fetched = source != "folder"
@@ -222,7 +226,7 @@ def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _
     return _Weights(folder, source, saved)
 
 
-def _bar() -> bool:
+def download_bar() -> bool:
     """Does a download show its progress? Where a person looks at it."""
     return sys.stderr.isatty()
 
@@ -243,12 +247,12 @@ def _entry_of(saved: Saved) -> Entry:
     return known
 
 
-def _check_base(entry: Entry, base: str | Path | None) -> None:
+def check_base(entry: Entry, base: str | Path | None) -> None:
     if base is not None and entry.base is None:
         raise OptionError(f"{entry.name} works on no base model; leave base={str(base)!r} out.")
 
 
-def _find_base(
+def find_base(
     entry: Entry, base: str | Path | None, saved: Saved | None
 ) -> tuple[Path | None, dict[str, Any] | None]:
     """The base model's folder and what to remember of it."""
@@ -271,11 +275,11 @@ def _find_base(
     known = catalogue().base(str(base))
     if known is not None:
         bundled = bundled_folder(catalogue().owner(known), known)
-        located = hub.locate(known, bundled=bundled, progress=_bar())
+        located = hub.locate(known, bundled=bundled, progress=download_bar())
         return located.folder, {"id": known.name, "revision": None}
-    _refuse_bare_folder(str(base), "base")
+    refuse_bare_folder(str(base), "base")
     repo, revision = hub.parse_id(str(base))
-    located = hub.fetch(repo, revision, progress=_bar())
+    located = hub.fetch(repo, revision, progress=download_bar())
     return located.folder, {"id": repo, "revision": located.revision}
 
 
@@ -287,185 +291,3 @@ def entry_of(name: str | Path) -> Entry:
     from .weights import read_saved
 
     return _entry_of(read_saved(folder))
-
-
-# --- what else the command does with a model ------------------------------------------------------
-
-
-def pull(name: str) -> hub.Located:
-    """Bring a model's files to this machine, verified, without importing its plugin."""
-    entry = catalogue().entry(name)
-    if entry.status == "planned":
-        require_code(entry)
-    if entry.status == "untrained":
-        raise NotReadyError(untrained_message(entry))
-    bundled = bundled_folder(catalogue().owner(entry), entry)
-    return hub.locate(entry, bundled=bundled, progress=_bar())
-
-
-def verify(model: Model) -> float:
-    """Run the model on its check input; the largest deviation from the expected output.
-
-    Raises NotReadyError where the entry has no check, and WeightsError where the deviation is
-    above the entry's tolerance.
-    """
-    from .errors import WeightsError
-    from .weights import load_tensors
-
-    entry = model.entry
-    if entry.check is None:
-        raise NotReadyError(f"{entry.name} has no check input, so there is nothing to verify.")
-    if model.source not in ("bundled", "cache", "hub"):
-        raise NotReadyError(
-            f"{entry.name}'s expected output is for its own weights, and these are from a folder. "
-            "Their hashes were checked when they were loaded."
-        )
-    folder = pull(f"{entry.distribution}:{entry.name}").folder
-    assert folder is not None  # spec.py: a check's files are among the entry's files
-    expected = load_tensors(folder / entry.check.expected)
-    found = model.run_check(folder / entry.check.input)
-    worst = 0.0
-    for key, tensor in expected.items():
-        if key not in found or found[key].shape != tensor.shape:
-            shape = tuple(found[key].shape) if key in found else "nothing"
-            raise WeightsError(f"{entry.name}: {key} is {shape}, expected {tuple(tensor.shape)}.")
-        off = float((found[key].cpu().double() - tensor.double()).abs().max())
-        worst = max(worst, off if off == off else float("inf"))
-    if worst > entry.check.atol:
-        raise WeightsError(
-            f"{entry.name}: the output is off by {worst:.3g}, more than {entry.check.atol:g}. "
-            "The weights match their hashes, so suspect the device, the dtype or the torch build."
-        )
-    return worst
-
-
-def train(
-    entry: Entry,
-    out: Path,
-    *,
-    data: Path | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-    stage: str | None = None,
-    resume: bool = False,
-    init: str | Path | None = None,
-    base: str | Path | None = None,
-    device: Any = "auto",
-    progress: Progress = False,
-    options: Mapping[str, Any] | None = None,
-) -> Path:
-    """Run a method's training recipe; the saved folder, loadable by ``load``.
-
-    ``init``: a saved folder, or the name of a model whose weights to start from. ``base``: as for
-    ``load``, where the method starts from another model. Raises InputError
-    where ``data`` is not there, OutputError where ``out`` holds something and ``resume`` is off.
-    """
-    from .errors import InputError, OutputError
-    from .hookspecs import TrainRequest
-
-    checked = entry.checked_options("train", options or {})
-    _check_base(entry, base)
-    plugin = require_code(entry)
-    if data is not None and not data.exists():
-        raise InputError(f"--data {data}: there is no such file or folder.")
-    if steps is not None and steps < 1:
-        raise OptionError(f"steps={steps}: expected at least 1.")
-    if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} already holds something. Go on with --resume, or choose another.")
-    start = None
-    if init is not None:
-        start = as_folder(init) or pull(str(init)).folder
-        if start is None or not start.is_dir():
-            raise InputError(f"--init {init}: there is no such folder.")
-    base_folder, base_record = _find_base(entry, base, None)
-    request = TrainRequest(
-        entry=entry,
-        out=out,
-        data=data,
-        seed=seed,
-        steps=steps,
-        stage=stage,
-        resume=resume,
-        init=start,
-        base=base_folder,
-        base_record=base_record,
-        device=torch_device(device, entry),
-        progress=bool(progress),
-        options=checked,
-    )
-    return Path(plugins.call(plugin, "zoo_train", request))
-
-
-# --- names and folders ----------------------------------------------------------------------------
-
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-
-
-def as_folder(text: str | Path) -> Path | None:
-    """The folder that an argument means, or None where it is a name or a Hub id."""
-    if isinstance(text, os.PathLike):
-        return Path(text)
-    if not isinstance(text, str):
-        raise UsageError(f"{text!r} is neither a name nor a folder.")
-    if text.startswith((".", "~", "/", "\\")) or _DRIVE.match(text):
-        return Path(text).expanduser()
-    return None
-
-
-def _refuse_bare_folder(text: str, what: str) -> None:
-    """An unknown name that also is a folder here: say how to mean the folder, do not guess."""
-    try:
-        there = bool(text) and Path(text).is_dir()
-    except OSError:  # too long for a path
-        there = False
-    if there:
-        raise UsageError(
-            f"{what}={text!r}: no such name is known, but there is a folder {text!r}. "
-            f"Write './{text}' if you mean the folder."
-        )
-
-
-# --- device and dtype -----------------------------------------------------------------------------
-
-
-def torch_device(device: Any, entry: Entry) -> str:
-    """A device that this machine has, by name. Raises DeviceError."""
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        from .errors import MissingDependencyError
-
-        extra = f"[{entry.extra}]" if entry.extra else ""
-        raise MissingDependencyError(
-            f"{entry.name} needs torch, which is not installed. Run: "
-            f'pip install "{entry.distribution}{extra}"',
-            name="torch",
-        ) from error
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-        wanted = torch.device(device)
-        if wanted.type == "meta":
-            raise RuntimeError("meta holds no data")
-    except Exception as error:  # torch has a different one for each kind of device it lacks
-        have = ["cpu"]
-        have += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        have += ["mps"] if torch.backends.mps.is_available() else []
-        raise DeviceError(
-            f"device={str(device)!r} is not there. This machine has {', '.join(have)}; "
-            '"auto" takes the best.'
-        ) from error
-    return str(wanted)
-
-
-def _dtype_name(dtype: Any) -> str:
-    """The name of a floating-point torch dtype. Raises DeviceError."""
-    if dtype is None:
-        return "float32"
-    name = str(dtype).removeprefix("torch.")
-    if name not in ("float32", "float16", "bfloat16"):
-        raise DeviceError(f"dtype={str(dtype)!r}: expected float32, float16 or bfloat16.")
-    return name

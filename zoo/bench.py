@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, api, plugins
+from .arguments import torch_device
 from .errors import InputError, NotReadyError, PluginError, UsageError, ZooError
 from .hookspecs import BenchRequest
 from .interfaces import Claim, Data, Metric, Results
@@ -27,8 +28,8 @@ from .interfaces import Claim, Data, Metric, Results
 if TYPE_CHECKING:
     from PIL import Image
 
+    from .entry import Entry
     from .interfaces import SRModel
-    from .spec import Entry
 
 FILE = "results.json"
 KEYS = (
@@ -61,7 +62,7 @@ def run(
         data=existing(data),
         seed=seed,
         quick=quick,
-        device=api.torch_device(device, entry),
+        device=torch_device(device, entry),
         progress=progress,
         options=entry.checked_options("bench", options or {}),
     )

@@ -14,8 +14,8 @@ from typing import Any
 
 from . import bench
 from .api import train_command
+from .entry import Entry
 from .errors import InputError, NotReadyError, ZooError
-from .spec import Entry
 
 PIPELINE_TAGS: Mapping[str, str | None] = {
     "SRModel": "image-to-image",

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from .spec import API_VERSION as API_VERSION
+from .entry import API_VERSION as API_VERSION
 
 if TYPE_CHECKING:
+    from .entry import Entry
     from .interfaces import Model, Results
-    from .spec import Entry
 
 hookspec = pluggy.HookspecMarker("zoo")
 hookimpl = pluggy.HookimplMarker("zoo")

@@ -35,8 +35,8 @@ from .files import FORBIDDEN
 from .progress import track
 
 if TYPE_CHECKING:
-    from .interfaces import Progress
-    from .spec import BaseEntry, Entry, FileSpec
+    from .entry import BaseEntry, Entry, FileSpec
+    from .progress import Progress
 
 # All that is taken from a stranger's repository: nothing that runs when it is opened.
 SAFE_TYPES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")

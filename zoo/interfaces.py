@@ -14,24 +14,23 @@ ordinary methods and keyword options of its own class. Rules for all verbs:
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 from .errors import NotReadyError, PluginError
+from .progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from PIL import Image
 
-    from .spec import Entry
+    from .entry import Entry
 
     ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor"
     Images: TypeAlias = "ImageLike | Sequence[ImageLike]"
-
-Progress: TypeAlias = "bool | Callable[[int, int], None]"
 
 
 class Model(abc.ABC):

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import spec
+from .entry import API_VERSION
 from .errors import MissingDependencyError, NotReadyError, PluginError, RegistryError, ZooError
 from .installed import Damage, Point, entry_points
 from .interfaces import INTERFACES
-from .spec import API_VERSION
 
 if TYPE_CHECKING:
     from pluggy import PluginManager
 
-    from .spec import Entry, RegistryFile
+    from .entry import Entry
+    from .spec import RegistryFile
 
 GROUP = "zoo.plugins"
 HOST = "edgezoo"

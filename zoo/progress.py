@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, TypeAlias
 
 from .errors import UsageError
 
-if TYPE_CHECKING:
-    from .interfaces import Progress
+Progress: TypeAlias = "bool | Callable[[int, int], None]"
+"""What a long verb takes: False, True (a bar on stderr), or ``progress(done, total)``."""
 
 
 class Advance(Protocol):

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import api, bench, cards, hub, plugins, spec
+from . import actions, api, bench, cards, hub, plugins, spec
+from .arguments import as_folder
+from .entry import Entry
 from .errors import NotReadyError, OutputError, UsageError
 from .registry import catalogue
-from .spec import Entry
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def plan(model: str, cards_folder: Path, registry: Path | None = None) -> Plan:
     from .weights import manifest, read_saved
 
     entry = api.entry_of(model)
-    folder = api.as_folder(model)
+    folder = as_folder(model)
     if folder is not None:
         saved = read_saved(folder)
         files: dict[str, Path | bytes] = {name: folder / name for name in saved.manifest["files"]}
@@ -185,6 +186,6 @@ def _weights(entry: Entry) -> Path:
     bundle = api.bundled_folder(catalogue().owner(entry), entry)
     if bundle is not None and all((bundle / file.path).is_file() for file in entry.files):
         return bundle
-    located = api.pull(f"{entry.distribution}:{entry.name}").folder
+    located = actions.pull(f"{entry.distribution}:{entry.name}").folder
     assert located is not None  # the entry has files
     return located

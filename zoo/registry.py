@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 
-from . import plugins, spec
+from . import plugins
+from .entry import BaseEntry, Entry, near
 from .errors import PluginError, UnknownModelError
 from .installed import normalised
 from .plugins import HOST, Plugin
-from .spec import BaseEntry, Entry
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Catalogue:
         if claims:
             choices = " or ".join(repr(f"{e.distribution}:{name}") for e in claims)
             raise UnknownModelError(f"{name!r} is claimed by two plugins. Say which: {choices}.")
-        hint = spec.near(name, self.qualified if ":" in name else self.models)
+        hint = near(name, self.qualified if ":" in name else self.models)
         broken = [p.package for p in self.plugins if p.registry is None]
         raise UnknownModelError(
             f"no model is called {name!r}"

@@ -40,8 +40,8 @@ from .files import verify as verify
 if TYPE_CHECKING:
     import torch
 
+    from .entry import Entry
     from .interfaces import Model
-    from .spec import Entry
 
 FORMAT = 1
 """Version of ``zoo.json`` that this zoo writes and reads."""

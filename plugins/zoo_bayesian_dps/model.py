@@ -35,7 +35,7 @@ from .sampler import Recipe, WeightSampler, together
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from zoo.interfaces import Progress
+    from zoo.progress import Progress
 
 TENSORS = ("weights", "std", "losses", "visits", "labels", "sources")
 NETWORK = "network.safetensors"

@@ -29,7 +29,7 @@ from .encoder import TEMPLATES, Encoder
 from .features import POOLS, as_array, by_chance, ensemble, labels_of, read_rows, rows_of, warn_of
 
 if TYPE_CHECKING:
-    from zoo.interfaces import Progress
+    from zoo.progress import Progress
 
 PROJECTIONS = ("auto", "none", "random", "pca")
 TEMPERATURE = 0.07

@@ -32,7 +32,7 @@ from .pixels import bicubic_down
 from .tiles import noise_field, reflect
 
 if TYPE_CHECKING:
-    from zoo.spec import Entry
+    from zoo.entry import Entry
 
     from .networks import LatentNetwork
 

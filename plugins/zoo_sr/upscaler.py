@@ -27,7 +27,8 @@ from .pixels import back_project, bicubic_up, wavelet_fix
 from .tiles import Grid, noise_field, stream
 
 if TYPE_CHECKING:
-    from zoo.interfaces import Images, Progress
+    from zoo.interfaces import Images
+    from zoo.progress import Progress
 
 PROBE_FLOPS = 150e9
 """A tile of more is not computed just to estimate its time."""

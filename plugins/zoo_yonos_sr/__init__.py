@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest, hookimpl
 
 if TYPE_CHECKING:
+    from zoo.entry import Entry
     from zoo.interfaces import Results
-    from zoo.spec import Entry
 
     from .model import YonosSR
 

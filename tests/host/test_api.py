@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import zoo
 from tests.conftest import MINIMAL_REGISTRY, Site
-from zoo import api, hookspecs, interfaces, registry
+from zoo import actions, api, arguments, hookspecs, interfaces, registry
 from zoo.errors import (
     DeviceError,
     InputError,
@@ -233,7 +233,7 @@ def test_a_bare_folder_is_not_guessed_at(tiny: Path) -> None:
 )  # fmt: skip
 def test_what_counts_as_a_folder(text: str | Path, folder: str | None) -> None:
     expected = None if folder is None else Path(folder).expanduser()
-    assert api.as_folder(text) == expected
+    assert arguments.as_folder(text) == expected
 
 
 # --- the steps of load ----------------------------------------------------------------------------
@@ -355,16 +355,16 @@ def test_a_damaged_bundle(tiny: Path) -> None:
 def test_bases(tiny: Path, tmp_path: Path) -> None:
     """A name under bases:, a folder, and a bare folder that is not guessed at."""
     entry = zoo.info("with-base")
-    folder, record = api._find_base(entry, None, None)
+    folder, record = api.find_base(entry, None, None)
     assert folder == tiny / "weights" / "small-base"
     assert record == {"id": "small-base", "revision": None}
     (tmp_path / "mine").mkdir()
-    assert api._find_base(entry, "./mine", None)[0] == Path("mine")
+    assert api.find_base(entry, "./mine", None)[0] == Path("mine")
     with pytest.raises(UsageError, match=r"base='mine': .* Write './mine'"):
-        api._find_base(entry, "mine", None)
+        api.find_base(entry, "mine", None)
     (tmp_path / "mine" / "pytorch_model.bin").write_bytes(b"never opened")
     with pytest.raises(WeightsError, match=r"pytorch_model\.bin"):
-        api._find_base(entry, "./mine", None)
+        api.find_base(entry, "./mine", None)
 
 
 # --- saved folders --------------------------------------------------------------------------------
@@ -455,22 +455,22 @@ def test_weights_of_ones_own(tiny: Path, tmp_path: Path) -> None:
 def test_pull_imports_nothing(tiny: Path) -> None:
     import sys
 
-    located = api.pull("tiny-sr")
+    located = actions.pull("tiny-sr")
     assert (located.folder, located.source) == (tiny / "weights" / "tiny-sr", "bundled")
-    assert api.pull("with-base").folder is None
+    assert actions.pull("with-base").folder is None
     with pytest.raises(NotReadyError, match="is planned"):
-        api.pull("vladva")
+        actions.pull("vladva")
     with pytest.raises(NotReadyError, match="has no trained weights"):
-        api.pull("tiny-sr-full")
+        actions.pull("tiny-sr-full")
     assert "tiny_sr" not in sys.modules
 
 
 def test_verify(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = zoo.load("tiny-sr")
-    assert api.verify(model) < 0.01
+    assert actions.verify(model) < 0.01
     model.module.weight.data += 0.1
     with pytest.raises(WeightsError, match=r"the output is off by 0.05\d*, more than 0.01"):
-        api.verify(model)
+        actions.verify(model)
     for wrong, words in (
         ({"output": torch.full((3, 4, 4), torch.nan)}, "off by inf"),
         ({"output": torch.zeros(3, 2, 2)}, r"output is \(3, 2, 2\), expected \(3, 4, 4\)"),
@@ -478,27 +478,27 @@ def test_verify(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ):
         monkeypatch.setattr(model, "run_check", lambda path, wrong=wrong: wrong)
         with pytest.raises(WeightsError, match=words):
-            api.verify(model)
+            actions.verify(model)
     saved = zoo.load("tiny-sr").save_pretrained(tmp_path / "mine")
     with pytest.raises(NotReadyError, match="these are from a folder"):
-        api.verify(zoo.load(saved))
+        actions.verify(zoo.load(saved))
     with pytest.raises(NotReadyError, match="has no check input"):
-        api.verify(zoo.load("tiny-sr-full", weights=saved))
+        actions.verify(zoo.load("tiny-sr-full", weights=saved))
 
 
 def test_train_makes_what_load_takes(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    folder = api.train(
+    folder = actions.train(
         zoo.info("tiny-sr-full"), out, seed=2, device="cpu", options={"rate": "0.25"}
     )
     assert zoo.load(folder).module.weight.max() == 2.25
     entry = zoo.info("tiny-sr")
-    again = api.train(entry, tmp_path / "more", init=folder, device="cpu")
+    again = actions.train(entry, tmp_path / "more", init=folder, device="cpu")
     assert zoo.load(again).module.weight.max() == 2.75
-    named = api.train(entry, tmp_path / "named", init="tiny-sr", device="cpu")
+    named = actions.train(entry, tmp_path / "named", init="tiny-sr", device="cpu")
     assert zoo.load(named).module.weight.max() == 1.0
     with pytest.raises(OutputError, match=r"already holds something. Go on with --resume"):
-        api.train(entry, out, device="cpu")
+        actions.train(entry, out, device="cpu")
     refused: list[tuple[dict[str, Any], type[ZooError], str]] = [
         ({"data": tmp_path / "none"}, InputError, "there is no such file or folder"),
         ({"steps": 0}, OptionError, "steps=0: expected at least 1"),
@@ -508,9 +508,9 @@ def test_train_makes_what_load_takes(tiny: Path, tmp_path: Path) -> None:
         ({"options": {"rat": 1}}, OptionError, "no option 'rat' for train; did you mean 'rate'"),
         ({"device": "gpu"}, DeviceError, "is not there"),
     ]
-    for arguments, error, words in refused:
+    for given, error, words in refused:
         with pytest.raises(error, match=words):
-            api.train(entry, tmp_path / "new", **arguments)
+            actions.train(entry, tmp_path / "new", **given)
     with pytest.raises(NotReadyError, match="is planned"):
-        api.train(zoo.info("vladva"), tmp_path / "new")
+        actions.train(zoo.info("vladva"), tmp_path / "new")
     assert not (tmp_path / "new").exists()

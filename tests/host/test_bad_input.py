@@ -230,7 +230,7 @@ def spoil(kind: str, file: Path) -> None:
 def test_spoilt_weights(tmp_path: Path, kind: str) -> None:
     """In a plain folder, where no hash shows it first: the file is compared with the network."""
     entry = zoo.info(MODEL)
-    from zoo.api import pull
+    from zoo.actions import pull
 
     source = pull(MODEL).folder
     assert source is not None

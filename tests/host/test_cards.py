@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from zoo import bench, cards, spec
+from zoo.entry import Entry
 from zoo.interfaces import Claim, Data, Metric, Results
-from zoo.spec import Entry
 
 DIGEST = "ab" * 32
 REGISTRY = f"""

@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from zoo import hub
+from zoo.entry import BaseEntry, Entry, FileSpec, HubSpec
 from zoo.errors import UsageError, WeightsError, WeightsNotFoundError
 from zoo.files import FORBIDDEN
-from zoo.spec import BaseEntry, Entry, FileSpec, HubSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -36,7 +36,7 @@ import json, os, sys, time, warnings
 from pathlib import Path
 from zoo import hub
 from zoo.errors import ZooError
-from zoo.spec import Entry, FileSpec, HubSpec
+from zoo.entry import Entry, FileSpec, HubSpec
 from huggingface_hub import get_session, get_token, hf_raise_for_status
 import huggingface_hub.errors, huggingface_hub.utils
 from huggingface_hub.utils import WeakFileLock, build_hf_headers

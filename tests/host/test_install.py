@@ -280,11 +280,11 @@ def test_a_plugin_of_ours_works_from_a_project_of_its_own(
     ready = [n for n, e in mine.items() if e.status == "ready"]
     text = env.code(
         OFFLINE
-        + "import zoo\nfrom zoo import api\n"
+        + "import zoo\nfrom zoo import actions\n"
         + f"for name in {ready!r}:\n"
         + "    model = zoo.load(name)\n"
         + "    print(type(model).__module__, model.entry.distribution)\n"
-        + "    if model.entry.check: api.verify(model)\n"
+        + "    if model.entry.check: actions.verify(model)\n"
     )
     dist = f"split-{package}".replace("_", "-")
     assert text.split() == [w for n in ready for w in (mine[n].class_.split(":")[0], dist)]

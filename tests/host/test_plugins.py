@@ -13,7 +13,7 @@ import pytest
 
 import zoo
 from tests.conftest import MINIMAL_INIT, MINIMAL_MODEL, MINIMAL_REGISTRY, Site, forget
-from zoo import api, hookspecs, plugins, registry
+from zoo import actions, hookspecs, plugins, registry
 from zoo.errors import (
     MissingDependencyError,
     NotReadyError,
@@ -501,7 +501,7 @@ def test_an_optional_hook_that_is_not_there(here: Site) -> None:
     here.plugin("healthy")
     entry = zoo.info("healthy")
     with pytest.raises(NotReadyError, match=r"healthy has no train: healthy does not offer it"):
-        api.train(entry, here.path / "out", device="cpu")
+        actions.train(entry, here.path / "out", device="cpu")
 
 
 def test_an_uninstalled_plugin(here: Site) -> None:

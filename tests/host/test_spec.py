@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zoo import plugins, spec
+from zoo.entry import Option
 from zoo.errors import OptionError, RegistryError
 
 HASH = "0123456789abcdef" * 4
@@ -100,7 +101,7 @@ def test_everything_that_a_file_can_say() -> None:
     }
     assert entry.paper == {"title": "On: pixels", "id": "arXiv:1234.56789"}
     load = entry.options["load"]
-    assert load["gain"] == spec.Option("gain", "float", 0.001, 0.0, 1.0, (), "how much")
+    assert load["gain"] == Option("gain", "float", 0.001, 0.0, 1.0, (), "how much")
     assert (load["soft"].default, load["mode"].default, load["note"].default) == (False, "no", None)
     assert load["mode"].choices == ("no", "yes")
     assert entry.options["train"]["rate"].default == 0.5
@@ -471,20 +472,20 @@ def test_no_value_in_any_place_breaks_the_parser(path: tuple[str, ...], value: A
 @pytest.mark.parametrize(
     ("option", "given", "expected"),
     [
-        (spec.Option("o", "float", 1.0), "1e-3", 0.001),
-        (spec.Option("o", "float", 1.0), 2, 2.0),
-        (spec.Option("o", "int", 1), "2", 2),
-        (spec.Option("o", "int", 1), -2, -2),
-        (spec.Option("o", "bool", True), "false", False),
-        (spec.Option("o", "bool", True), True, True),
-        (spec.Option("o", "str", "x"), "1", "1"),
-        (spec.Option("o", "choice", "a", choices=("a", "b")), "b", "b"),
-        (spec.Option("o", "float"), None, None),
-        (spec.Option("o", "float", 1.0, 0, 2), 0, 0.0),
-        (spec.Option("o", "float", 1.0, 0, 2), 2, 2.0),
+        (Option("o", "float", 1.0), "1e-3", 0.001),
+        (Option("o", "float", 1.0), 2, 2.0),
+        (Option("o", "int", 1), "2", 2),
+        (Option("o", "int", 1), -2, -2),
+        (Option("o", "bool", True), "false", False),
+        (Option("o", "bool", True), True, True),
+        (Option("o", "str", "x"), "1", "1"),
+        (Option("o", "choice", "a", choices=("a", "b")), "b", "b"),
+        (Option("o", "float"), None, None),
+        (Option("o", "float", 1.0, 0, 2), 0, 0.0),
+        (Option("o", "float", 1.0, 0, 2), 2, 2.0),
     ],
 )
-def test_values_that_fit(option: spec.Option, given: Any, expected: Any) -> None:
+def test_values_that_fit(option: Option, given: Any, expected: Any) -> None:
     found = option.check(given)
     assert found == expected
     assert type(found) is type(expected)
@@ -493,34 +494,34 @@ def test_values_that_fit(option: spec.Option, given: Any, expected: Any) -> None
 def test_numpy_integers_are_whole_numbers() -> None:
     import numpy as np
 
-    assert spec.Option("o", "int", 1).check(np.int64(3)) == 3
+    assert Option("o", "int", 1).check(np.int64(3)) == 3
 
 
 @pytest.mark.parametrize(
     ("option", "given", "words"),
     [
-        (spec.Option("o", "float", 1.0), "x", "option o='x': expected a number"),
-        (spec.Option("o", "float", 1.0), None, "expected a number"),
-        (spec.Option("o", "float", 1.0), True, "expected a number"),
-        (spec.Option("o", "float", 1.0), "nan", "expected a number"),
-        (spec.Option("o", "float", 1.0), float("inf"), "expected a number"),
-        (spec.Option("o", "float", 1.0), [1], "expected a number"),
-        (spec.Option("o", "float", 1.0), 10**400, "expected a number"),
-        (spec.Option("o", "int", 1), 1.5, "expected a whole number"),
-        (spec.Option("o", "int", 1), "1.0", "expected a whole number"),
-        (spec.Option("o", "int", 1), True, "expected a whole number"),
-        (spec.Option("o", "bool", True), "yes", "expected true or false"),
-        (spec.Option("o", "bool", True), 1, "expected true or false"),
-        (spec.Option("o", "bool", True), [], "expected true or false"),
-        (spec.Option("o", "str", "x"), 1, "expected text"),
-        (spec.Option("o", "choice", "a", choices=("a", "b")), "c", "expected one of a, b"),
-        (spec.Option("o", "choice", "a", choices=("a", "b")), ["a"], "expected one of a, b"),
-        (spec.Option("o", "float", 1.0, 0, 2), 2.1, "out of range: a number from 0 to 2"),
-        (spec.Option("o", "int", 1, 1), 0, "out of range: a whole number, at least 1"),
-        (spec.Option("o", "int", 1, None, 3), "4", "out of range: a whole number, at most 3"),
+        (Option("o", "float", 1.0), "x", "option o='x': expected a number"),
+        (Option("o", "float", 1.0), None, "expected a number"),
+        (Option("o", "float", 1.0), True, "expected a number"),
+        (Option("o", "float", 1.0), "nan", "expected a number"),
+        (Option("o", "float", 1.0), float("inf"), "expected a number"),
+        (Option("o", "float", 1.0), [1], "expected a number"),
+        (Option("o", "float", 1.0), 10**400, "expected a number"),
+        (Option("o", "int", 1), 1.5, "expected a whole number"),
+        (Option("o", "int", 1), "1.0", "expected a whole number"),
+        (Option("o", "int", 1), True, "expected a whole number"),
+        (Option("o", "bool", True), "yes", "expected true or false"),
+        (Option("o", "bool", True), 1, "expected true or false"),
+        (Option("o", "bool", True), [], "expected true or false"),
+        (Option("o", "str", "x"), 1, "expected text"),
+        (Option("o", "choice", "a", choices=("a", "b")), "c", "expected one of a, b"),
+        (Option("o", "choice", "a", choices=("a", "b")), ["a"], "expected one of a, b"),
+        (Option("o", "float", 1.0, 0, 2), 2.1, "out of range: a number from 0 to 2"),
+        (Option("o", "int", 1, 1), 0, "out of range: a whole number, at least 1"),
+        (Option("o", "int", 1, None, 3), "4", "out of range: a whole number, at most 3"),
     ],
 )
-def test_values_that_do_not_fit(option: spec.Option, given: Any, words: str) -> None:
+def test_values_that_do_not_fit(option: Option, given: Any, words: str) -> None:
     with pytest.raises(OptionError, match=r"^option o=") as caught:
         option.check(given)
     assert words in str(caught.value)

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zoo import weights
+from zoo.entry import Entry
 from zoo.errors import DeviceError, PluginError, WeightsError, WeightsNotFoundError, ZooError
 from zoo.interfaces import Model
-from zoo.spec import Entry
 
 
 class Net(nn.Module):

@@ -24,9 +24,9 @@ from zoo_sr.training import trainer
 from zoo_sr.upscaler import count
 
 import zoo
+from zoo.entry import Entry
 from zoo.errors import InputError, NotReadyError, OptionError, ZooError
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
-from zoo.spec import Entry
 from zoo.weights import read_saved
 
 TINY = zoo.info("edge-sd-sr").config  # what users load, not a copy of it

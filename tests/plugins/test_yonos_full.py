@@ -28,7 +28,7 @@ from zoo_yonos_sr.full import YonosSRFull, diffusers_network, log_nsr, read_base
 from zoo_yonos_sr.full_train import FULL_RECIPE, FullTrainer
 
 import zoo
-from zoo import api
+from zoo import actions
 from zoo.errors import DeviceError, NotReadyError, OptionError, UsageError, WeightsError
 from zoo.hookspecs import BuildRequest, TrainRequest
 from zoo.testing import LoopbackHub
@@ -293,7 +293,7 @@ def test_without_weights_or_base_it_says_what_to_type(checkpoint, photos, tmp_pa
     with pytest.raises(UsageError, match="give either"):
         train(checkpoint, photos, tmp_path / "out", init=tmp_path)
     with pytest.raises(OptionError, match="works on no base"):
-        api.train(zoo.info("yonos-sr"), tmp_path / "out", base="org/sd")
+        actions.train(zoo.info("yonos-sr"), tmp_path / "out", base="org/sd")
     with pytest.raises(OptionError, match=r"batch=2 is not a whole number of micro-batches of 3"):
         train(checkpoint, photos, tmp_path / "out", options={"micro": 3})
     with pytest.raises(OptionError, match="Stage 'x4' goes on from earlier ones"):

@@ -22,9 +22,9 @@ from zoo_yonos_sr.model import YonosSR, build_network
 from zoo_yonos_sr.train import YonosTrainer, scale_loss
 
 import zoo
+from zoo.entry import Entry
 from zoo.errors import InputError, NotReadyError, OptionError
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
-from zoo.spec import Entry
 from zoo.testing import SRModelSuite
 from zoo.weights import read_saved
 

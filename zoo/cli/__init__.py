@@ -60,7 +60,7 @@ class _Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
-            from ..spec import near
+            from ..entry import near
 
             hint = near(args[0], VERBS)
             ctx.fail(

@@ -22,7 +22,8 @@ def cache(repos: tuple[str, ...], free: bool, yes: bool, as_json: bool) -> None:
     """
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
-    from .. import hub, spec
+    from .. import hub
+    from ..entry import near
 
     folder = hub.cache_folder()
     try:
@@ -32,7 +33,7 @@ def cache(repos: tuple[str, ...], free: bool, yes: bool, as_json: bool) -> None:
     models = {r.repo_id: r for r in scanned.repos if r.repo_type == "model"}
     unknown = [name for name in repos if name not in models]
     if unknown:
-        hint = spec.near(unknown[0], models)
+        hint = near(unknown[0], models)
         raise UsageError(
             f"{unknown[0]!r} is not in {folder}"
             + (f"; did you mean {hint[0]!r}?" if hint else "; `zoo cache` lists what is.")

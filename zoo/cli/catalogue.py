@@ -12,8 +12,8 @@ from .. import registry
 from .options import echo_json, json_option, model_argument
 
 if TYPE_CHECKING:
+    from ..entry import Entry
     from ..plugins import Plugin
-    from ..spec import Entry
 
 
 @click.command("list")
@@ -71,7 +71,8 @@ list = list_
 @json_option
 def info(model: str, as_json: bool) -> None:
     """Show what MODEL is, its licence, its options and its files."""
-    from ..api import as_folder, bundled_folder
+    from ..api import bundled_folder
+    from ..arguments import as_folder
     from ..errors import PluginError
 
     folder = as_folder(model)
@@ -176,7 +177,7 @@ def _facts(facts: dict[str, Any]) -> None:
 def _option(option: Any) -> str:
     if not isinstance(option, dict):
         return str(option)
-    from ..spec import Option
+    from ..entry import Option
 
     declared = Option(**option)
     return f"{declared.expected}, default {declared.default}. {declared.help}"

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
+from ..entry import Entry, near
 from ..errors import OptionError
-from ..spec import Entry, near
 
 PATH = click.Path(path_type=Path)
 

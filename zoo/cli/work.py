@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .. import api
+from .. import actions, api
 from .options import (
     PATH,
     device_option,
@@ -49,7 +49,7 @@ def train(
     settings: tuple[str, ...],
 ) -> None:
     """Train MODEL with its method's recipe. Ctrl-C is safe: --resume goes on."""
-    folder = api.train(
+    folder = actions.train(
         api.entry_of(model),
         out,
         data=data,
@@ -95,7 +95,7 @@ def export(model: str, out: Path | None, kind: str, force: bool, settings: tuple
 @json_option
 def pull(model: str, as_json: bool) -> None:
     """Bring MODEL's weights to this machine, each file checked against its hash."""
-    found = api.pull(model)
+    found = actions.pull(model)
     if as_json:
         return echo_json(
             {"folder": found.folder, "source": found.source, "revision": found.revision}
@@ -113,10 +113,10 @@ def verify(model: str, device: str, as_json: bool) -> None:
     """Check MODEL's hashes, and its output on a known input."""
     started = time.perf_counter()
     loaded = api.load(model, device=device)
-    off = api.verify(loaded)
+    off = actions.verify(loaded)
     seconds = time.perf_counter() - started
     check = loaded.entry.check
-    assert check is not None  # api.verify has said so otherwise
+    assert check is not None  # actions.verify has said so otherwise
     if as_json:
         return echo_json({"model": model, "deviation": off, "atol": check.atol, "seconds": seconds})
     click.echo(

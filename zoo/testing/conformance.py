@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from ..spec import Entry, Option
+    from ..entry import Entry, Option
 
 HEAVY = (
     "torch", "numpy", "PIL", "transformers", "diffusers", "timm", "open_clip", "scipy", "sklearn",
@@ -188,7 +188,7 @@ class ModelSuite:
 
     def test_check_input(self, model: Any) -> None:
         """``zoo verify``: the entry's check input gives the expected output."""
-        from ..api import verify
+        from ..actions import verify
 
         if model.entry.check is None or model.source not in ("bundled", "cache", "hub"):
             pytest.skip("the entry has no check input, or these are not its own weights")

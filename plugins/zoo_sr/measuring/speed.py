@@ -24,7 +24,7 @@ from .peers import PEERS, Diffusion
 from .timing import count_flops, take_turns
 
 if TYPE_CHECKING:
-    from zoo.interfaces import Progress
+    from zoo.progress import Progress
 
     from ..upscaler import LatentSR
 

@@ -10,7 +10,7 @@ import torch
 from zoo_nearest.model import Nearest
 
 import zoo
-from zoo import api
+from zoo import actions
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_it_is_listed_and_loads_from_its_bundle(model: Nearest) -> None:
 
 
 def test_it_gives_the_output_it_was_published_with(model: Nearest) -> None:
-    assert api.verify(model) <= 1e-4
+    assert actions.verify(model) <= 1e-4
 
 
 def test_without_the_filter_it_repeats_pixels() -> None:

@@ -14,7 +14,8 @@ from zoo.interfaces import SRModel
 from zoo.weights import load_module
 
 if TYPE_CHECKING:
-    from zoo.interfaces import Images, Progress
+    from zoo.interfaces import Images
+    from zoo.progress import Progress
 
 
 class Network(nn.Module):
