@@ -37,7 +37,7 @@ LAYERS = [
 """From the top: a module imports from its own row or one below. ``__init__`` is zoo's own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "bench"}
-PUBLIC |= {"metrics", "progress", "testing"}
+PUBLIC |= {"entry", "metrics", "progress", "testing", "training"}
 """What a plugin may import of the host."""
 UPWARD = {
     ("interfaces", "save_pretrained", "weights"),
@@ -46,6 +46,7 @@ UPWARD = {
 }
 """(module, function, imported): the listed exceptions to the direction."""
 AT_ONCE = {("cli", "click"), ("hookspecs", "pluggy"), ("testing", "pytest")}
+AT_ONCE |= {("training", "torch"), ("training", "numpy")}  # only recipes import it
 """(module of the host, package) that may be imported as soon as the module is."""
 HEAVY = {"torch", "numpy", "timm", "transformers", "diffusers", "open_clip", "huggingface_hub"}
 HEAVY |= {"PIL", "safetensors", "skimage", "scipy", "onnx", "onnxruntime", "matplotlib"}

@@ -7,7 +7,7 @@ degraded ones, beside the clean model. ``zoo_sr.measuring.tables`` says what ``-
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,15 @@ from zoo_sr.measuring.tables import (
     table_of,
 )
 from zoo_sr.training.photos import Photos
-from zoo_sr.training.stages import cosine
-from zoo_sr.training.trainer import draw_curve, whole_curve
 
 from zoo.errors import NotReadyError
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
 from zoo.interfaces import Claim, Metric, Results
 from zoo.progress import track
+from zoo.training import Rate, cosine, draw_curve, whole_curve
 
 from .model import EdgeNetwork, EdgeSDSR
-from .train import EdgeTrainer, unet_loss
+from .train import TINY_RECIPE, recipe, train_lr_encoder, unet_loss
 
 OURS = "edge-sd-sr"
 OPTIONS: Mapping[str, Any] = {
@@ -89,7 +88,7 @@ def clean(request: BenchRequest, folder: Path) -> Results:
                 device=request.device,
                 options={**OPTIONS, "degraded": 0.15},
             )
-            baselines = baselines_for(request, EdgeTrainer(asked, Photos(photos)), Path(scratch))
+            baselines = baselines_for(request, recipe(asked, Photos(photos)), Path(scratch))
     quality = Quality(EdgeSDSR, request, folder, baselines)
     table, claims = quality.measure(sets)
     from .full import CONFIG
@@ -272,23 +271,23 @@ def short_training(
     """PSNR-Y on held-out crops after a few hundred steps of UNet and E_L; E_H and D are frozen."""
     with tempfile.TemporaryDirectory() as scratch:
         entry = replace(request.entry, config={**request.entry.config, **changes})
-        run = EdgeTrainer(
+        job = recipe(
             TrainRequest(entry, Path(scratch), seed=seed, device=request.device, options=OPTIONS),
             photos,
         )
-        net = run.net.eval()
+        net, run = job.net.eval(), job.run
         net.hr_encoder.load_state_dict(model.module.hr_encoder.state_dict())
         net.decoder_base.load_state_dict(model.module.decoder_base.state_dict())
-        run.recipe["lr_encoder"] = replace(run.recipe["lr_encoder"], steps=IMITATION_STEPS)
-        run.recipe["unet"] = replace(run.recipe["unet"], steps=ABLATION_STEPS, batch=8)
-        run.stages["lr_encoder"](run)
-        parts: dict[str, tuple[nn.Module, Callable[[float], float]]] = {"unet": (net.unet, cosine)}
+        run.begin("lr_encoder", replace(TINY_RECIPE["lr_encoder"], steps=IMITATION_STEPS))
+        train_lr_encoder(job)
+        run.begin("unet", replace(TINY_RECIPE["unet"], steps=ABLATION_STEPS, batch=8))
+        parts: dict[str, nn.Module | tuple[nn.Module, Rate]] = {"unet": net.unet}
         if joint:
             parts["lr_encoder"] = (net.lr_encoder, lambda p: 0.3 * cosine(p))
-        run.run("unet", parts, lambda batch: unet_loss(run, batch, channels))
+        job.minimise(parts, lambda batch: unet_loss(job, batch, channels))
 
-        run.validate(ONE, lambda x_h, x_l: net.decoder_base(from_noise(net, x_l, 1)))
-        run.validate(MANY, lambda x_h, x_l: net.decoder_base(from_noise(net, x_l, 8)))
+        job.validate(ONE, lambda x_h, x_l: net.decoder_base(from_noise(net, x_l, 1)))
+        job.validate(MANY, lambda x_h, x_l: net.decoder_base(from_noise(net, x_l, 8)))
         return {metric: float(run.validated[metric]["psnr_y"]) for metric in (ONE, MANY)}
 
 

@@ -9,45 +9,45 @@ decoder       D is tuned on what one step really gives                          
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from zoo_sr import latent
 from zoo_sr.latent import denoising_loss, kl_to_unit, teacher_target
 from zoo_sr.pixels import bicubic_up
+from zoo_sr.training.photos import Photos
+from zoo_sr.training.recipe import Batch, Recipe, Stage, starting_point
 from zoo_sr.training.stages import (
     conditional,
-    cosine,
     draw_t,
     latent_metric,
     train_autoencoder,
     train_decoder,
 )
-from zoo_sr.training.trainer import Batch, Stage, Trainer, fit
 
 from zoo.errors import OptionError
 from zoo.hookspecs import TrainRequest
+from zoo.training import cosine
 
 from .model import EdgeSDSR
 
 TINY_RECIPE: Mapping[str, Stage] = {
-    "autoencoder": Stage(4000, 1e-3, 16, 64),
-    "lr_encoder": Stage(400, 1e-3, 16, 64),
-    "teacher": Stage(5000, 8e-4, 16, 64),
-    "unet": Stage(5000, 8e-4, 16, 64),
-    "decoder": Stage(1500, 4e-4, 16, 64),
+    "autoencoder": Stage(4000, 1e-3, 16, crop=64),
+    "lr_encoder": Stage(400, 1e-3, 16, crop=64),
+    "teacher": Stage(5000, 8e-4, 16, crop=64),
+    "unet": Stage(5000, 8e-4, 16, crop=64),
+    "decoder": Stage(1500, 4e-4, 16, crop=64),
 }
 """For ``edge-sd-sr``: about 40 minutes on two CPU cores that compute bfloat16 (AMX), else hours."""
 
 FULL_RECIPE: Mapping[str, Stage] = {
-    "autoencoder": Stage(100_000, 2e-4, 32, 256),
-    "lr_encoder": Stage(5_000, 2e-4, 64, 256),
-    "teacher": Stage(100_000, 2e-4, 64, 256),
-    "unet": Stage(200_000, 2e-4, 64, 256),
-    "decoder": Stage(20_000, 5e-5, 32, 256),
+    "autoencoder": Stage(100_000, 2e-4, 32, crop=256),
+    "lr_encoder": Stage(5_000, 2e-4, 64, crop=256),
+    "teacher": Stage(100_000, 2e-4, 64, crop=256),
+    "unet": Stage(200_000, 2e-4, 64, crop=256),
+    "decoder": Stage(20_000, 5e-5, 32, crop=256),
 }
 """For ``edge-sd-sr-full``: our choice, the paper's schedule is not public. Needs a large GPU."""
 
@@ -67,104 +67,107 @@ def phases(progress: float, *, encoder: bool) -> float:
     return 0.0 if encoder else 0.15 * (1 - progress) / 0.1  # C
 
 
-def train_lr_encoder(run: Trainer) -> None:
+def train_lr_encoder(job: Recipe) -> None:
     """|| mu_l - E_H(up(x_l)) ||_1: the UNet shall meet the kind of thing it will see (2.4, A)."""
-    net = run.net
+    net = job.net
 
     def loss(batch: Batch) -> Tensor:
-        with run.autocast():
+        with job.autocast():
             target = net.encode_hr(bicubic_up(batch.x_l, net.scale))
             mu, _ = net.encode(batch.x_l)
         return (mu.float() - target.float()).abs().mean()
 
-    run.run("lr_encoder", {"lr_encoder": (net.lr_encoder, cosine)}, loss)
+    job.minimise({"lr_encoder": net.lr_encoder}, loss)
 
 
-def train_teacher(run: Trainer) -> None:
+def train_teacher(job: Recipe) -> None:
     """A reverse-only x2 model, conditioned on E_H(up(x_l')) (2.5, step 4)."""
-    net = run.net
-    if run.teacher is None:
-        run.teacher = run.new_teacher()
-    teacher = run.teacher
+    net = job.net
+    teacher = job.run.keep("teacher", job.new_unet)
 
     def loss(batch: Batch) -> Tensor:
         assert batch.x_l_easy is not None
-        with run.autocast():
+        with job.autocast():
             z_h = net.encode_hr(batch.x_h).float()
             z_l = net.encode_hr(bicubic_up(batch.x_l_easy, net.scale // 2)).float()
             t = draw_t(batch)
             z_t = latent.forward(z_h, batch.noise(z_h), t)
             return denoising_loss(conditional(teacher), z_t, z_l, t, z_h, channels)
 
-    channels = latent_metric(run)
-    run.run("teacher", {"teacher": (teacher, cosine)}, loss)
+    channels = latent_metric(job)
+    job.minimise({"teacher": teacher}, loss)
 
 
-def unet_loss(run: Trainer, batch: Batch, channels: Tensor | None = None) -> Tensor:
+def unet_loss(
+    job: Recipe, batch: Batch, channels: Tensor | None = None, teacher: nn.Module | None = None
+) -> Tensor:
     """omega(t) || z^ - y ||^2 + KL: one iteration of section 2.5."""
-    net = run.net
-    with run.autocast():
+    net = job.net
+    with job.autocast():
         z_h = net.encode_hr(batch.x_h).float()  # no gradient: E_H is frozen
         mu, log_var = net.encode(batch.x_l)
         mu, log_var = mu.float(), log_var.float()
         t, eps = draw_t(batch), batch.noise(z_h)
         # Gradient reaches E_L through z_t and through the concatenation; detach neither.
         z_t = latent.forward(z_h, net.noise.n(eps, mu, log_var), t)
-        if run.teacher is None:
+        if teacher is None:
             y = z_h
         else:
             assert batch.x_l_easy is not None
             easy = net.encode_hr(bicubic_up(batch.x_l_easy, net.scale // 2)).float()
-            y = teacher_target(conditional(run.teacher), z_h, eps, t, easy)
+            y = teacher_target(conditional(teacher), z_h, eps, t, easy)
         loss = denoising_loss(net.denoise, z_t, mu, t, y, channels)
     return loss + KL_WEIGHT * kl_to_unit(log_var) if net.noise.var == "learned" else loss
 
 
-def train_unet(run: Trainer) -> None:
+def train_unet(job: Recipe) -> None:
     """UNet and E_L, jointly, on the dedicated schedule."""
-    net = run.net
-    if run.teacher is not None and run.stage != "unet":
-        net.unet.load_state_dict(run.teacher.state_dict())  # the nearby, easier task
-    channels = latent_metric(run)
-    run.run(
-        "unet",
-        {
-            "unet": (net.unet, lambda p: phases(p, encoder=False)),
-            "lr_encoder": (net.lr_encoder, lambda p: phases(p, encoder=True)),
-        },
-        lambda batch: unet_loss(run, batch, channels),
-    )
-    run.validate("frozen decoder", lambda x_h, x_l: net.decoder_base(net.one_step(x_l)))
-
-
-class EdgeTrainer(Trainer):
-    """The recipe; ``distill`` adds a teacher before the UNet."""
-
-    model = EdgeSDSR
-    recipes: ClassVar = {"tiny": TINY_RECIPE, "diffusers": FULL_RECIPE}
-    stages: ClassVar = {
-        "autoencoder": train_autoencoder,
-        "lr_encoder": train_lr_encoder,
-        "teacher": train_teacher,
-        "unet": train_unet,
-        "decoder": partial(train_decoder, noisy=0.5),
-    }
-
-    def wanted(self, names: Sequence[str]) -> list[str]:
-        return [n for n in names if n != "teacher" or self.request.options["distill"]]
-
-    def ready(self) -> None:
-        if self.current == "unet" and self.request.options["distill"] and self.teacher is None:
+    net = job.net
+    teacher = None
+    if job.request.options["distill"]:
+        if not job.run.keeps("teacher"):
             raise OptionError(
                 "distill=true needs the teacher, which no saved model holds: run all stages "
                 "without --stage, or --resume in the folder where stage 'teacher' ran."
             )
+        teacher = job.run.keep("teacher", job.new_unet)
+        if job.run.fresh:
+            net.unet.load_state_dict(teacher.state_dict())  # the nearby, easier task
+    channels = latent_metric(job)
+    job.minimise(
+        {
+            "unet": (net.unet, lambda p: phases(p, encoder=False)),
+            "lr_encoder": (net.lr_encoder, lambda p: phases(p, encoder=True)),
+        },
+        lambda batch: unet_loss(job, batch, channels, teacher),
+    )
+    job.run.drop("teacher")  # it has said all it knows
+    job.validate("frozen decoder", lambda x_h, x_l: net.decoder_base(net.one_step(x_l)))
 
-    def factors(self) -> tuple[int, int | None]:
-        scale = self.net.scale
-        return scale, scale // 2 if self.request.options["distill"] else None
+
+def recipe(request: TrainRequest, photos: Photos | None = None) -> Recipe:
+    """What the stages train; ``distill`` adds a teacher before the UNet."""
+    distill = request.options["distill"]
+    config, tensors = starting_point(request)
+    stages = {"tiny": TINY_RECIPE, "diffusers": FULL_RECIPE}[config["network"]]
+    skip = () if distill else ("teacher",)
+    job = Recipe(request, EdgeSDSR, config, stages, skip=skip, photos=photos)
+    if tensors is not None:
+        job.start_from(tensors)
+    job.easier = job.scale // 2 if distill else None
+    return job
+
+
+STAGES: Mapping[str, Callable[[Recipe], None]] = {
+    "autoencoder": train_autoencoder,
+    "lr_encoder": train_lr_encoder,
+    "teacher": train_teacher,
+    "unet": train_unet,
+    "decoder": partial(train_decoder, noisy=0.5),
+}
 
 
 def train(request: TrainRequest) -> Path:
     """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
-    return fit(EdgeTrainer(request))
+    job = recipe(request)
+    return job.fit({name: partial(stage, job) for name, stage in STAGES.items()})

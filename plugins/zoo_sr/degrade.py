@@ -10,7 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from .pixels import bicubic, bicubic_down
 
 class Degradation(Protocol):
     """A law of making LR images. What ``sample`` draws is data: ``apply`` has no chance in it."""
+
+    @property
+    def share(self) -> float:
+        """Share of the images that are more than shrunk."""
 
     def sample(self, rng: np.random.Generator, count: int) -> Sequence[Any]:
         """The parameters of ``count`` images."""
@@ -52,6 +56,8 @@ def round8(x: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Bicubic:
     """Antialiased bicubic shrinking, rounded to 8 bits: the convention of published tables."""
+
+    share: ClassVar[float] = 0.0
 
     def sample(self, rng: np.random.Generator, count: int) -> list[Params]:
         return [Params() for _ in range(count)]

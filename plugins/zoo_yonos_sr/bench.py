@@ -12,15 +12,15 @@ from pathlib import Path
 from zoo_sr.measuring.quality import Quality, baselines_for
 from zoo_sr.measuring.tables import HIGHER, described, find_sets, photos_below, picture
 from zoo_sr.training.photos import Photos
-from zoo_sr.training.trainer import draw_curve, whole_curve
 
 from zoo.errors import NotReadyError
 from zoo.hookspecs import BenchRequest, TrainRequest
 from zoo.interfaces import Claim, Metric, Results
+from zoo.training import draw_curve, whole_curve
 
 from . import controls, linear
 from .model import YonosSR
-from .train import YonosTrainer
+from .train import recipe
 
 OURS = "yonos-sr"
 
@@ -47,7 +47,7 @@ def bench(request: BenchRequest) -> Results:
                 device=request.device,
                 options={**controls.OPTIONS, "scale": "4", "degraded": 0.15},
             )
-            baselines = baselines_for(request, YonosTrainer(asked, Photos(photos)), Path(scratch))
+            baselines = baselines_for(request, recipe(asked, Photos(photos)), Path(scratch))
     quality = Quality(YonosSR, request, folder, baselines)
     table, found = quality.measure(sets)
     rows |= table

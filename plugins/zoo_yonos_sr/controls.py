@@ -30,14 +30,14 @@ from zoo_sr.measuring import regression
 from zoo_sr.measuring.gdists import gdists
 from zoo_sr.measuring.tables import CONFIDENT, X4, X4_GDISTS, X4_HAAR, X8, compare, interpolated
 from zoo_sr.training.photos import Photos
-from zoo_sr.training.stages import cosine, latent_metric, train_decoder
+from zoo_sr.training.stages import latent_metric, train_decoder
 
 from zoo.hookspecs import BenchRequest, TrainRequest
 from zoo.interfaces import Claim, Metric
 from zoo.metrics import haarpsi, psnr_y
 from zoo.progress import track
 
-from .train import YonosTrainer, scale_loss
+from .train import TINY_RECIPE, YonosRecipe, recipe, scale_loss
 
 WIDTHS = (32, 48, 64)
 OPTIONS: Mapping[str, Any] = {
@@ -81,18 +81,17 @@ class Budget:
 QUICK = Budget(6, 4, 2, 2, 1)
 
 
-class Controls(YonosTrainer):
+class Controls:
     """One seed's worth of UNets on one frozen autoencoder."""
 
-    def begin(self, autoencoder: Mapping[str, Tensor], budget: Budget) -> None:
-        """Take over E and D; set the length of a stage."""
+    def __init__(self, job: YonosRecipe, autoencoder: Mapping[str, Tensor], budget: Budget) -> None:
+        """Take over E and D; ``budget`` is how long each stage runs."""
+        self.job, self.budget, self.net = job, budget, job.net
         self.net.load_state_dict(autoencoder, strict=False)
         self.net.decoder.load_state_dict(self.net.decoder_base.state_dict())
         self.net.eval()
-        self.budget = budget
-        self.fresh = {k: v.clone() for k, v in self.net.unet.state_dict().items()}
-        self.current = "x4"
-        self.channels = latent_metric(self)
+        self.drawn = {k: v.clone() for k, v in self.net.unet.state_dict().items()}
+        self.channels = latent_metric(job)
 
     def student(
         self,
@@ -108,34 +107,30 @@ class Controls(YonosTrainer):
 
         ``teacher`` was trained at scale ``easier``; None learns the truth.
         """
-        self.net.unet.load_state_dict(self.fresh if start is None else start)
+        job, unet = self.job, self.net.unet
+        unet.load_state_dict(self.drawn if start is None else start)
         taught = None
         if teacher is not None:
-            taught = self.new_teacher()
+            taught = job.new_unet().requires_grad_(False).to(job.run.device)
             taught.load_state_dict(teacher)
-        self.current, self.stage, self.easier = stage, "", easier
-        own = self.recipes["tiny"][stage]
-        self.recipe[stage] = replace(own, steps=steps, batch=self.budget.batch)
-        self.run(
-            stage,
-            {"unet": (self.net.unet, cosine)},
-            lambda batch: scale_loss(self, batch, self.channels, taught, last_only=last_only),
+        job.scale, job.easier = int(stage[1:]), easier
+        job.run.begin(stage, replace(TINY_RECIPE[stage], steps=steps, batch=self.budget.batch))
+        job.minimise(
+            {"unet": unet},
+            lambda batch: scale_loss(job, batch, self.channels, taught, last_only=last_only),
         )
-        return {k: v.clone() for k, v in self.net.unet.state_dict().items()}
-
-    def factors(self) -> tuple[int, int | None]:
-        return int(self.current[1:]), getattr(self, "easier", None)
+        return {k: v.clone() for k, v in unet.state_dict().items()}
 
     @torch.no_grad()
     def scores(self, unet: Mapping[str, Tensor], scale: int) -> dict[str, float]:
         """What this UNet reaches on the held-out photographs, from clean bicubic inputs."""
         net = self.net
         net.unet.load_state_dict(unet)
-        x_h = self.photos.validation()
+        x_h = self.job.photos.validation()
         assert x_h is not None
         clean = Bicubic()
-        x_l = 2 * clean.apply(x_h, scale, [], scale).to(self.device) - 1
-        z_h = net.encode_hr(2 * x_h.to(self.device) - 1)
+        x_l = 2 * clean.apply(x_h, scale, [], scale).to(self.job.run.device) - 1
+        z_h = net.encode_hr(2 * x_h.to(self.job.run.device) - 1)
         generator = torch.Generator().manual_seed(0)
         eps = torch.randn(z_h.shape, generator=generator).to(z_h)
         z = net.one_step(x_l, eps, scale=scale)
@@ -163,11 +158,13 @@ class Controls(YonosTrainer):
 
     def tuned(self, unet: Mapping[str, Tensor], texture: float) -> dict[str, float]:
         """``scores`` of this UNet at x4 with a decoder that was tuned on its one step."""
-        net, own = self.net, self.recipes["tiny"]["decoder"]
+        net, job = self.net, self.job
         net.unet.load_state_dict(unet)
-        self.current, self.stage, self.easier, self.texture = "x4", "", None, texture
-        self.recipe["decoder"] = replace(own, steps=self.budget.decoder, batch=self.budget.batch)
-        train_decoder(self, noisy=1.0)
+        job.scale, job.easier, job.texture = 4, None, texture
+        budget = self.budget
+        stage = replace(TINY_RECIPE["decoder"], steps=budget.decoder, batch=budget.batch)
+        job.run.begin("decoder", stage)
+        train_decoder(job, noisy=1.0)
         found = self.scores(unet, 4)
         net.decoder.load_state_dict(net.decoder_base.state_dict())
         return found
@@ -226,8 +223,7 @@ def controls(
                 asked = TrainRequest(
                     entry, Path(scratch), seed=seed, device=request.device, options=OPTIONS
                 )
-                run = Controls(asked, photos)
-                run.begin(frozen, budget)
+                run = Controls(recipe(asked, photos), frozen, budget)
                 for name, scores in one_seed(run).items():
                     found.setdefault(name, []).append(scores)
             advance(1)

@@ -17,61 +17,55 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from zoo_sr.training.photos import Photos
-from zoo_sr.training.stages import train_decoder
-from zoo_sr.training.trainer import Stage, fit
+from zoo_sr.training.recipe import Stage, starting_point
 
 from zoo.errors import UsageError
 from zoo.hookspecs import TrainRequest
 
-from .full import YonosSRFull
-from .train import YonosTrainer
+from .full import YonosSRFull, read_base
+from .train import YonosRecipe, stages_left_out
 
 FULL_RECIPE: Mapping[str, Stage] = {
-    "x2": Stage(50_000, 5e-5, 64, 512, ema=0.9999, decay=0.01),
-    "x4": Stage(30_000, 5e-5, 64, 512, ema=0.9999, decay=0.01),
-    "x8": Stage(30_000, 5e-5, 64, 512, ema=0.9999, decay=0.01),
-    "decoder": Stage(20_000, 5e-5, 16, 512, ema=0.999, decay=0.01),
+    "x2": Stage(50_000, 5e-5, 64, crop=512, ema=0.9999, decay=0.01),
+    "x4": Stage(30_000, 5e-5, 64, crop=512, ema=0.9999, decay=0.01),
+    "x8": Stage(30_000, 5e-5, 64, crop=512, ema=0.9999, decay=0.01),
+    "decoder": Stage(20_000, 5e-5, 16, crop=512, ema=0.999, decay=0.01),
 }
 """Our choice (section 3): the paper's schedule is not public."""
 
 
-class FullTrainer(YonosTrainer):
-    """Starts from ``--base``, or from an earlier result with ``--init``."""
-
-    model = YonosSRFull
-    recipes: ClassVar = {"diffusers": FULL_RECIPE}
-    stages: ClassVar = {**YonosTrainer.stages, "decoder": partial(train_decoder, noisy=1.0)}
-    """Always with the noise that inference starts from."""
-
-    def __init__(self, request: TrainRequest, photos: Photos | None = None) -> None:
-        if (request.base is None) == (request.init is None):
-            raise UsageError(
-                f"{request.entry.name} starts from a Stable Diffusion checkpoint: give either "
-                "--base ORG/REPO (or a folder), or --init with the result of an earlier stage."
-            )
-        super().__init__(request, photos)
-        if request.options.get("checkpointing"):
-            for part in (self.net.unet, self.net.decoder):
-                recompute(part)
-
-    def start(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
-        request = self.request
-        if request.base is None:
-            return super().start()
-        from .full import read_base
-
-        config, tensors = read_base(request.base)
-        return {**request.entry.config, **config, "base": request.base_record}, tensors
+def recipe(request: TrainRequest, photos: Photos | None = None) -> YonosRecipe:
+    """What the stages train: ``--base``, or an earlier result with ``--init``."""
+    if (request.base is None) == (request.init is None):
+        raise UsageError(
+            f"{request.entry.name} starts from a Stable Diffusion checkpoint: give either "
+            "--base ORG/REPO (or a folder), or --init with the result of an earlier stage."
+        )
+    tensors: dict[str, Tensor] | None
+    if request.base is None:
+        config, tensors = starting_point(request)
+    else:
+        read, tensors = read_base(request.base)
+        config = {**request.entry.config, **read, "base": request.base_record}
+    config |= {"scale": int(request.options["scale"])}
+    skip = stages_left_out(FULL_RECIPE, request.options)
+    job = YonosRecipe(request, YonosSRFull, config, FULL_RECIPE, skip=skip, photos=photos)
+    assert tensors is not None  # one of the two was given
+    job.adopt(tensors)
+    if request.options.get("checkpointing"):
+        for part in (job.net.unet, job.net.decoder):
+            recompute(part)
+    return job
 
 
 def train(request: TrainRequest) -> Path:
     """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
-    return fit(FullTrainer(request))
+    return recipe(request).fit_chain()
 
 
 def recompute(network: nn.Module) -> None:

@@ -10,24 +10,24 @@ decoder       D is tuned on what one step really gives                          
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from zoo_sr import latent
 from zoo_sr.latent import denoising_loss, teacher_target
+from zoo_sr.training.photos import Photos
+from zoo_sr.training.recipe import Batch, Recipe, Stage, starting_point
 from zoo_sr.training.stages import (
     conditional,
-    cosine,
     draw_t,
     latent_metric,
     train_autoencoder,
     train_decoder,
 )
-from zoo_sr.training.trainer import Batch, Stage, Trainer, fit
 
 from zoo.errors import OptionError
 from zoo.hookspecs import TrainRequest
@@ -35,11 +35,11 @@ from zoo.hookspecs import TrainRequest
 from .model import YonosSR
 
 TINY_RECIPE: Mapping[str, Stage] = {
-    "autoencoder": Stage(4000, 1e-3, 16, 64),
-    "x2": Stage(8000, 8e-4, 16, 64),
-    "x4": Stage(14000, 8e-4, 16, 64),
-    "x8": Stage(14000, 8e-4, 16, 64),
-    "decoder": Stage(3000, 4e-4, 16, 64),
+    "autoencoder": Stage(4000, 1e-3, 16, crop=64),
+    "x2": Stage(8000, 8e-4, 16, crop=64),
+    "x4": Stage(14000, 8e-4, 16, crop=64),
+    "x8": Stage(14000, 8e-4, 16, crop=64),
+    "decoder": Stage(3000, 4e-4, 16, crop=64),
 }
 """For ``yonos-sr``: about two hours on one CPU core that computes bfloat16 (AMX), else a day."""
 
@@ -50,7 +50,7 @@ def factor_of(stage: str) -> int | None:
 
 
 def scale_loss(
-    run: Trainer,
+    job: Recipe,
     batch: Batch,
     channels: Tensor | None,
     teacher: nn.Module | None,
@@ -61,80 +61,85 @@ def scale_loss(
 
     ``last_only``: t = 1 always, which is plain regression, for comparison.
     """
-    net, (scale, easier) = run.net, run.factors()
-    with run.autocast():
+    net = job.net
+    with job.autocast():
         z_h = net.encode_hr(batch.x_h).float()  # no gradient: E is frozen
-        z_l = net.encode(batch.x_l, scale).float()
+        z_l = net.encode(batch.x_l, job.scale).float()
         t, eps = draw_t(batch), batch.noise(z_h)
         if last_only:
             t = torch.ones_like(t)
         y = z_h
         if teacher is not None:
             assert batch.x_l_easy is not None
-            z_l_easy = net.encode(batch.x_l_easy, easier).float()
+            z_l_easy = net.encode(batch.x_l_easy, job.easier).float()
             y = teacher_target(conditional(teacher), z_h, eps, t, z_l_easy)
         z_t = latent.forward(z_h, eps, t)  # the same z_t that the teacher saw
         return denoising_loss(net.denoise, z_t, z_l, t, y, channels)
 
 
-def train_scale(run: Trainer) -> None:
+def train_scale(job: YonosRecipe, scale: int) -> None:
     """One link of the chain: the UNet for N, taught by the truth (x2) or by the UNet for N/2."""
-    net, name = run.net, run.current
-    scale, easier = run.factors()
-    if easier is not None and run.stage != name:  # not where a checkpoint is gone on from
-        run.teacher = copy.deepcopy(net.unet).requires_grad_(False)  # what the chain has learnt
+    net, run = job.net, job.run
+    easier = scale // 2 if scale > 2 else None
+    job.require_unet(easier)
+    job.scale, job.easier = scale, easier
+    teacher = None
+    if easier is not None:  # the teacher is what the chain has learnt
+        teacher = run.keep("teacher", lambda: copy.deepcopy(net.unet))
     # Stable Diffusion's channels count alike, as in the paper; those of our own do not.
-    channels = latent_metric(run) if run.config["network"] == "tiny" else None
-    teacher = run.teacher if easier is not None else None
-    run.run(
-        name, {"unet": (net.unet, cosine)}, lambda batch: scale_loss(run, batch, channels, teacher)
-    )
-    run.teacher = None  # has said all it knows; the decoder stage needs its memory
-    run.validate(
+    channels = latent_metric(job) if job.config["network"] == "tiny" else None
+    job.minimise({"unet": net.unet}, lambda batch: scale_loss(job, batch, channels, teacher))
+    run.drop("teacher")  # it has said all it knows; the decoder stage needs its memory
+    job.validate(
         f"x{scale}, frozen decoder",
         lambda x_h, x_l: net.decoder_base(net.one_step(x_l, scale=scale)),
     )
+    job.scale, job.easier = net.scale, None
 
 
-class YonosTrainer(Trainer):
-    """The recipe; the chain of magnifications ends at the configuration's scale."""
+def tune_decoder(job: YonosRecipe) -> None:
+    """D on one step of the last UNet, always with the noise that inference begins at."""
+    job.require_unet(job.net.scale)
+    train_decoder(job, noisy=1.0)
 
-    model = YonosSR
-    recipes: ClassVar = {"tiny": TINY_RECIPE}
-    stages: ClassVar = {
-        "autoencoder": train_autoencoder,
-        "x2": train_scale,
-        "x4": train_scale,
-        "x8": train_scale,
-        "decoder": partial(train_decoder, noisy=1.0),
-    }
 
-    fresh = False
+class YonosRecipe(Recipe):
+    """The chain of magnifications, which ends at the configuration's scale."""
+
+    unet_drawn = False
     """Is the UNet drawn by chance, though there is an ``--init``?"""
 
-    def configured(self, config: dict[str, Any]) -> dict[str, Any]:
-        return config | {"scale": int(self.request.options["scale"])}
-
-    def adopted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All of them, or the autoencoder of another method that has one of this shape."""
+    def adopt(self, tensors: dict[str, Tensor]) -> None:
+        """Start from all of them, or from the autoencoder of another method, of this shape."""
         own = self.net.state_dict()
-        if tensors.keys() == own.keys():
-            return tensors
         base = {k: v for k, v in tensors.items() if k.startswith(("hr_encoder.", "decoder_base."))}
-        if not base:
-            return tensors  # nothing of ours: refused
-        self.fresh = True
+        if tensors.keys() == own.keys() or not base:  # or nothing of ours: refused
+            return self.start_from(tensors)
+        self.unet_drawn = True
         tuned = {k.replace("_base", "", 1): v for k, v in base.items() if k.startswith("decoder")}
-        for run in self.before:  # the rest of what it learnt is not here
-            run["curve"] = [point for point in run["curve"] if point[0] == "autoencoder"]
-        return {**own, **base, **tuned}
+        for made in self.run.before:  # the rest of what it learnt is not here
+            made["curve"] = [point for point in made["curve"] if point[0] == "autoencoder"]
+        self.start_from({**own, **base, **tuned})
 
-    def wanted(self, names: Sequence[str]) -> list[str]:
-        own = [n for n in names if n != "autoencoder" or self.request.options["autoencoder"]]
-        return [n for n in own if (factor_of(n) or 0) <= self.net.scale]
-
-    def ready(self) -> None:
+    def require_unet(self, needed: int | None) -> None:
         """A link of the chain needs the UNet of the one before; the decoder that of the last."""
+        run = self.run
+        if needed is None or not run.fresh:  # gone on with: seen to be right before
+            return
+        earlier = (
+            [] if self.unet_drawn else [stage for made in run.before for stage in made["done"]]
+        )
+        known = [factor_of(stage) for stage in (*earlier, *run.done) if factor_of(stage)]
+        if known[-1:] == [needed] or (not known and not self.unet_drawn):  # or nothing is recorded
+            return
+        has = f"is for x{known[-1]}" if known else "is not trained"
+        raise OptionError(
+            f"Stage {run.stage!r} goes on from a UNet for x{needed}; that of --init {has}. "
+            f"Run stage 'x{needed}' first, or all of them without --stage."
+        )
+
+    def fit_chain(self) -> Path:
+        """Run all stages that were asked for."""
         request = self.request
         begins = request.init is None and not request.resume
         if begins and not request.options.get("autoencoder", True):
@@ -142,25 +147,38 @@ class YonosTrainer(Trainer):
                 "autoencoder=false keeps the autoencoder of --init: add --init, for example "
                 "--init edge-sd-sr."
             )
-        needed = self.net.scale if self.current == "decoder" else self.factors()[1]
-        if needed is None or self.stage == self.current:  # gone on with: seen to be right before
-            return
-        earlier = [] if self.fresh else [stage for run in self.before for stage in run["done"]]
-        known = [factor_of(stage) for stage in (*earlier, *self.done) if factor_of(stage)]
-        if known[-1:] == [needed] or (not known and not self.fresh):  # or nothing is recorded
-            return
-        has = f"is for x{known[-1]}" if known else "is not trained"
-        raise OptionError(
-            f"Stage {self.current!r} goes on from a UNet for x{needed}; that of --init {has}. "
-            f"Run stage 'x{needed}' first, or all of them without --stage."
+        links = {name: factor_of(name) for name in self.run.stages}
+        return self.fit(
+            {
+                "autoencoder": partial(train_autoencoder, self),
+                **{name: partial(train_scale, self, n) for name, n in links.items() if n},
+                "decoder": partial(tune_decoder, self),
+            }
         )
 
-    def factors(self) -> tuple[int, int | None]:
-        scale = factor_of(self.current) or self.net.scale
-        chain = self.current.startswith("x") and scale > 2
-        return scale, scale // 2 if chain else None
+
+def stages_left_out(stages: Mapping[str, Stage], options: Mapping[str, Any]) -> list[str]:
+    """The autoencoder where it is kept, and the links beyond the scale that was asked for."""
+    return [
+        name
+        for name in stages
+        if (name == "autoencoder" and not options.get("autoencoder", True))
+        or (factor_of(name) or 0) > int(options["scale"])
+    ]
+
+
+def recipe(request: TrainRequest, photos: Photos | None = None) -> YonosRecipe:
+    """What the stages train, from nothing or from ``--init``, ours or another method's."""
+    options = request.options
+    config, tensors = starting_point(request)
+    config |= {"scale": int(options["scale"])}
+    skip = stages_left_out(TINY_RECIPE, options)
+    job = YonosRecipe(request, YonosSR, config, TINY_RECIPE, skip=skip, photos=photos)
+    if tensors is not None:
+        job.adopt(tensors)
+    return job
 
 
 def train(request: TrainRequest) -> Path:
     """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
-    return fit(YonosTrainer(request))
+    return recipe(request).fit_chain()

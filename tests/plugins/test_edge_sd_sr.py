@@ -20,13 +20,14 @@ from torch import nn
 from zoo_edge_sd_sr.model import EdgeSDSR, build_network
 from zoo_sr.pixels import bicubic_down, bicubic_up
 from zoo_sr.training import photos as pictures
-from zoo_sr.training import trainer
+from zoo_sr.training import recipe as sr
 from zoo_sr.upscaler import count
 
 import zoo
 from zoo.entry import Entry
 from zoo.errors import InputError, NotReadyError, OptionError, ZooError
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
+from zoo.training import loop
 from zoo.weights import read_saved
 
 TINY = zoo.info("edge-sd-sr").config  # what users load, not a copy of it
@@ -145,14 +146,12 @@ def test_tiny_size_is_what_the_card_says():
 def batch_of(network, size=16):
     generator = torch.Generator().manual_seed(0)
     x_h = 2 * torch.rand(2, 3, 4 * size, 4 * size, generator=generator) - 1
-    return trainer.Batch(x_h, bicubic_down(x_h, 4), None, generator)
+    return sr.Batch(x_h, bicubic_down(x_h, 4), None, generator)
 
 
 def loss_of(network, batch):
-    run = SimpleNamespace(
-        net=network, teacher=None, autocast=lambda: torch.autocast("cpu", enabled=False)
-    )
-    return recipe.unet_loss(run, batch)
+    job = SimpleNamespace(net=network, autocast=lambda: torch.autocast("cpu", enabled=False))
+    return recipe.unet_loss(job, batch)
 
 
 @pytest.mark.parametrize("config", [SMALL, DIFFUSERS], ids=["tiny", "diffusers"])
@@ -469,20 +468,20 @@ def test_training_learns_one_picture(photos, tmp_path):
 
 
 def test_same_seed_same_weights_and_resumed_equals_uninterrupted(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "EVERY", 2)
-    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(loop, "EVERY", 2)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     whole = train(photos, tmp_path / "whole", steps=5)
-    real = trainer.Trainer.batch
+    real = sr.Recipe.batch
 
-    def interrupted(self, stage, name=None):
-        if self.stage == "unet" and self.step == 3:
+    def interrupted(self, draw, crop=None):
+        if self.run.stage == "unet" and self.run.step == 3:
             raise KeyboardInterrupt
-        return real(self, stage, name)
+        return real(self, draw, crop)
 
-    monkeypatch.setattr(trainer.Trainer, "batch", interrupted)
+    monkeypatch.setattr(sr.Recipe, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(photos, tmp_path / "cut", steps=5)
-    monkeypatch.setattr(trainer.Trainer, "batch", real)
+    monkeypatch.setattr(sr.Recipe, "batch", real)
     with pytest.raises(OptionError, match="add --resume"):
         train(photos, tmp_path / "cut", steps=5)
     with pytest.raises(OptionError, match="seed=0"):
@@ -497,17 +496,17 @@ def test_same_seed_same_weights_and_resumed_equals_uninterrupted(photos, tmp_pat
 def test_ctrl_c_in_the_first_seconds_loses_nothing(photos, tmp_path, monkeypatch):
     """No checkpoint is due yet; Ctrl-C itself makes one, of a whole step."""
     whole = train(photos, tmp_path / "whole", steps=4)
-    real = trainer.Trainer.batch
+    real = sr.Recipe.batch
 
-    def interrupted(self, stage, name=None):
-        if self.stage == "autoencoder" and self.step == 2:
+    def interrupted(self, draw, crop=None):
+        if self.run.stage == "autoencoder" and self.run.step == 2:
             signal.raise_signal(signal.SIGINT)
-        return real(self, stage, name)
+        return real(self, draw, crop)
 
-    monkeypatch.setattr(trainer.Trainer, "batch", interrupted)
+    monkeypatch.setattr(sr.Recipe, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(photos, tmp_path / "cut", steps=4)
-    monkeypatch.setattr(trainer.Trainer, "batch", real)
+    monkeypatch.setattr(sr.Recipe, "batch", real)
     assert json.loads((tmp_path / "cut" / "train.json").read_text())["step"] == 3
     with pytest.raises(OptionError, match="same --steps"):
         train(photos, tmp_path / "cut", steps=9, resume=True)
@@ -567,21 +566,21 @@ def test_phases_of_the_dedicated_schedule():
 
 
 def test_scale_distillation_runs_and_resumes(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "EVERY", 1)
-    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(loop, "EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     distill = {"distill": True}
     whole = load(train(photos, tmp_path / "a", steps=3, options=distill)).state()
-    real = trainer.Trainer.batch
+    real = sr.Recipe.batch
 
-    def interrupted(self, stage, name=None):
-        if self.stage == "unet" and self.step == 2:
+    def interrupted(self, draw, crop=None):
+        if self.run.stage == "unet" and self.run.step == 2:
             raise KeyboardInterrupt
-        return real(self, stage, name)
+        return real(self, draw, crop)
 
-    monkeypatch.setattr(trainer.Trainer, "batch", interrupted)
+    monkeypatch.setattr(sr.Recipe, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(photos, tmp_path / "b", steps=3, options=distill)
-    monkeypatch.setattr(trainer.Trainer, "batch", real)
+    monkeypatch.setattr(sr.Recipe, "batch", real)
     resumed = load(train(photos, tmp_path / "b", steps=3, options=distill, resume=True)).state()
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     assert "teacher" in json.loads((tmp_path / "a" / "train.json").read_text())["done"]
@@ -686,13 +685,14 @@ def test_ablations_train_every_variant_equally(bundled, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "IMITATION_STEPS", 3)
     monkeypatch.setattr(experiment, "SEEDS", 2)
     trained: list[tuple[str, int, int, tuple[str, ...]]] = []
-    real = experiment.EdgeTrainer.run
+    real = loop.Run.minimise
 
-    def spied(self, name, parts, loss_of):
-        trained.append((name, self.recipe[name].steps, self.recipe[name].batch, tuple(parts)))
-        return real(self, name, parts, loss_of)
+    def spied(self, parts, batch, loss):
+        stage = self.stages[self.stage]
+        trained.append((self.stage, stage.steps, stage.batch, tuple(parts)))
+        return real(self, parts, batch, loss)
 
-    monkeypatch.setattr(experiment.EdgeTrainer, "run", spied)
+    monkeypatch.setattr(loop.Run, "minimise", spied)
     request = BenchRequest(entry(TINY), tmp_path / "out", data=tmp_path)
     rows, claims = experiment.ablations(request, bundled, tmp_path)
     imitation, joint = (

@@ -17,8 +17,8 @@ from PIL import Image
 from zoo_edge_sd_sr.model import build_network
 from zoo_sr.pixels import bicubic_down
 from zoo_sr.training import photos as pictures
-from zoo_sr.training import trainer
-from zoo_yonos_sr.train import YonosTrainer
+from zoo_sr.training import recipe as sr
+from zoo_yonos_sr.train import recipe
 
 import zoo
 from zoo.errors import DeviceError, InputError, OptionError, WeightsError
@@ -122,9 +122,9 @@ def test_a_saved_sibling_gives_its_autoencoder_and_no_unet(photos, tmp_path):
     """A folder with a ``zoo.json`` of the other method, not only its bundle."""
     first = sibling(photos, tmp_path / "sibling")
     keep = {"init": first, "options": {"autoencoder": False}}
-    run = YonosTrainer(asked("yonos-sr", photos, tmp_path / "a", **keep))
+    job = recipe(asked("yonos-sr", photos, tmp_path / "a", **keep))
     theirs = zoo.weights.load_tensors(first / "model.safetensors")
-    own = run.net.state_dict()
+    own = job.net.state_dict()
     assert torch.equal(own["hr_encoder.conv_in.weight"], theirs["hr_encoder.conv_in.weight"])
     for stage in ("x4", "decoder"):
         with pytest.raises(OptionError, match="that of --init is not trained"):
@@ -179,11 +179,11 @@ def test_how_a_step_is_computed_may_change(photos, tmp_path):
 
 
 def test_the_teacher_is_gone_when_its_student_has_learnt(photos, tmp_path):
-    run = YonosTrainer(asked("yonos-sr", photos, tmp_path))
-    trainer.fit(run)
+    job = recipe(asked("yonos-sr", photos, tmp_path))
+    job.fit_chain()
     assert report(tmp_path)["done"][-1] == "decoder"
-    assert run.teacher is None
-    assert not any(k.startswith("teacher.") for k in _names(tmp_path / "checkpoint.safetensors"))
+    assert not job.run.keeps("teacher")
+    assert not any(k.startswith("teacher:") for k in _names(tmp_path / "checkpoint.safetensors"))
 
 
 def _names(path: Path) -> set[str]:
@@ -200,23 +200,23 @@ def _names(path: Path) -> set[str]:
 def test_too_little_memory_says_which_option_needs_less(
     photos, tmp_path, monkeypatch, options, hint
 ):
-    def full(self, stage, name=None):
+    def full(self, draw, crop=None):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.Trainer, "batch", full)
-    with pytest.raises(DeviceError, match=rf"of 64 x 64 pixels at once\. Try {hint}\."):
+    monkeypatch.setattr(sr.Recipe, "batch", full)
+    with pytest.raises(DeviceError, match=rf"at once \(crop=64\)\. Try {hint}\."):
         yonos(photos, tmp_path, options=options)
 
 
 def test_a_loss_that_is_no_number_stops_before_the_checkpoint(photos, tmp_path, monkeypatch):
-    real = trainer.Trainer.batch
+    real = sr.Recipe.batch
 
-    def broken(self, stage, name=None):
-        batch = real(self, stage, name)
+    def broken(self, draw, crop=None):
+        batch = real(self, draw, crop)
         batch.x_h.fill_(float("nan"))
         return batch
 
-    monkeypatch.setattr(trainer.Trainer, "batch", broken)
+    monkeypatch.setattr(sr.Recipe, "batch", broken)
     with pytest.raises(InputError, match=r"loss of stage 'autoencoder' is nan .*-O precision"):
         yonos(photos, tmp_path)
     assert not (tmp_path / "checkpoint.safetensors").exists()
@@ -224,26 +224,26 @@ def test_a_loss_that_is_no_number_stops_before_the_checkpoint(photos, tmp_path, 
 
 def test_the_learning_rate_of_a_recipe_can_be_changed(photos, tmp_path):
     for lr, expected in ((0.0, 8e-4), (1e-5, 1e-5)):
-        run = YonosTrainer(asked("yonos-sr", photos, tmp_path, options={"lr": lr}))
-        assert run.recipe["x2"].lr == expected
+        job = recipe(asked("yonos-sr", photos, tmp_path, options={"lr": lr}))
+        assert job.run.stages["x2"].lr == expected
 
 
 # --- many photographs -----------------------------------------------------------------------------
 
 
 def test_validation_looks_at_a_few_crops_at_once(photos, tmp_path, monkeypatch):
-    run = YonosTrainer(asked("yonos-sr", photos, tmp_path))
-    run.photos.held_out = {str(i): run.photos.held_out["casa-mila"] for i in range(5)}
-    monkeypatch.setattr(trainer, "AT_ONCE", 2)
+    job = recipe(asked("yonos-sr", photos, tmp_path))
+    job.photos.held_out = {str(i): job.photos.held_out["casa-mila"] for i in range(5)}
+    monkeypatch.setattr(sr, "AT_ONCE", 2)
     seen: list[tuple[int, int]] = []
 
     def picture(x_h, x_l):
         seen.append((len(x_h), len(x_l)))
         return x_h
 
-    run.validate("exact", picture)
+    job.validate("exact", picture)
     assert seen == [(2, 2), (2, 2), (1, 1)]
-    assert run.validated["exact"]["psnr_y"] > 90  # each crop is compared with itself
+    assert job.run.validated["exact"]["psnr_y"] > 90  # each crop is compared with itself
 
 
 def test_not_all_of_a_large_set_is_held_out(tmp_path, monkeypatch):
@@ -276,10 +276,8 @@ def test_the_variance_learns_by_z_t_alone(path, monkeypatch):
         network.denoise = lambda z_t, mu, t: denoise(z_t.detach(), mu, t)
     generator = torch.Generator().manual_seed(0)
     x_h = 2 * torch.rand(2, 3, 64, 64, generator=generator) - 1
-    run = SimpleNamespace(
-        net=network, teacher=None, autocast=lambda: torch.autocast("cpu", enabled=False)
-    )
-    edge.unet_loss(run, trainer.Batch(x_h, bicubic_down(x_h, 4), None, generator)).backward()
+    job = SimpleNamespace(net=network, autocast=lambda: torch.autocast("cpu", enabled=False))
+    edge.unet_loss(job, sr.Batch(x_h, bicubic_down(x_h, 4), None, generator)).backward()
     mean, variance = network.lr_encoder.conv_out.weight.grad.abs().sum((1, 2, 3)).split(4)
     assert (mean > 0).all()
     assert (variance > 0).all() if path == "z_t" else not variance.any()

@@ -22,16 +22,18 @@ import zoo_yonos_sr
 from PIL import Image
 from zoo_sr import latent
 from zoo_sr.training import photos as pictures
-from zoo_sr.training import trainer
+from zoo_sr.training import recipe as sr
 from zoo_sr.upscaler import count
 from zoo_yonos_sr.full import YonosSRFull, diffusers_network, log_nsr, read_base, timestep
-from zoo_yonos_sr.full_train import FULL_RECIPE, FullTrainer
+from zoo_yonos_sr.full_train import FULL_RECIPE, recipe
+from zoo_yonos_sr.train import train_scale, tune_decoder
 
 import zoo
 from zoo import actions
-from zoo.errors import DeviceError, NotReadyError, OptionError, UsageError, WeightsError
+from zoo.errors import NotReadyError, OptionError, UsageError, WeightsError
 from zoo.hookspecs import BuildRequest, TrainRequest
 from zoo.testing import LoopbackHub
+from zoo.training import loop
 
 ENTRY = zoo.info("yonos-sr-full")
 SD = ENTRY.config["scheduler"]
@@ -151,8 +153,9 @@ def test_the_recipe_ends_where_it_is_told(checkpoint, photos, tmp_path):
             base=checkpoint,
             options=OPTIONS | {"scale": scale, "crop": crop},
         )
-        run = FullTrainer(request)
-        assert (run.net.scale, "x8" in run.recipe) == (int(scale), scale == "8")
+        job = recipe(request)
+        assert (job.net.scale, "x8" in job.run.stages) == (int(scale), scale == "8")
+        assert job.model is YonosSRFull
 
 
 # --- what is taken over from the base (1, 12) -----------------------------------------------------
@@ -375,13 +378,13 @@ def test_checkpointing_computes_again_and_changes_nothing(
         request = TrainRequest(
             ENTRY, tmp_path, data=photos, steps=2, base=checkpoint, options=options
         )
-        run = FullTrainer(request)
-        run.current = stage
+        job = recipe(request)
+        job.run.begin(stage)
         seen: list[int] = []
-        block = getattr(run.net, part).net.mid_block.resnets[1]
+        block = getattr(job.net, part).net.mid_block.resnets[1]
         block.register_forward_pre_hook(lambda *_, seen=seen: seen.append(torch.is_grad_enabled()))
-        run.stages[stage](run)
-        made.append(run.net.state_dict())
+        train_scale(job, 2) if stage == "x2" else tune_decoder(job)
+        made.append(job.net.state_dict())
         calls.append(sum(seen))
     assert calls == [2, 4]  # once, then twice, for each of two steps
     assert all(torch.equal(made[0][name], value) for name, value in made[1].items())
@@ -397,47 +400,27 @@ def test_checkpointing_computes_again_and_changes_nothing(
 def test_resumed_equals_uninterrupted(
     checkpoint, photos, tmp_path, monkeypatch, precision, options, stage, at
 ):
-    monkeypatch.setattr(trainer, "EVERY", 1)
-    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(loop, "EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     asked = {"options": {"precision": precision, **options}, "stage": stage, "steps": 3}
     whole = train(checkpoint, photos, tmp_path / "whole", **asked)
-    real = trainer.Trainer.batch
+    real = sr.Recipe.batch
 
-    def interrupted(self, stage, name=None):
-        if self.stage == at and self.step == 2:
+    def interrupted(self, draw, crop=None):
+        if self.run.stage == at and self.run.step == 2:
             raise KeyboardInterrupt
-        return real(self, stage, name)
+        return real(self, draw, crop)
 
-    monkeypatch.setattr(trainer.Trainer, "batch", interrupted)
+    monkeypatch.setattr(sr.Recipe, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(checkpoint, photos, tmp_path / "cut", **asked)
-    monkeypatch.setattr(trainer.Trainer, "batch", real)
+    monkeypatch.setattr(sr.Recipe, "batch", real)
     resumed = train(checkpoint, photos, tmp_path / "cut", **asked, resume=True)
     a, b = tensors_of(whole), tensors_of(resumed)
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert all(value.isfinite().all() for value in a.values())
     moved = a["unet.net.conv_in.weight"] != read_base(checkpoint)[1]["unet.net.conv_in.weight"]
     assert moved.any()
-
-
-def test_auto_precision_is_what_accelerate_was_told(monkeypatch):
-    from zoo_sr.training.processes import precision_of
-
-    cpu = torch.device("cpu")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    assert precision_of("auto", cpu) == "float16"
-    assert precision_of("float32", cpu) == "float32"
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert precision_of("auto", torch.device("cuda")) == "bfloat16"
-
-
-def test_splitting_the_network_is_refused(monkeypatch):
-    from zoo_sr.training.processes import Processes
-
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(DeviceError, match="not with FSDP"):
-        Processes("cpu")
 
 
 def test_photos_that_do_not_fit_in_memory_give_the_same_crops(photos, monkeypatch):
@@ -531,4 +514,3 @@ def test_two_processes_train_as_one_does(photos, tmp_path):
 
 def test_the_class_is_the_one_that_the_registry_names():
     assert ENTRY.class_ == f"{YonosSRFull.__module__}:{YonosSRFull.__name__}"
-    assert FullTrainer.model is YonosSRFull

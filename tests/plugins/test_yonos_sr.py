@@ -15,17 +15,19 @@ from torch import nn
 from zoo_sr.measuring import quality, regression
 from zoo_sr.measuring.tables import HIGHER, compare
 from zoo_sr.pixels import bicubic_down, bicubic_up
-from zoo_sr.training import trainer
+from zoo_sr.training import recipe as sr
 from zoo_sr.training.photos import Photos
 from zoo_yonos_sr import controls
 from zoo_yonos_sr.model import YonosSR, build_network
-from zoo_yonos_sr.train import YonosTrainer, scale_loss
+from zoo_yonos_sr.train import YonosRecipe, recipe, scale_loss
 
 import zoo
+from zoo import training
 from zoo.entry import Entry
 from zoo.errors import InputError, NotReadyError, OptionError
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
 from zoo.testing import SRModelSuite
+from zoo.training import loop, whole_curve
 from zoo.weights import read_saved
 
 TINY = zoo.info("yonos-sr").config
@@ -97,16 +99,16 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-def trainer_of(photos, out, config=SMALL, **changes) -> YonosTrainer:
+def recipe_of(photos, out, config=SMALL, **changes) -> YonosRecipe:
     options = {**OPTIONS, **changes.pop("options", {})}
     request = TrainRequest(
         entry(config), out, **{"data": photos, "steps": 3, "options": options, **changes}
     )
-    return YonosTrainer(request)
+    return recipe(request)
 
 
 def train(photos, out, config=SMALL, **changes) -> Path:
-    return trainer.fit(trainer_of(photos, out, config, **changes))
+    return recipe_of(photos, out, config, **changes).fit_chain()
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -167,31 +169,33 @@ def test_colour_fix_gives_the_colours_of_the_input_back():
 
 def test_teacher_and_student_see_the_same_z_t_and_only_the_student_learns(photos, tmp_path):
     """Section 8, check 4: the first channels of both inputs agree, the others do not."""
-    run = trainer_of(photos, tmp_path)
-    run.current = "x4"
-    run.net.unet.requires_grad_(True)
-    teacher = run.new_teacher()
+    job = recipe_of(photos, tmp_path)
+    job.run.begin("x4")
+    job.scale, job.easier = 4, 2
+    job.net.unet.requires_grad_(True)
+    teacher = job.new_unet().requires_grad_(False)
     before = [p.clone() for p in teacher.parameters()]
     seen: list[torch.Tensor] = []
-    for unet in (teacher, run.net.unet):
+    for unet in (teacher, job.net.unet):
         unet.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
-    batch = run.batch(run.recipe["x4"])
+    batch = job.batch(job.run.draw("any", 2))
     assert batch.x_l.shape[-1] * 2 == batch.x_l_easy.shape[-1]
-    scale_loss(run, batch, torch.ones(4), teacher).backward()
+    scale_loss(job, batch, torch.ones(4), teacher).backward()
     of_teacher, of_student = seen
     assert torch.equal(of_teacher[:, :4], of_student[:, :4])
     assert not torch.allclose(of_teacher[:, 4:], of_student[:, 4:])
     assert all(p.grad is None for p in teacher.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in run.net.unet.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in job.net.unet.parameters())
 
 
 def test_regression_control_meets_the_last_level_only(photos, tmp_path):
-    run = trainer_of(photos, tmp_path)
-    run.current = "x2"
+    job = recipe_of(photos, tmp_path)
+    job.run.begin("x2")
+    job.scale = 2
     seen: list[torch.Tensor] = []
-    run.net.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1].detach()))
-    scale_loss(run, run.batch(run.recipe["x2"]), torch.ones(4), None, last_only=True)
+    job.net.unet.register_forward_pre_hook(lambda module, args: seen.append(args[1].detach()))
+    scale_loss(job, job.batch(job.run.draw("any", 2)), torch.ones(4), None, last_only=True)
     assert torch.equal(seen[0], torch.ones(2))
 
 
@@ -214,20 +218,20 @@ def test_the_chain_ends_at_the_scale_asked_for(photos, tmp_path, scale, stages):
 
 
 def test_resumed_in_the_middle_of_the_chain_equals_uninterrupted(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "EVERY", 1)
-    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(loop, "EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     whole = load(train(photos, tmp_path / "whole")).state()
-    real = trainer.Trainer.batch
+    real = sr.Recipe.batch
 
-    def interrupted(self, stage, name=None):
-        if self.stage == "x4" and self.step == 2:
+    def interrupted(self, draw, crop=None):
+        if self.run.stage == "x4" and self.run.step == 2:
             raise KeyboardInterrupt
-        return real(self, stage, name)
+        return real(self, draw, crop)
 
-    monkeypatch.setattr(trainer.Trainer, "batch", interrupted)
+    monkeypatch.setattr(sr.Recipe, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(photos, tmp_path / "cut")
-    monkeypatch.setattr(trainer.Trainer, "batch", real)
+    monkeypatch.setattr(sr.Recipe, "batch", real)
     resumed = load(train(photos, tmp_path / "cut", resume=True)).state()
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
 
@@ -243,12 +247,12 @@ def test_each_stage_touches_its_own_part(photos, tmp_path):
 def test_the_autoencoder_of_the_sibling_can_be_kept(photos, tmp_path):
     """``--init edge-sd-sr -O autoencoder=false``: E and D as they are, the rest fresh."""
     sibling = Path(zoo_yonos_sr.__file__).parents[1] / "zoo_edge_sd_sr/weights/edge-sd-sr"
-    run = trainer_of(
+    job = recipe_of(
         photos, tmp_path, TINY, init=sibling, options={"autoencoder": False, "crop": 64}
     )
-    assert list(run.recipe) == ["x2", "x4", "decoder"]
-    _, tensors = trainer.read_saved(sibling, TINY)
-    own = run.net.state_dict()
+    assert list(job.run.stages) == ["x2", "x4", "decoder"]
+    _, tensors = training.read_saved(sibling, TINY)
+    own = job.net.state_dict()
     assert torch.equal(own["hr_encoder.conv_in.weight"], tensors["hr_encoder.conv_in.weight"])
     assert torch.equal(own["decoder.conv_in.weight"], tensors["decoder_base.conv_in.weight"])
     assert not torch.equal(own["unet.conv_in.weight"], tensors["unet.conv_in.weight"])
@@ -259,7 +263,7 @@ def test_a_run_remembers_the_runs_before_it(photos, tmp_path):
     train(photos, tmp_path / "b", stage="x2", init=tmp_path / "a" / "model")
     report = json.loads((tmp_path / "b" / "train.json").read_text())
     assert [run["done"] for run in report["before"]] == [["autoencoder"]]
-    stages = {stage for stage, _, _ in trainer.whole_curve(tmp_path / "b" / "train.json")}
+    stages = {stage for stage, _, _ in whole_curve(tmp_path / "b" / "train.json")}
     assert stages == {"autoencoder", "x2"}
 
 
@@ -270,22 +274,11 @@ def test_training_says_what_is_wrong(photos, tmp_path):
         train(photos, tmp_path / "out", options={"crop": 30})
 
 
-def test_the_curve_tells_of_every_run_of_a_stage(tmp_path):
-    runs = [{"curve": [["decoder", 50, float(i)]]} for i in range(3)]
-    report = tmp_path / "train.json"
-    report.write_text(json.dumps({**runs[2], "before": runs[:2]}))
-    assert trainer.whole_curve(report) == [
-        ("decoder", 50, 0.0),
-        ("decoder, run 2", 50, 1.0),
-        ("decoder, run 3", 50, 2.0),
-    ]
-
-
 # --- baselines and controls -----------------------------------------------------------------------
 
 
 def test_the_regression_baseline_starts_as_bicubic_and_is_found_again(photos, tmp_path):
-    run = trainer_of(photos, tmp_path)
+    run = recipe_of(photos, tmp_path)
     x_l = torch.rand(3, 9, 7)
     fresh = regression.PlainSR(4, 8, 1)
     torch.testing.assert_close(
@@ -303,14 +296,14 @@ def test_the_regression_baseline_starts_as_bicubic_and_is_found_again(photos, tm
 
 def test_a_regression_baseline_that_learnt_nothing_is_refused(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(regression, "LEARNS", 2)
-    monkeypatch.setattr(regression, "RECIPE", trainer.Stage(2, 1e6, 2, 32))
+    monkeypatch.setattr(regression, "RECIPE", sr.Stage(2, 1e6, 2, crop=32))
     with pytest.raises(InputError, match="no better than bicubic after 3 steps"):
-        regression.regression(trainer_of(photos, tmp_path), tmp_path / "kept", 3)
+        regression.regression(recipe_of(photos, tmp_path), tmp_path / "kept", 3)
     assert not (tmp_path / "kept").exists()
 
 
 def test_the_textured_baseline_goes_on_from_the_plain_one(photos, tmp_path):
-    run = trainer_of(photos, tmp_path)
+    run = recipe_of(photos, tmp_path)
     plain = regression.regression(run, tmp_path / "kept", 2)
     before = {k: v.clone() for k, v in plain.state_dict().items()}
     made = regression.textured(run, plain, tmp_path / "kept", 2, 0.4)
@@ -324,9 +317,9 @@ def test_the_textured_baseline_goes_on_from_the_plain_one(photos, tmp_path):
 
 
 def test_the_regression_baseline_gets_better_than_bicubic(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(regression, "RECIPE", trainer.Stage(60, 2e-3, 4, 32))
+    monkeypatch.setattr(regression, "RECIPE", sr.Stage(60, 2e-3, 4, crop=32))
     monkeypatch.setattr(regression, "LEARNS", 60)  # refuses what is no better
-    regression.regression(trainer_of(photos, tmp_path), tmp_path / "kept", 60)
+    regression.regression(recipe_of(photos, tmp_path), tmp_path / "kept", 60)
     assert (tmp_path / "kept" / regression.FILE).is_file()
 
 
@@ -421,7 +414,7 @@ def test_benchmark_with_photographs_trains_the_baseline(photos, tmp_path):
     request = BenchRequest(
         entry(SMALL), tmp_path, data=photos, quick=True, options={"baseline": str(tmp_path / "b")}
     )
-    asked = trainer_of(photos, tmp_path)
+    asked = recipe_of(photos, tmp_path)
     made = quality.baselines_for(request, asked, tmp_path / "scratch")
     for file in (regression.FILE, regression.TEXTURED):
         assert (tmp_path / "b" / file).is_file()

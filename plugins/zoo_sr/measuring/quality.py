@@ -13,7 +13,7 @@ from zoo.hookspecs import BenchRequest, BuildRequest
 from zoo.interfaces import Claim, Metric
 
 from ..degrade import Degradation
-from ..training.trainer import Trainer
+from ..training.recipe import Recipe
 from ..upscaler import LatentSR
 from . import regression
 from .tables import (
@@ -48,7 +48,7 @@ RULE = f"mean paired difference over all images above {CONFIDENT}"
 
 
 def baselines_for(
-    request: BenchRequest, run: Trainer, scratch: Path
+    request: BenchRequest, job: Recipe, scratch: Path
 ) -> tuple[regression.PlainSR, regression.PlainSR]:
     """The regression network by L1, and tuned on with our decoder's texture term.
 
@@ -56,10 +56,10 @@ def baselines_for(
     """
     folder = Path(request.options.get("baseline") or scratch)
     steps = 8 if request.quick else regression.RECIPE.steps
-    plain = regression.regression(run, folder, steps, request.progress)
+    plain = regression.regression(job, folder, steps, request.progress)
     steps = 8 if request.quick else regression.TEXTURE_STEPS
     texture = regression.TEXTURE
-    return plain, regression.textured(run, plain, folder, steps, texture, request.progress)
+    return plain, regression.textured(job, plain, folder, steps, texture, request.progress)
 
 
 Kind = TypeVar("Kind", bound=LatentSR)

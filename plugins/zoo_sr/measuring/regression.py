@@ -8,25 +8,25 @@ our decoder's texture term it tells what of our perceptual score that term gives
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.errors import InputError
-from zoo.progress import track, whole_steps
+from zoo.training import CHECKPOINT, Run
 from zoo.weights import load_tensors, save_tensors
 
 from ..networks import ResBlock, conv3, zero
 from ..pixels import back_project, bicubic_up
 from ..training.decoder import decoder_loss
-from ..training.stages import cosine
-from ..training.trainer import Batch, Stage, Trainer
+from ..training.recipe import Batch, Recipe, Stage
 
-RECIPE = Stage(14000, 4e-4, 16, 64)
+RECIPE = Stage(14000, 4e-4, 16, crop=64)
 """As many steps, and as many pictures in one, as yonos-sr's x4 stage takes."""
 TEXTURE, TEXTURE_STEPS = 0.4, 3000
 """As yonos-sr's decoder stage."""
@@ -52,26 +52,24 @@ class PlainSR(nn.Module):
         return bicubic_up(x_l, self.scale) + functional.pixel_shuffle(h, self.scale)
 
 
-def regression(run: Trainer, folder: Path, steps: int, progress: Any = False) -> PlainSR:
-    """The baseline for ``run``'s scale, photos and degradation; kept in ``folder`` and found again.
+def regression(job: Recipe, folder: Path, steps: int, progress: bool = False) -> PlainSR:
+    """The baseline for ``job``'s scale, photos and degradation; kept in ``folder`` and found again.
 
     A folder that holds one trained on other photos, by another seed or for other steps is refused:
     InputError. So is a training that went wrong, for a baseline that is no better than bicubic
     would make everything beside it look good.
     """
-    torch.manual_seed(run.request.seed)
-    network = PlainSR(run.net.scale).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    facts = _facts(run, steps)
-    if not _found(network, folder / FILE, facts):
-        gains: list[float] = []  # bicubic's error less the network's, in each step
+    torch.manual_seed(job.request.seed)
+    network = PlainSR(job.scale)
+    gains: list[float] = []  # bicubic's error less the network's, in each step
 
-        def loss(x: Tensor, batch: Batch) -> Tensor:
-            error = (x - batch.x_h).abs().mean()
-            bicubic = (bicubic_up(batch.x_l, run.net.scale) - batch.x_h).abs().mean()
-            gains.append(float(bicubic - error.detach()))
-            return error
+    def loss(x: Tensor, batch: Batch) -> Tensor:
+        error = (x - batch.x_h).abs().mean()
+        bicubic = (bicubic_up(batch.x_l, job.scale) - batch.x_h).abs().mean()
+        gains.append(float(bicubic - error.detach()))
+        return error
 
-        average = _train(run, network, loss, steps, "regression", progress)
+    def refuse() -> None:
         gain = sum(gains[-100:]) / len(gains[-100:])
         if steps >= LEARNS and not gain > 0:
             raise InputError(
@@ -79,92 +77,92 @@ def regression(run: Trainer, folder: Path, steps: int, progress: Any = False) ->
                 f"error lower by {gain:.5f}): nothing can be measured against it. Look at the "
                 f"photographs, or lower its learning rate, {RECIPE.lr}."
             )
-        _keep(network, folder / FILE, average, facts)
-    return network.requires_grad_(False).eval()
+
+    facts = _facts(job, steps)
+    return _trained(job, network, loss, folder / FILE, facts, steps, progress, refuse)
 
 
 def textured(
-    run: Trainer, plain: PlainSR, folder: Path, steps: int, texture: float, progress: Any = False
+    job: Recipe, plain: PlainSR, folder: Path, steps: int, texture: float, progress: bool = False
 ) -> PlainSR:
     """``plain`` tuned on with the loss of our decoders (``decoder``), kept in ``folder`` too."""
-    network = copy.deepcopy(plain).requires_grad_(True)
-    facts = {**_facts(run, steps), "texture": str(texture)}
-    if not _found(network, folder / TEXTURED, facts):
-        average = _train(
-            run,
-            network,
-            lambda x, batch: decoder_loss(x, batch.x_h, texture),
-            steps,
-            "textured",
-            progress,
-        )
-        _keep(network, folder / TEXTURED, average, facts)
-    return network.requires_grad_(False).eval()
+    facts = {**_facts(job, steps), "texture": str(texture)}
+    network = copy.deepcopy(plain)
+    return _trained(
+        job,
+        network,
+        lambda x, batch: decoder_loss(x, batch.x_h, texture),
+        folder / TEXTURED,
+        facts,
+        steps,
+        progress,
+    )
 
 
-def _facts(run: Trainer, steps: int) -> dict[str, str]:
+def _facts(job: Recipe, steps: int) -> dict[str, str]:
     """What a kept network must have been trained with."""
     return {
-        "scale": str(run.net.scale),
+        "scale": str(job.scale),
         "steps": str(steps),
-        "seed": str(run.request.seed),
-        "photos": run.photos.hash,
-        "degradation": str(run.degradation),
+        "seed": str(job.request.seed),
+        "photos": job.photos.hash,
+        "degradation": str(job.degradation),
     }
 
 
-def _found(network: PlainSR, path: Path, facts: Mapping[str, str]) -> bool:
-    """Does the file exist? Then its weights are taken over; InputError where its facts differ."""
-    if not path.is_file():
-        return False
-    from safetensors import safe_open
-
-    with safe_open(str(path), "pt") as file:
-        found = file.metadata() or {}
-    if any(found.get(k) != v for k, v in facts.items()):
-        differs = ", ".join(k for k in facts if found.get(k) != facts[k])
-        raise InputError(f"{path} was trained with another {differs}: give another folder.")
-    network.load_state_dict(load_tensors(path))
-    return True
-
-
-def _keep(
-    network: PlainSR, path: Path, average: Mapping[str, Tensor], facts: Mapping[str, str]
-) -> None:
-    network.load_state_dict(average)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, {k: v.cpu().contiguous() for k, v in average.items()}, dict(facts))
-
-
-def _train(
-    run: Trainer,
+def _trained(
+    job: Recipe,
     network: PlainSR,
     loss_of: Callable[[Tensor, Batch], Tensor],
+    path: Path,
+    facts: Mapping[str, str],
     steps: int,
-    name: str,
-    progress: Any,
-) -> dict[str, Tensor]:
-    """Minimise ``loss_of`` (what the network made, the batch); the weights' moving average."""
-    optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
-    average = {k: v.detach().clone() for k, v in network.named_parameters()}
-    with track(steps, progress, f"{name} baseline") as advance, whole_steps() as interrupted:
-        for step in range(steps):
-            batch = run.batch(RECIPE, f"{name} {step}")
-            for group in optimizer.param_groups:
-                group["lr"] = RECIPE.lr * cosine(step / steps) * min(1.0, (step + 1) / 100)
-            with run.autocast():
-                x = network(batch.x_l)
-            optimizer.zero_grad(set_to_none=True)
-            loss_of(x.float(), batch).backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            keep = min(0.999, (1 + step) / (10 + step))
-            for key, value in network.named_parameters():
-                average[key].lerp_(value.detach(), 1 - keep)
-            advance(1)
-            if interrupted():
-                raise KeyboardInterrupt
-    return average
+    progress: bool,
+    refuse: Callable[[], None] = lambda: None,
+) -> PlainSR:
+    """The network as it is kept at ``path``, or trained on ``loss_of`` (picture, batch) and kept.
+
+    Raises InputError where the file was trained with other facts. ``refuse`` may raise before a
+    network is kept that was just trained.
+    """
+    network.to(memory_format=torch.channels_last)
+    if path.is_file():
+        from safetensors import safe_open
+
+        with safe_open(str(path), "pt") as file:
+            found = file.metadata() or {}
+        if any(found.get(k) != v for k, v in facts.items()):
+            differs = ", ".join(k for k in facts if found.get(k) != facts[k])
+            raise InputError(f"{path} was trained with another {differs}: give another folder.")
+        network.load_state_dict(load_tensors(path))
+        return network.requires_grad_(False).eval().to(job.run.device)
+    # A run of its own on the recipe's photographs: an interruption costs a minute.
+    name = path.stem
+    out = path.parent / f"{name}-run"
+    options = {"precision": job.request.options["precision"]}
+    request = replace(
+        job.request, out=out, options=options, steps=steps, stage=None, progress=progress
+    )
+    run = Run(request, {name: network}, {name: RECIPE}, facts=facts)
+    if (out / CHECKPOINT).is_file():
+        run.restore()
+    if run.stage != name:
+        run.begin(name)
+
+    def loss(batch: Batch) -> Tensor:
+        with run.autocast():
+            x = network(batch.x_l)
+        return loss_of(x.float(), batch)
+
+    run.minimise({name: network}, lambda draw: job.batch(draw, RECIPE.crop), loss)
+    shutil.rmtree(out, ignore_errors=True)
+    refuse()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(
+        path, {k: v.cpu().contiguous() for k, v in network.state_dict().items()}, {**facts}
+    )
+    shutil.rmtree(out, ignore_errors=True)
+    return network.eval()
 
 
 @torch.no_grad()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +11,7 @@ from torch import Tensor, nn
 from ..latent import channel_weights
 from ..networks import normalise_latents
 from .decoder import decoder_loss
-from .trainer import Batch, Trainer
-
-
-def cosine(progress: float) -> float:
-    """1 to 0."""
-    return 0.5 * (1 + math.cos(math.pi * progress))
+from .recipe import Batch, Recipe
 
 
 def draw_t(batch: Batch) -> Tensor:
@@ -32,50 +25,44 @@ def conditional(unet: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return lambda z_t, z_l, t: unet(torch.cat([z_t, z_l], dim=1), t)
 
 
-def train_autoencoder(run: Trainer) -> None:
+def train_autoencoder(job: Recipe) -> None:
     """E and D learn to reconstruct (L1); the latents are then brought to unit variance."""
-    net = run.net
+    net = job.net
 
     def loss(batch: Batch) -> Tensor:
-        with run.autocast():
+        with job.autocast():
             x = net.decoder_base(net.hr_encoder(batch.x_h))
         return (x.float() - batch.x_h).abs().mean()
 
-    run.run(
-        "autoencoder",
-        {"hr_encoder": (net.hr_encoder, cosine), "decoder_base": (net.decoder_base, cosine)},
-        loss,
-    )
-    stage = replace(run.recipe["autoencoder"], batch=128)
+    job.minimise({"hr_encoder": net.hr_encoder, "decoder_base": net.decoder_base}, loss)
     with torch.no_grad():
-        z = net.encode_hr(run.batch(stage, "latent spread").x_h)  # (128,latent,h,w)
+        z = net.encode_hr(job.some("latent spread", 128).x_h)  # (128,latent,h,w)
     net.decoder.load_state_dict(net.decoder_base.state_dict())
     ends: list[Any] = [net.hr_encoder.conv_out, net.decoder_base.conv_in, net.decoder.conv_in]
     normalise_latents(ends[0], ends[1:], z.std((0, 2, 3)))
-    run.validate("autoencoder", lambda x_h, x_l: net.decode(net.encode_hr(x_h)))
+    job.validate("autoencoder", lambda x_h, x_l: net.decode(net.encode_hr(x_h)))
 
 
-def latent_metric(run: Trainer) -> Tensor:
+def latent_metric(job: Recipe) -> Tensor:
     """What an error in each latent channel counts (C,); a function of the frozen E and D."""
-    stage = next(iter(run.recipe.values()))
-    batch = run.batch(replace(stage, batch=32), "latent metric")
-    z_h = run.net.encode_hr(batch.x_h)
-    return channel_weights(run.net.decoder_base, z_h, batch.noise(z_h))
+    batch = job.some("latent metric", 32)
+    z_h = job.net.encode_hr(batch.x_h)
+    return channel_weights(job.net.decoder_base, z_h, batch.noise(z_h))
 
 
-def train_decoder(run: Trainer, noisy: float) -> None:
+def train_decoder(job: Recipe, noisy: float) -> None:
     """D on the one-step latents; with the noise of the start in a share ``noisy`` of them."""
-    net = run.net
+    net = job.net
 
     def loss(batch: Batch) -> Tensor:
-        with run.autocast():
+        with job.autocast():
             with torch.no_grad():
                 b, _, height, width = batch.x_h.shape
                 on = (batch.uniform() < noisy).to(batch.x_h)[:, None, None, None]  # (B,1,1,1)
                 shape = (b, net.latent, height // net.factor, width // net.factor)
                 z = net.one_step(batch.x_l, on * batch.noise(batch.x_h.new_empty(shape)))
             x = net.decode(z)
-        return decoder_loss(x.float(), batch.x_h, run.texture)
+        return decoder_loss(x.float(), batch.x_h, job.texture)
 
-    run.run("decoder", {"decoder": (net.decoder, cosine)}, loss)
-    run.validate("model", lambda x_h, x_l: net.decode(net.one_step(x_l)))
+    job.minimise({"decoder": net.decoder}, loss)
+    job.validate("model", lambda x_h, x_l: net.decode(net.one_step(x_l)))

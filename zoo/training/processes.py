@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.errors import DeviceError
+from ..errors import DeviceError
 
 BUCKET = 2**25
 """Numbers that are sent at once."""
