@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import DeviceError, InputError, OptionError
 from ..files import atomic_file
-from ..hookspecs import TrainRequest
+from ..hookspecs import BuildRequest, TrainRequest
 from ..interfaces import Model
 from ..progress import track, whole_steps
 from ..weights import save_tensors
@@ -217,6 +217,20 @@ class Run(Generic[AnyStage]):
         self.done.append(name)
         self.stage, self.step, self._moments, self._average = "", 0, {}, {}
         self.checkpoint()
+
+    def build_request(self, config: Mapping[str, Any] | None = None) -> BuildRequest:
+        """What the model's class takes to be made of the trained modules, load options default.
+
+        ``config``: what the modules were built from; None is the entry's.
+        """
+        entry = self.request.entry
+        return BuildRequest(
+            entry,
+            folder=None,
+            saved={"config": dict(entry.config if config is None else config)},
+            device=str(self.device),
+            options=entry.checked_options("load", {}),
+        )
 
     # --- modules that only some stages have ---
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo import training
 from zoo.errors import InputError, OptionError, WeightsError
-from zoo.hookspecs import BuildRequest, TrainRequest
+from zoo.hookspecs import TrainRequest
 from zoo.training import Draw, Rate, Run, differing, read_saved
 
 from ..degrade import Bicubic, Degradation, RealESRGAN, RealLite, round8
@@ -169,11 +169,7 @@ class Recipe:
 
     def built(self) -> LatentSR:
         """The network as what ``zoo.load`` returns."""
-        saved = {"config": self.config, "options": {}}
-        request = BuildRequest(
-            self.request.entry, folder=self.run.out, saved=saved, device=self.request.device
-        )
-        return self.model(request, self.net)
+        return self.model(self.run.build_request(self.config), self.net)
 
     # --- validation on the held-out photos ---
 
