@@ -28,6 +28,7 @@ LAYERS = [
     {"cards", "publish", "scaffold", "testing"},
     {"actions", "bench", "experiment", "training"},
     {"api"},
+    {"bases"},
     {"registry", "hub", "weights", "images", "files", "arguments"},
     {"plugins"},
     {"spec", "hookspecs"},
@@ -37,7 +38,7 @@ LAYERS = [
 """From the top: a module imports from its own row or one below. ``__init__`` is zoo's own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "bench"}
-PUBLIC |= {"entry", "metrics", "progress", "testing", "training"}
+PUBLIC |= {"bases", "entry", "metrics", "progress", "testing", "training"}
 """What a plugin may import of the host."""
 UPWARD = {
     ("interfaces", "save_pretrained", "weights"),

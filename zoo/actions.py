@@ -6,16 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import hub, plugins
-from .api import (
-    bundled_folder,
-    check_base,
-    download_bar,
-    find_base,
-    require_code,
-    untrained_message,
-)
+from . import bases, hub, plugins
+from .api import require_code, untrained_message
 from .arguments import as_folder, torch_device
+from .bases import Given
 from .errors import InputError, NotReadyError, OptionError, OutputError, WeightsError
 from .registry import catalogue
 
@@ -32,8 +26,8 @@ def pull(name: str) -> hub.Located:
         require_code(entry)
     if entry.status == "untrained":
         raise NotReadyError(untrained_message(entry))
-    bundled = bundled_folder(catalogue().owner(entry), entry)
-    return hub.locate(entry, bundled=bundled, progress=download_bar())
+    bundled = catalogue().owner(entry).bundle(entry.name)
+    return hub.locate(entry, bundled=bundled, progress=hub.bar())
 
 
 def verify(model: Model) -> float:
@@ -81,7 +75,7 @@ def train(
     stage: str | None = None,
     resume: bool = False,
     init: str | Path | None = None,
-    base: str | Path | None = None,
+    base: Given = None,
     device: Any = "auto",
     progress: Progress = False,
     options: Mapping[str, Any] | None = None,
@@ -95,7 +89,7 @@ def train(
     from .hookspecs import TrainRequest
 
     checked = entry.checked_options("train", options or {})
-    check_base(entry, base)
+    bases.asked(entry, base)
     plugin = require_code(entry)
     if data is not None and not data.exists():
         raise InputError(f"--data {data}: there is no such file or folder.")
@@ -108,7 +102,8 @@ def train(
         start = as_folder(init) or pull(str(init)).folder
         if start is None or not start.is_dir():
             raise InputError(f"--init {init}: there is no such folder.")
-    base_folder, base_record = find_base(entry, base, None)
+    # What a run starts from with --init holds what it needs of its base, or the method says so.
+    found = bases.find(entry, base, "train" if init is None else "")
     request = TrainRequest(
         entry=entry,
         out=out,
@@ -118,8 +113,7 @@ def train(
         stage=stage,
         resume=resume,
         init=start,
-        base=base_folder,
-        base_record=base_record,
+        bases=found,
         device=torch_device(device, entry),
         progress=bool(progress),
         options=checked,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import hub, plugins
+from . import bases, hub, plugins
 from .arguments import as_folder, dtype_name, refuse_bare_folder, torch_device
+from .bases import Given
 from .errors import NotReadyError, OptionError, PluginError, UsageError
 from .interfaces import INTERFACES, Model
 from .registry import catalogue
@@ -18,7 +18,7 @@ from .registry import catalogue
 if TYPE_CHECKING:
     import torch
 
-    from .entry import BaseEntry, Entry
+    from .entry import Base, Entry
     from .plugins import Plugin
     from .weights import Saved
 
@@ -27,18 +27,20 @@ def load(
     name: str | Path,
     *,
     weights: str | Path | None = None,
-    base: str | Path | None = None,
+    base: Given = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     **options: Any,
 ) -> Any:
     """Load a model, ready to use.
 
-    ``name``: a model (``zoo list``), ``dist:name``, or a saved folder. A ``Path``, or text that
-    starts with ``.``, ``~``, ``/`` or a drive, is a folder.
+    ``name``: a model (``zoo list``), ``dist:name``, a saved folder, or the Hub id of a published
+    model (``org/name``, ``org/name@commit``) that an installed plugin made. A ``Path``, or text
+    that starts with ``.``, ``~``, ``/`` or a drive, is a folder.
     ``weights``: a folder, or a Hub ``org/repo`` in zoo's own format (``@branch-or-commit`` may
     follow), in place of the model's own files.
-    ``base``: for methods that work on another model: a name under ``bases:``, a Hub id or a folder.
+    ``base``: for methods that work on another model: a name under ``bases:``, a Hub id or a folder;
+    where a model works on several, a mapping by their names.
     ``device``: a torch device; "auto" is cuda, then mps, then cpu.
     ``dtype``: of floating-point weights, float32 unless told.
     ``options``: those that the registry declares for the model (``zoo info NAME``).
@@ -47,9 +49,9 @@ def load(
     PluginError, or WeightsError with each place that was tried; never returns random weights.
     """
     asked = _Asked(weights, base, device, dtype, options)
-    folder = as_folder(name)
-    if folder is not None:
-        return _load_saved(folder, asked)
+    saved = saved_in(name)
+    if saved is not None:
+        return _load_saved(saved, asked)
     text = str(name)
     if text not in catalogue().models and text not in catalogue().qualified:
         refuse_bare_folder(text, "name")
@@ -84,7 +86,7 @@ class _Asked:
     """What the caller of ``load`` asked for, beside the name."""
 
     weights: str | Path | None
-    base: str | Path | None
+    base: Given
     device: Any
     dtype: Any
     options: Mapping[str, Any]
@@ -103,52 +105,75 @@ def _load_entry(entry: Entry, asked: _Asked) -> Model:
     """A registry entry, with its own files or those that ``weights`` names."""
     plugin = require_code(entry)
     options = entry.checked_options("load", asked.options)
-    check_base(entry, asked.base)
+    bases.asked(entry, asked.base)  # refused before a file is fetched for nothing
     if entry.status == "untrained" and asked.weights is None:
         raise NotReadyError(untrained_message(entry, asked.base))
-    device = torch_device(asked.device, entry)  # refused before a file is fetched for nothing
+    device = torch_device(asked.device, entry)
     dtype = dtype_name(asked.dtype)
     weights = _find_weights(entry, plugin, asked.weights)
-    return _build(entry, plugin, weights, asked.base, device, dtype, options)
+    if weights.saved is not None:
+        found = bases.again(entry, asked.base, weights.saved)
+    else:
+        found = bases.find(entry, asked.base, "build")
+    return _build(entry, plugin, weights, found, device, dtype, options)
 
 
-def _load_saved(folder: Path, asked: _Asked) -> Model:
-    """A saved folder: its entry, its options (the caller's win), its base."""
+def saved_in(name: str | Path) -> _Weights | None:
+    """What a folder or the Hub id of a published model holds; None where it is a model's name."""
     from .weights import read_saved
 
+    folder = as_folder(name)
+    if folder is not None:
+        return _Weights(folder, "folder", read_saved(folder))
+    text = str(name)
+    if "/" not in text or text in catalogue().models or text in catalogue().qualified:
+        return None
+    refuse_bare_folder(text, "name")
+    located = hub.fetch(*hub.parse_id(text), progress=hub.bar())
+    assert located.folder is not None  # fetch gives one or raises
+    if not (located.folder / "zoo.json").is_file():
+        raise UsageError(
+            f"{text} on the Hub is no model of zoo's: it has no zoo.json. A model that a method "
+            f"works on is a base: zoo.load(NAME, base={text!r})."
+        )
+    return _Weights(located.folder, located.source, read_saved(located.folder, shared=True))
+
+
+def _load_saved(weights: _Weights, asked: _Asked) -> Model:
+    """What somebody saved or published: its entry, its options (the caller's win), its bases."""
+    saved = weights.saved
+    assert saved is not None
     if asked.weights is not None:
         raise UsageError(
-            f"{folder} brings its own weights; leave weights={str(asked.weights)!r} out."
+            f"{saved.folder} brings its own weights; leave weights={str(asked.weights)!r} out."
         )
-    saved = read_saved(folder)
     entry = _entry_of(saved)
     options = entry.checked_options("load", {**saved.options, **asked.options})
     plugin = require_code(entry)
-    check_base(entry, asked.base)
-    weights = _Weights(folder, "folder", saved)
+    bases.asked(entry, asked.base)
     device, dtype = torch_device(asked.device, entry), dtype_name(asked.dtype)
-    return _build(entry, plugin, weights, asked.base, device, dtype, options)
+    found = bases.again(entry, asked.base, saved)
+    return _build(entry, plugin, weights, found, device, dtype, options)
 
 
 def _build(
     entry: Entry,
     plugin: Plugin,
     weights: _Weights,
-    base: str | Path | None,
+    found: dict[str, Base],
     device: str,
     dtype: str,
     options: Mapping[str, Any],
 ) -> Model:
-    """Find the base, ask the plugin, and see that it made what the interface promises."""
+    """Ask the plugin, and see that it made what the interface promises."""
     from .hookspecs import BuildRequest
 
     saved = weights.saved.manifest if weights.saved else None
-    base_folder, base_record = find_base(entry, base, weights.saved)
     request = BuildRequest(
         entry=entry,
         folder=weights.folder,
         saved=saved,
-        base=base_folder,
+        bases={name: base for name, base in found.items() if base.folder is not None},
         device=device,
         dtype=dtype,
         options=options,
@@ -162,7 +187,7 @@ def _build(
             f"which is not a {expected.__name__}."
         )
     model.source = weights.source
-    model.base = base_record
+    model.bases = found
     return model
 
 
@@ -183,7 +208,7 @@ def require_code(entry: Entry) -> Plugin:
     return plugin
 
 
-def untrained_message(entry: Entry, base: str | Path | None = None) -> str:
+def untrained_message(entry: Entry, base: Given = None) -> str:
     """Why an untrained model does not load, and how to get weights for it."""
     on = f" for the base {str(base)!r}" if base else ""
     return (
@@ -192,10 +217,14 @@ def untrained_message(entry: Entry, base: str | Path | None = None) -> str:
     )
 
 
-def train_command(entry: Entry, base: str | Path | None = None) -> str:
+def train_command(entry: Entry, base: Given = None) -> str:
     """What to type to train a model; PATH and ORG/REPO stand for what the user has to choose."""
-    asks = entry.base is not None and entry.base.default is None
-    start = f" --base {base or 'ORG/REPO'}" if base or asks else ""
+    chosen, several = bases.asked(entry, base), len(entry.bases) > 1
+    start = "".join(
+        f" --base {f'{name}=' if several else ''}{chosen.get(name, 'ORG/REPO')}"
+        for name, spec in entry.bases.items()
+        if name in chosen or spec.default is None
+    )
     return f"zoo train {entry.name}{start} --data PATH -o runs/{entry.name}"
 
 
@@ -203,12 +232,12 @@ def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _
     from .weights import check_plain_folder, read_saved
 
     if weights is None:
-        located = hub.locate(entry, bundled=bundled_folder(plugin, entry), progress=download_bar())
+        located = hub.locate(entry, bundled=plugin.bundle(entry.name), progress=hub.bar())
         return _Weights(located.folder, located.source)
     folder = as_folder(weights)
     source = "folder"
     if folder is None:
-        located = hub.fetch(*hub.parse_id(str(weights)), progress=download_bar())
+        located = hub.fetch(*hub.parse_id(str(weights)), progress=hub.bar())
         folder, source = located.folder, located.source
     assert folder is not None
     fetched = source != "folder"
@@ -226,16 +255,6 @@ def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _
     return _Weights(folder, source, saved)
 
 
-def download_bar() -> bool:
-    """Does a download show its progress? Where a person looks at it."""
-    return sys.stderr.isatty()
-
-
-def bundled_folder(plugin: Plugin, entry: Entry | BaseEntry) -> Path | None:
-    """Where a plugin bundles the files of a model; it may not exist."""
-    return plugin.folder / "weights" / entry.name if plugin.folder else None
-
-
 def _entry_of(saved: Saved) -> Entry:
     manifest = saved.manifest
     known = catalogue().qualified.get(f"{manifest['distribution']}:{manifest['model']}")
@@ -247,47 +266,12 @@ def _entry_of(saved: Saved) -> Entry:
     return known
 
 
-def check_base(entry: Entry, base: str | Path | None) -> None:
-    if base is not None and entry.base is None:
-        raise OptionError(f"{entry.name} works on no base model; leave base={str(base)!r} out.")
-
-
-def find_base(
-    entry: Entry, base: str | Path | None, saved: Saved | None
-) -> tuple[Path | None, dict[str, Any] | None]:
-    """The base model's folder and what to remember of it."""
-    from .weights import refuse_pickles
-
-    if entry.base is None:
-        return None, None
-    if base is None and saved is not None and saved.manifest["base"]:
-        kept = saved.manifest["base"]
-        base = f"{kept['id']}@{kept['revision']}" if kept.get("revision") else kept["id"]
-    base = base or entry.base.default
-    if base is None:
-        return None, None
-    folder = as_folder(base)
-    if folder is not None:
-        if not folder.is_dir():
-            raise UsageError(f"base={str(base)!r}: there is no such folder.")
-        refuse_pickles(folder)
-        return folder, {"id": str(folder), "revision": None}
-    known = catalogue().base(str(base))
-    if known is not None:
-        bundled = bundled_folder(catalogue().owner(known), known)
-        located = hub.locate(known, bundled=bundled, progress=download_bar())
-        return located.folder, {"id": known.name, "revision": None}
-    refuse_bare_folder(str(base), "base")
-    repo, revision = hub.parse_id(str(base))
-    located = hub.fetch(repo, revision, progress=download_bar())
-    return located.folder, {"id": repo, "revision": located.revision}
-
-
 def entry_of(name: str | Path) -> Entry:
-    """The entry that a MODEL argument means: a name, ``dist:name``, or a saved folder's model."""
-    folder = as_folder(name)
-    if folder is None:
+    """The entry that a MODEL argument means: a name, ``dist:name``, or that of what was saved in a
+    folder or published under a Hub id.
+    """
+    found = saved_in(name)
+    if found is None:
         return catalogue().entry(str(name))
-    from .weights import read_saved
-
-    return _entry_of(read_saved(folder))
+    assert found.saved is not None
+    return _entry_of(found.saved)

@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, api, plugins
+from . import __version__, api, bases, plugins
 from .arguments import torch_device
+from .bases import Given
 from .errors import InputError, NotReadyError, PluginError, UsageError, ZooError
 from .hookspecs import BenchRequest
 from .interfaces import Claim, Data, Metric, Results
@@ -48,6 +49,7 @@ def run(
     quick: bool = False,
     device: str = "auto",
     progress: bool = False,
+    base: Given = None,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run a plugin's experiment; the record in the schema of ``results.json``.
@@ -63,6 +65,7 @@ def run(
         seed=seed,
         quick=quick,
         device=torch_device(device, entry),
+        bases=bases.find(entry, base, "bench"),
         progress=progress,
         options=entry.checked_options("bench", options or {}),
     )

@@ -46,8 +46,12 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MEASURED = re.compile(r"\d+\.\d+|\d\s*(%|dB\b)")
 
 
-def render(entry: Entry, results: Mapping[str, Any] | None) -> str:
-    """The card's whole text. ``results``: the checked record of ``results.json``, or None."""
+def render(entry: Entry, results: Mapping[str, Any] | None, *, published: str | None = None) -> str:
+    """The card's whole text.
+
+    ``results``: the checked record of ``results.json``, or None. ``published``: the Hub id of a
+    model that no registry knows: what its users load it by.
+    """
     from huggingface_hub import ModelCardData
 
     card = entry.card
@@ -71,7 +75,7 @@ def render(entry: Entry, results: Mapping[str, Any] | None) -> str:
         parts.append(_plain(card.about))
     if card.picture:
         parts.append(f"![{_plain(card.caption)}]({card.picture})\n\n{_plain(card.caption)}")
-    parts += ["## Use", f"```python\n{usage(entry)}\n```"]
+    parts += ["## Use", f"```python\n{usage(entry, published)}\n```"]
     if entry.extra:
         parts.append(f"Needs `pip install '{entry.distribution}[{entry.extra}]'`.")
     if card.limits:
@@ -82,9 +86,10 @@ def render(entry: Entry, results: Mapping[str, Any] | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def usage(entry: Entry) -> str:
+def usage(entry: Entry, published: str | None = None) -> str:
     """Three lines that use the model; a test runs them."""
-    what = f"./runs/{entry.name}/model" if entry.status == "untrained" else entry.name
+    own = f"./runs/{entry.name}/model" if entry.status == "untrained" else entry.name
+    what = published or own
     return f'import zoo\nmodel = zoo.load("{what}")\n{USE[entry.interface]}'
 
 
@@ -139,7 +144,8 @@ def _source(entry: Entry) -> str:
 
 
 def _hub_base(entry: Entry) -> str | None:
-    return entry.base.default if entry.base and "/" in (entry.base.default or "") else None
+    defaults = (spec.default for spec in entry.bases.values())
+    return next((default for default in defaults if default and "/" in default), None)
 
 
 def _paper_tag(entry: Entry) -> list[str]:

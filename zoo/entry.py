@@ -6,12 +6,15 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .errors import OptionError
 
 API_VERSION = 1
 """What a registry file's ``zoo_api`` must be; a plugin made for another version is not loaded."""
+BASE_KINDS = ("transformers", "diffusers", "timm", "open_clip")
+NEEDS = ("build", "train", "bench", "load")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,28 @@ class BaseSpec:
     """A model from elsewhere that a method works on."""
 
     kind: str
+    """One of ``BASE_KINDS``: whose classes load it."""
     default: str | None = None
+    """A Hub id or a name under ``bases:``."""
+    needed: tuple[str, ...] = ()
+    """What cannot be done without it: ``build``, ``train``, ``bench``, or to ``load`` again what
+    was saved; empty where the method does with it or without."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base as a request carries it: found, verified."""
+
+    id: str
+    """The Hub id, the name under ``bases:``, or the folder."""
+    folder: Path | None
+    """Complete and verified; None of a saved model whose base is gone and not needed."""
+    revision: str | None = None
+    """The commit of a Hub repository."""
+    sha256: str | None = None
+    """Over the files of a folder that is the user's own."""
+    license: str | None = None
+    """As its model card or registry entry states it."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +189,8 @@ class Entry:
     """``module:Class`` of what ``zoo.load`` returns."""
     options: Mapping[str, Mapping[str, Option]] = field(default_factory=dict)
     """``load``, ``train`` and ``bench`` -> name -> option."""
-    base: BaseSpec | None = None
+    bases: Mapping[str, BaseSpec] = field(default_factory=dict)
+    """Name -> what the method works on; ``base:`` in the file is one, called ``base``."""
     files: tuple[FileSpec, ...] = ()
     hub: HubSpec | None = None
     check: CheckSpec | None = None

@@ -27,7 +27,7 @@ import pluggy
 from .entry import API_VERSION as API_VERSION
 
 if TYPE_CHECKING:
-    from .entry import Entry
+    from .entry import Base, Entry
     from .interfaces import Model, Results
 
 hookspec = pluggy.HookspecMarker("zoo")
@@ -44,14 +44,19 @@ class BuildRequest:
     """Complete, verified folder with the weight files; None where the model has none of its own."""
     saved: Mapping[str, Any] | None = None
     """The parsed ``zoo.json`` where a saved folder is loaded, else None."""
-    base: Path | None = None
-    """Complete, verified folder of the base model, or None."""
+    bases: Mapping[str, Base] = field(default_factory=dict)
+    """Name -> base, each complete and verified: those that were given, or have a default."""
     device: str = "cpu"
     """A torch device that exists on this machine, never "auto"."""
     dtype: str = "float32"
     """Name of the torch dtype that floating-point weights shall have, such as "float16"."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The entry's load options: every declared one is present, checked, defaults filled in."""
+
+    @property
+    def base(self) -> Base | None:
+        """The base of an entry that has one; of several, the first that is there."""
+        return next(iter(self.bases.values()), None)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -77,13 +82,16 @@ class TrainRequest:
     """Go on from the checkpoint in ``out``."""
     init: Path | None = None
     """A saved folder of this model to start from."""
-    base: Path | None = None
-    """Complete, verified folder of the base model to start from, or None."""
-    base_record: Mapping[str, Any] | None = None
-    """What the base is, as in ``Model.base``."""
+    bases: Mapping[str, Base] = field(default_factory=dict)
+    """Name -> base to train on, as in ``BuildRequest``."""
     device: str = "cpu"
     progress: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Base | None:
+        """The base of an entry that has one; of several, the first that is there."""
+        return next(iter(self.bases.values()), None)
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,16 @@ class BenchRequest:
     """The first seed; an experiment over n seeds uses seed ... seed + n - 1."""
     quick: bool = False
     """The same code on less data with one seed, in minutes."""
+    bases: Mapping[str, Base] = field(default_factory=dict)
+    """Name -> base to measure on, as in ``BuildRequest``."""
     device: str = "cpu"
     progress: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Base | None:
+        """The base of an entry that has one; of several, the first that is there."""
+        return next(iter(self.bases.values()), None)
 
 
 @hookspec(firstresult=True)

@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import HubError, UsageError, WeightsError, WeightsNotFoundError
-from .files import FORBIDDEN
+from .files import FORBIDDEN, MANIFEST
 from .progress import track
 
 if TYPE_CHECKING:
@@ -208,6 +209,11 @@ def check_files(folder: Path, files: Iterable[FileSpec]) -> None:
 # --- files, hashes, and which files ---------------------------------------------------------------
 
 
+def bar() -> bool:
+    """Does a download show its progress? Where a person looks at it."""
+    return sys.stderr.isatty()
+
+
 def cache_folder() -> Path:
     """Where fetched files are kept: huggingface_hub's cache (HF_HOME, HF_HUB_CACHE)."""
     from huggingface_hub import constants
@@ -315,11 +321,13 @@ def _as_pinned(repo: str, file: _File, listing: Mapping[str, _File]) -> _File:
 
 def _select(repo: str, listing: Mapping[str, _File], patterns: Sequence[str] | None) -> list[_File]:
     """The files to take: safe types only, and no second copy of the same weights."""
-    wanted = patterns or [f"*{kind}" for kind in SAFE_TYPES]
+    # A model of zoo's own has a picture to check it with.
+    types = (*SAFE_TYPES, ".png", ".jpg") if MANIFEST in listing else SAFE_TYPES
+    wanted = patterns or [f"*{kind}" for kind in types]
     chosen = [
         file
         for path, file in listing.items()
-        if path.endswith(SAFE_TYPES) and any(fnmatch(path, pattern) for pattern in wanted)
+        if path.endswith(types) and any(fnmatch(path, pattern) for pattern in wanted)
     ]
     if patterns is None:
         names = {file.path for file in chosen}
@@ -336,7 +344,8 @@ def _select(repo: str, listing: Mapping[str, _File], patterns: Sequence[str] | N
         )
     if listing and not chosen:
         raise WeightsError(f"{repo} has no file like {', '.join(wanted)}.")
-    return chosen
+    card = listing.get("README.md")  # states the licence
+    return [*chosen, card] if patterns is None and card is not None else chosen
 
 
 def _check_shards(repo: str, snapshot: Path, files: Sequence[_File]) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from .entry import Entry
+    from .entry import Base, Entry
 
     ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray | torch.Tensor"
     Images: TypeAlias = "ImageLike | Sequence[ImageLike]"
@@ -54,8 +54,8 @@ class Model(abc.ABC):
     """Constructor arguments of the network: what a saved folder needs to build it again."""
     source: str
     """Where the weights came from: ``bundled``, ``cache``, ``hub``, ``folder`` or ``none``."""
-    base: Mapping[str, Any] | None
-    """The base model: ``{"id": ..., "revision": ...}`` (revision is a commit or None), or None."""
+    bases: Mapping[str, Base]
+    """Name -> the base that it works on; a folder may be gone where it is not needed."""
     module: torch.nn.Module | None = None
 
     def __init__(self, request: Any) -> None:
@@ -67,7 +67,7 @@ class Model(abc.ABC):
         self.config = dict(request.config)
         made_from = request if isinstance(request, Model) else None
         self.source = made_from.source if made_from else "none"
-        self.base = made_from.base if made_from else None
+        self.bases = dict(request.bases)
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +82,11 @@ class Model(abc.ABC):
         if self.module is not None:
             self.module.to(device)
         return self
+
+    @property
+    def base(self) -> Base | None:
+        """The base of a model that has one; of several, the first."""
+        return next(iter(self.bases.values()), None)
 
     def state(self) -> Mapping[str, torch.Tensor]:
         """The tensors that ``save_pretrained`` writes, by name."""

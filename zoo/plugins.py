@@ -48,6 +48,10 @@ class Plugin:
     registry: RegistryFile | None = None
     """Its entries; None where the file is missing or broken."""
 
+    def bundle(self, model: str) -> Path | None:
+        """Where it bundles the files of a model or base; the folder need not exist."""
+        return self.folder / "weights" / model if self.folder else None
+
     @property
     def first_party(self) -> bool:
         """Is it one of ours?"""

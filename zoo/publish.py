@@ -38,13 +38,16 @@ class Plan:
         }
 
 
-def plan(model: str, cards_folder: Path, registry: Path | None = None) -> Plan:
+def plan(
+    model: str, cards_folder: Path, registry: Path | None = None, *, repo: str | None = None
+) -> Plan:
     """Everything that publishing a model would upload; the network is asked only for weights that
     are neither in the project nor cached.
 
     ``model``: a name, whose files, card, results and picture go; or a saved folder, whose listed
-    files and a plain card go. Raises InputError where the card is not valid, OutputError where the
-    registry file belongs to an installed copy, and WeightsError where a file is not the registry's.
+    files and a plain card go, which says how to load it from ``repo``. Raises InputError
+    where the card is not valid, OutputError where the registry file belongs to an installed copy,
+    and WeightsError where a file is not the registry's.
     """
     from .weights import manifest, read_saved
 
@@ -54,7 +57,7 @@ def plan(model: str, cards_folder: Path, registry: Path | None = None) -> Plan:
         saved = read_saved(folder)
         files: dict[str, Path | bytes] = {name: folder / name for name in saved.manifest["files"]}
         files["zoo.json"] = folder / "zoo.json"
-        files["README.md"] = cards.render(entry, None).encode()
+        files["README.md"] = cards.render(entry, None, published=repo).encode()
         return Plan(entry, files)
     if entry.status != "ready" or not entry.files:
         raise NotReadyError(f"{entry.name} has no weights of its own to publish.")
@@ -183,7 +186,7 @@ def _first_party(entry: Entry) -> bool:
 
 def _weights(entry: Entry) -> Path:
     """The folder of the entry's files: the project's own, which may be newer than its registry."""
-    bundle = api.bundled_folder(catalogue().owner(entry), entry)
+    bundle = catalogue().owner(entry).bundle(entry.name)
     if bundle is not None and all((bundle / file.path).is_file() for file in entry.files):
         return bundle
     located = actions.pull(f"{entry.distribution}:{entry.name}").folder

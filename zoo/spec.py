@@ -21,6 +21,8 @@ from typing import Any
 
 from .entry import (
     API_VERSION,
+    BASE_KINDS,
+    NEEDS,
     BaseEntry,
     BaseSpec,
     CardSpec,
@@ -215,7 +217,7 @@ _PACKAGE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 _MODEL_KEYS = (
     "interface plugin status method size domain summary paper license extra params config class "
-    "options base files hub check card commands"
+    "options base bases files hub check card commands"
 ).split()
 _BASE_KEYS = "plugin summary files hub license".split()
 _OPTION_KEYS = "type default min max choices help".split()
@@ -400,7 +402,7 @@ class _Checker:
             },
             class_=self.object(get("class"), f"{name}: class", owner),
             options=self.options(get("options"), name, interface),
-            base=self.base(get("base"), name),
+            bases=self.bases(get("base"), get("bases"), name),
             files=files,
             hub=hub,
             check=check,
@@ -525,16 +527,32 @@ class _Checker:
             caption=self.text(keys.get("caption"), f"{what}: caption"),
         )
 
-    def base(self, node: _Node | None, name: str) -> BaseSpec | None:
-        if node is None or node.null:
-            return None
-        keys = self.mapping(node, f"{name}: base", ("kind", "default"), "kind")
-        default = keys.get("default")
+    def bases(self, one: _Node | None, several: _Node | None, name: str) -> dict[str, BaseSpec]:
+        """``base:`` is the short form of ``bases: {base: ...}``."""
+        if one is not None and several is not None:
+            self.wrong(several.line, f"{name}: give either base or bases")
+        if one is not None:
+            return {} if one.null else {"base": self.base(one, f"{name}: base")}
+        found = {}
+        for word, child in self.mapping(several, f"{name}: bases", None).items():
+            what = f"{name}: bases: {word}"
+            if not _WORD.fullmatch(word):
+                self.wrong(child.line, f"{what}: {word!r} {_MEANING[_WORD]}")
+            found[word] = self.base(child, what)
+        return found
+
+    def base(self, node: _Node, what: str) -> BaseSpec:
+        keys = self.mapping(node, what, ("kind", "default", "needed"), "kind")
+        default, needed = keys.get("default"), keys.get("needed")
+        steps = [needed] if needed is not None and isinstance(needed.value, str) else None
         return BaseSpec(
-            self.text(keys.get("kind"), f"{name}: base: kind", _NAME),
-            None
-            if default is None or default.null
-            else self.text(default, f"{name}: base: default"),
+            self.choice(keys.get("kind"), f"{what}: kind", BASE_KINDS),
+            None if default is None or default.null else self.text(default, f"{what}: default"),
+            tuple(
+                self.choice(step, f"{what}: needed", NEEDS)
+                for step in steps or self.sequence(needed, f"{what}: needed")
+                if not step.null
+            ),
         )
 
     def commands(self, node: _Node | None, name: str, owner: str) -> dict[str, CommandSpec]:

@@ -18,7 +18,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ from .files import verify as verify
 if TYPE_CHECKING:
     import torch
 
-    from .entry import Entry
+    from .entry import Base, Entry
     from .interfaces import Model
 
 FORMAT = 1
@@ -73,7 +73,7 @@ _MANIFEST: Mapping[str, Any] = {
     **dict.fromkeys(("zoo", "plugin", "distribution", "model", "kind", "class"), str),
     **dict.fromkeys(("config", "options", "files"), dict),
     "interface": str | None,
-    "base": dict | None,
+    "bases": dict,
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -410,7 +410,7 @@ def save_model(model: Model, path: str | Path, *, overwrite: bool = False) -> Pa
             class_=f"{kind.__module__}:{kind.__qualname__}",
             config=model.config,
             options=model.options,
-            base=model.base,
+            bases={name: _base_record(base, path) for name, base in model.bases.items()},
         )
         try:
             text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
@@ -422,6 +422,21 @@ def save_model(model: Model, path: str | Path, *, overwrite: bool = False) -> Pa
     return path
 
 
+def _base_record(base: Base, folder: Path) -> dict[str, Any]:
+    """What ``zoo.json`` keeps of a base. ``folder``: the saved folder.
+
+    A folder inside or beside the saved one is kept relative to it, so that both can be moved; any
+    other is kept absolute.
+    """
+    kept = replace(base, folder=None)
+    if base.folder is not None and base.sha256 is not None:  # a folder of the user's
+        own, saved = base.folder.resolve(), folder.resolve()
+        near = own.is_relative_to(saved.parent) and own != saved
+        path = os.path.relpath(own, saved).replace(os.sep, "/") if near else own.as_posix()
+        kept = replace(kept, id=path if path.startswith((".", "/")) or not near else f"./{path}")
+    return {name: getattr(kept, name) for name in ("id", "revision", "sha256", "license")}
+
+
 def manifest(
     entry: Entry,
     files: Mapping[str, Mapping[str, Any]],
@@ -431,7 +446,7 @@ def manifest(
     class_: str | None = None,
     config: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
-    base: Mapping[str, Any] | None = None,
+    bases: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``zoo.json``; what is not given is the registry entry's own."""
     return {
@@ -445,7 +460,7 @@ def manifest(
         "class": class_ or entry.class_,
         "config": dict(entry.config if config is None else config),
         "options": dict(options or {}),
-        "base": dict(base) if base else None,
+        "bases": dict(bases or {}),
         "files": dict(files),
     }
 
@@ -471,6 +486,7 @@ def read_saved(folder: str | Path, *, shared: bool = False) -> Saved:
             f"{path} has format {manifest['format']}; this zoo reads up to {FORMAT}. "
             "Upgrade: pip install -U edgezoo"
         )
+    _as_now(manifest)
     if mistakes := _mistakes(manifest):
         raise WeightsError(f"{path} is not valid: {'; '.join(mistakes)}. Save the model again.")
     if not shared:
@@ -478,6 +494,18 @@ def read_saved(folder: str | Path, *, shared: bool = False) -> Saved:
     for name, file in manifest["files"].items():
         verify(folder / name, file["size"], file["sha256"])
     return Saved(folder, manifest)
+
+
+def _as_now(manifest: dict[str, Any]) -> None:
+    """Bring a zoo.json of before several bases into today's form."""
+    if "base" in manifest and "bases" not in manifest:
+        base = manifest.pop("base")
+        manifest["bases"] = {} if base is None else {"base": base}
+    kept = manifest.get("bases")
+    for base in kept.values() if isinstance(kept, dict) else ():
+        if isinstance(base, dict):
+            for key in ("revision", "sha256", "license"):
+                base.setdefault(key, None)
 
 
 def check_plain_folder(folder: str | Path) -> Path:
@@ -517,11 +545,14 @@ def _mistakes(manifest: Mapping[str, Any]) -> list[str]:
             wrong.append(f"{key} is missing")
         elif not isinstance(manifest[key], kind):
             wrong.append(f"{key} cannot be {manifest[key]!r:.60}")
-    base = manifest.get("base")
-    if isinstance(base, dict) and not (
-        isinstance(base.get("id"), str) and isinstance(base.get("revision"), str | None)
-    ):
-        wrong.append("base must be null or {id, revision}")
+    kept = manifest.get("bases")
+    for name, base in kept.items() if isinstance(kept, dict) else ():
+        if not (
+            isinstance(base, dict)
+            and isinstance(base.get("id"), str)
+            and all(isinstance(base.get(k), str | None) for k in ("revision", "sha256", "license"))
+        ):
+            wrong.append(f"bases: {name} must be {{id, revision, sha256, license}}")
     files = manifest.get("files")
     for name, file in files.items() if isinstance(files, dict) else ():
         if not _inside(name) or name == MANIFEST:

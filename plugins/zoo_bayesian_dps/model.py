@@ -53,7 +53,8 @@ class BayesianDPS(DataSelector):
     def __init__(self, request: BuildRequest) -> None:
         super().__init__(request)
         self._device = torch.device(request.device)
-        self._dtype, self._base = request.dtype, request.base
+        self._dtype = request.dtype
+        self._base = request.base.folder if request.base else None
         self._found: dict[str, Tensor] = {}
         self._task: tasks.Task | None = None
         self._train: Examples | None = None
@@ -220,7 +221,7 @@ class BayesianDPS(DataSelector):
             history += self._retrain(rows, wanted, task, chosen, plan, progress)
         task.net.eval()
         self._task, self._train, self._target = task, rows, wanted
-        self.base = None  # the trained network is in the saved folder
+        self.bases = {}  # the trained network is in the saved folder
         summary = reports.summary(self._found, sampler, plan.steps, notes, names, origins)
         seconds = round(time.perf_counter() - started, 2)
         self.config = {

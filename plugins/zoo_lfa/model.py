@@ -49,7 +49,7 @@ class LFA(VLAligner):
     def __init__(self, request: BuildRequest) -> None:
         super().__init__(request)
         self._device = _place(request.device)
-        self._base = request.base
+        self._base = request.base.folder if request.base else None
         self._encoder: Encoder | None = None
         self._state: dict[str, Tensor] = {}
         file = request.folder / "model.safetensors" if request.folder else None

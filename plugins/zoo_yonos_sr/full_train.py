@@ -50,8 +50,10 @@ def recipe(request: TrainRequest, photos: Photos | None = None) -> YonosRecipe:
     if request.base is None:
         config, tensors = starting_point(request)
     else:
-        read, tensors = read_base(request.base)
-        config = {**request.entry.config, **read, "base": request.base_record}
+        assert request.base.folder is not None  # of a base to train on, always
+        read, tensors = read_base(request.base.folder)
+        kept = {"id": request.base.id, "revision": request.base.revision}
+        config = {**request.entry.config, **read, "base": kept}
     config |= {"scale": int(request.options["scale"])}
     skip = stages_left_out(FULL_RECIPE, request.options)
     job = YonosRecipe(request, YonosSRFull, config, FULL_RECIPE, skip=skip, photos=photos)

@@ -22,11 +22,10 @@ models:
     status: ready
     summary: works on somebody's base
     class: "zoo_rider.model:Model"
-    base: {kind: two-layers, default: null}
+    base: {kind: transformers, default: null, needed: [build, load]}
 """
 MODEL = """
 import torch
-from zoo.errors import UsageError
 from zoo.images import transform
 from zoo.interfaces import SRModel
 from zoo.weights import load_module
@@ -37,10 +36,9 @@ class Model(SRModel):
 
     def __init__(self, request):
         super().__init__(request)
-        if request.base is None:
-            raise UsageError("rider needs a base: zoo.load('rider', base='org/name').")
         self.module = load_module(
-            lambda: torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)), request.base
+            lambda: torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)),
+            request.base.folder,
         )
 
     def state(self):
@@ -55,13 +53,13 @@ class Model(SRModel):
 USE = """
 import sys, zoo, torch
 m = zoo.load("rider", base={base!r})
-print(float(m.upscale(torch.ones(3, 1, 1))[0, 0, 0]), m.base["revision"])
+print(float(m.upscale(torch.ones(3, 1, 1))[0, 0, 0]), m.base.revision)
 m.save_pretrained({out!r})
 """
 AGAIN = """
 import zoo, torch
 m = zoo.load({out!r})
-print(float(m.upscale(torch.ones(3, 1, 1))[0, 0, 0]), m.base["revision"])
+print(float(m.upscale(torch.ones(3, 1, 1))[0, 0, 0]), m.base.revision)
 """
 
 

@@ -323,7 +323,10 @@ def test_list_and_info(run: Command) -> None:
 def test_info_of_a_saved_folder(run: Command) -> None:
     zoo.load("doubler").save_pretrained("mine")
     assert json.loads(run("info", "./mine", "--json").out)["model"] == "doubler"
-    assert "doubler" in run("info", "./mine").out
+    shown = run("info", "./mine")
+    assert (shown.code, shown.err) == (0, "")
+    assert "doubler" in shown.out
+    assert "model.safetensors" in shown.out
     assert run("upscale", "./mine", "in.png").code == 0
 
 

@@ -171,8 +171,9 @@ def chosen(*names: str, patterns: list[str] | None = None) -> list[str]:
 
 def test_only_safe_types_are_taken() -> None:
     names = ["model.safetensors", "config.json", "vocab.txt", "tokenizer.model", "chat.jinja"]
-    bad = ["pytorch_model.bin", "a.pt", "a.pkl", "a.ckpt", "modeling.py", "a.h5", "README.md", "x"]
+    bad = ["pytorch_model.bin", "a.pt", "a.pkl", "a.ckpt", "modeling.py", "a.h5", "x"]
     assert chosen(*names, *bad) == names
+    assert chosen(*names, "README.md", "docs/README.md") == [*names, "README.md"]  # the licence
     # patterns narrow, they never widen
     assert chosen(*names, *bad, patterns=["*"]) == names
     assert chosen(*names, *bad, patterns=["*.json", "*.bin", "model*"]) == [

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.conftest import MINIMAL_INIT, Site
@@ -20,6 +22,7 @@ from zoo.testing import LoopbackHub
 
 MODEL = """
 import torch
+from PIL import Image
 from zoo.images import transform
 from zoo.interfaces import SRModel
 from zoo.weights import load_module
@@ -219,9 +222,30 @@ def test_a_saved_folder_is_published_without_touching_a_registry(
     (site.path / "mine" / "notes.txt").write_text("private", "utf-8")
     done = zoo(hub, site, "publish", "./mine", "--to", "me/mine", "--json")
     assert done.returncode == 0, done.stderr
-    assert set(hub.files("me/mine")) - {".gitattributes"} == {
+    there = hub.files("me/mine")
+    assert set(there) - {".gitattributes"} == {
         "model.safetensors",
         "zoo.json",
         "README.md",
     }  # notes.txt is not listed in zoo.json, so it stays here
     assert (project / "registry.yaml").read_text("utf-8") == before
+
+    # The card's own snippet, as somebody with the plugin and an empty cache runs it; the command.
+    card = hub.files("me/mine")["README.md"].decode()
+    (snippet,) = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+    assert 'zoo.load("me/mine")' in snippet
+    Image.new("RGB", (4, 4), (200, 100, 0)).save(site.path / "small.png")
+    start = f"import os; os.chdir({str(site.path)!r})\n"
+    more = {"PYTHONPATH": str(site.path), "HF_HUB_OFFLINE": "0"}
+    used = hub.run(start + snippet, home=site.path / "fresh", **more)
+    assert used.returncode == 0, used.stderr
+    with Image.open(site.path / "large.png") as large:
+        assert large.size == (8, 8)
+    pinned = f"me/mine@{hub.head('me/mine')}"
+    for words in (["upscale", pinned, "small.png", "-o", "b.png"], ["info", "me/mine"]):
+        command = zoo(hub, site, *words)
+        assert command.returncode == 0, command.stderr
+    hub.add("org/other", {"config.json": b"{}", "model.safetensors": there["model.safetensors"]})
+    other = zoo(hub, site, "upscale", "org/other", "small.png", "-o", "c.png")
+    assert other.returncode == 2
+    assert "has no zoo.json" in other.stderr

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zoo import plugins, spec
-from zoo.entry import Option
+from zoo.entry import BaseSpec, Option
 from zoo.errors import OptionError, RegistryError
 
 HASH = "0123456789abcdef" * 4
@@ -108,7 +108,7 @@ def test_everything_that_a_file_can_say() -> None:
     assert entry.files[0] == spec.FileSpec("model.safetensors", 12, HASH, "float16")
     assert entry.hub == spec.HubSpec("org/nearest", COMMIT)
     assert entry.check == spec.CheckSpec("check/in.png", "check/out.safetensors", 0.001)
-    assert entry.base == spec.BaseSpec("diffusers", None)
+    assert entry.bases == {"base": BaseSpec("diffusers", None)}
     assert entry.commands["compare"] == spec.CommandSpec("pkg.cli:compare", "side by side")
     assert read.bases["tiny-base"].plugin == "pkg"
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zoo import weights
-from zoo.entry import Entry
+from zoo.entry import Base, Entry
 from zoo.errors import DeviceError, PluginError, WeightsError, WeightsNotFoundError, ZooError
 from zoo.interfaces import Model
 
@@ -468,14 +468,16 @@ class Saveable(Model):
 
 
 def model(config: dict | None = None, module: nn.Module | None = None) -> Saveable:
-    made = Saveable(SimpleNamespace(entry=ENTRY, options={"k": 0.5}, config=config or {"width": 4}))
+    made = Saveable(
+        SimpleNamespace(entry=ENTRY, options={"k": 0.5}, config=config or {"width": 4}, bases={})
+    )
     made.module = module
     return made
 
 
 def test_a_model_is_saved_and_read(tmp_path: Path) -> None:
     made = model(module=net())
-    made.base = {"id": "org/x", "revision": "a" * 40}
+    made.bases = {"base": Base("org/x", tmp_path, "a" * 40, None, "mit")}
     path = made.save_pretrained(tmp_path / "out")
     assert path == tmp_path / "out"
     assert sorted(p.name for p in path.iterdir()) == ["model.safetensors", "zoo.json"]
@@ -496,7 +498,7 @@ def test_a_model_is_saved_and_read(tmp_path: Path) -> None:
         "class": f"{Saveable.__module__}:Saveable",
         "config": {"width": 4},
         "options": {"k": 0.5},
-        "base": {"id": "org/x", "revision": "a" * 40},
+        "bases": {"base": {"id": "org/x", "revision": "a" * 40, "sha256": None, "license": "mit"}},
     }
     assert isinstance(weights.load_module(Net, path), Net)
 
@@ -513,7 +515,7 @@ def test_a_model_may_add_files(tmp_path: Path) -> None:
             (folder / "words").mkdir()
             (folder / "words" / "vocab.txt").write_text("a b c")
 
-    made = More(SimpleNamespace(entry=ENTRY, options={}, config={}))
+    made = More(SimpleNamespace(entry=ENTRY, options={}, config={}, bases={}))
     path = made.save_pretrained(tmp_path / "out")
     assert list(weights.read_saved(path).manifest["files"]) == ["words/vocab.txt"]
     (path / "words" / "vocab.txt").write_text("a b d")
@@ -563,7 +565,7 @@ def test_plain_folders(tmp_path: Path, saved: Path) -> None:
 
 GOOD = {
     "format": 1, "zoo": "1", "plugin": "p", "distribution": "d", "model": "m", "kind": "model",
-    "interface": None, "class": "p:C", "config": {}, "options": {}, "base": None, "files": {},
+    "interface": None, "class": "p:C", "config": {}, "options": {}, "bases": {}, "files": {},
 }  # fmt: skip
 HASH = "0" * 64
 BAD_MANIFESTS = {
@@ -574,7 +576,8 @@ BAD_MANIFESTS = {
     "plugin": ({"plugin": 3}, "plugin cannot be 3"),
     "config": ({"config": []}, "config cannot be []"),
     "interface": ({"interface": 1}, "interface cannot be 1"),
-    "base": ({"base": {"id": 1}}, "base must be null"),
+    "base": ({"bases": {"lvlm": {"id": 1}}}, "bases: lvlm must be {id, revision"),
+    "bases": ({"bases": None}, "bases cannot be None"),
     "several": ({"model": 1, "kind": 2}, "model cannot be 1; kind cannot be 2"),
     "file without a hash": ({"files": {"a.txt": {"size": 1}}}, "'a.txt' needs a size"),
     "upper-case hash": ({"files": {"a": {"size": 0, "sha256": "A" * 64}}}, "lower-case hex"),
@@ -591,6 +594,15 @@ def test_a_bad_manifest(tmp_path: Path, case: str) -> None:
     (tmp_path / "zoo.json").write_text(json.dumps({**GOOD, **change}))
     with pytest.raises(WeightsError, match=re.escape(message)):
         weights.read_saved(tmp_path)
+
+
+@pytest.mark.parametrize("base", [None, {"id": "org/x", "revision": None}])
+def test_a_folder_from_before_several_bases(tmp_path: Path, base: dict | None) -> None:
+    old = {k: v for k, v in GOOD.items() if k != "bases"}
+    (tmp_path / "zoo.json").write_text(json.dumps({**old, "base": base}))
+    found = weights.read_saved(tmp_path).manifest["bases"]
+    more = {"sha256": None, "license": None}
+    assert found == ({} if base is None else {"base": {**base, **more}})
 
 
 @pytest.mark.parametrize("key", GOOD)

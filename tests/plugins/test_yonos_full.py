@@ -30,6 +30,7 @@ from zoo_yonos_sr.train import train_scale, tune_decoder
 
 import zoo
 from zoo import actions
+from zoo.entry import Base
 from zoo.errors import NotReadyError, OptionError, UsageError, WeightsError
 from zoo.hookspecs import BuildRequest, TrainRequest
 from zoo.testing import LoopbackHub
@@ -114,8 +115,7 @@ def train(checkpoint, photos, out, options=None, **changes) -> Path:
     asked = {
         "data": photos,
         "steps": 2,
-        "base": checkpoint,
-        "base_record": {"id": "org/sd", "revision": "0" * 40},
+        "bases": {"base": Base("org/sd", checkpoint, "0" * 40)},
         "options": OPTIONS | (options or {}),
         **changes,
     }
@@ -150,7 +150,7 @@ def test_the_recipe_ends_where_it_is_told(checkpoint, photos, tmp_path):
             ENTRY,
             tmp_path,
             data=photos,
-            base=checkpoint,
+            bases={"base": Base("org/sd", checkpoint)},
             options=OPTIONS | {"scale": scale, "crop": crop},
         )
         job = recipe(request)
@@ -338,7 +338,7 @@ def test_from_a_hub_id_to_an_enlarged_picture(checkpoint, photos, tmp_path):
     assert "no trained weights for the base 'org/sd'" in done.stdout
     assert "YonosSRFull (3, 52, 36)" in done.stdout
     saved = json.loads((out / "model" / "zoo.json").read_text())
-    assert saved["base"] is None  # nothing to fetch when it is loaded
+    assert saved["bases"] == {}  # nothing to fetch when it is loaded
     assert saved["config"]["base"] == {"id": "org/sd", "revision": commit}
     report = json.loads((out / "train.json").read_text())
     assert report["done"] == ["x2", "x4", "decoder"]
@@ -350,7 +350,11 @@ def test_from_a_hub_id_to_an_enlarged_picture(checkpoint, photos, tmp_path):
     assert not torch.equal(model.upscale(x), model.upscale(x, seed=1))
     assert model.estimate((8, 8)).seconds > 0
     with pytest.raises(OptionError, match="leave base= out"):
-        zoo_yonos_sr.zoo_build(BuildRequest(ENTRY, out / "model", saved=saved, base=checkpoint))
+        zoo_yonos_sr.zoo_build(
+            BuildRequest(
+                ENTRY, out / "model", saved=saved, bases={"base": Base("org/sd", checkpoint)}
+            )
+        )
 
 
 def test_each_stage_trains_its_part_and_leaves_the_base_alone(checkpoint, photos, tmp_path):
@@ -376,7 +380,12 @@ def test_checkpointing_computes_again_and_changes_nothing(
     for on in (False, True):
         options = OPTIONS | {"scale": "2", "checkpointing": on}
         request = TrainRequest(
-            ENTRY, tmp_path, data=photos, steps=2, base=checkpoint, options=options
+            ENTRY,
+            tmp_path,
+            data=photos,
+            steps=2,
+            bases={"base": Base("org/sd", checkpoint)},
+            options=options,
         )
         job = recipe(request)
         job.run.begin(stage)

@@ -9,11 +9,13 @@ import click
 
 from .options import (
     PATH,
+    base_option,
     device_option,
     echo_json,
     force_option,
     json_option,
     model_argument,
+    parse_bases,
     parse_settings,
     quiet_option,
     set_option,
@@ -33,7 +35,7 @@ from .options import (
 )
 @click.option("--labels", type=PATH, help="Numbers into the texts: .npy, or one in each line.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder for the fitted model.")
-@click.option("--base", help="A model from elsewhere that encodes images and texts.")
+@base_option
 @device_option
 @force_option
 @quiet_option
@@ -46,7 +48,7 @@ def align(
     texts: Path | None,
     labels: Path | None,
     out: Path,
-    base: str | None,
+    bases: tuple[str, ...],
     device: str,
     force: bool,
     quiet: bool,
@@ -72,7 +74,7 @@ def align(
     load_options, call = split_settings(parse_settings(settings), entry, verb_of(entry, "align"))
     if labels is not None:
         call["labels"] = _labels(labels)
-    loaded: VLAligner = load(model, device=device, base=base, **load_options)
+    loaded: VLAligner = load(model, device=device, base=parse_bases(bases, entry), **load_options)
     source = rows if images is None else images
     loaded.align(source, texts, progress=not quiet and not as_json, **call)
     loaded.save_pretrained(out, overwrite=force)

@@ -11,9 +11,11 @@ import click
 
 from .options import (
     PATH,
+    base_option,
     device_option,
     echo_json,
     json_option,
+    parse_bases,
     parse_settings,
     quiet_option,
     set_option,
@@ -26,6 +28,7 @@ from .options import (
 @click.option("--seed", type=int, default=0, show_default=True, help="First seed.")
 @click.option("--quick", is_flag=True, help="Less data, one seed: minutes. Not for --write.")
 @click.option("--write", type=PATH, help="Keep results.json and pictures in this folder, by model.")
+@base_option
 @device_option
 @quiet_option
 @set_option
@@ -36,6 +39,7 @@ def bench(
     seed: int,
     quick: bool,
     write: Path | None,
+    bases: tuple[str, ...],
     device: str,
     quiet: bool,
     settings: tuple[str, ...],
@@ -52,6 +56,8 @@ def bench(
     words = [f"PATH/{data.name}" if data and w == str(data) else w for w in sys.argv[1:]]
     command = shlex.join(["zoo", *words])
     if subject in INTERFACES:
+        if bases:
+            raise click.UsageError("--base is for the benchmark of one model, not of an interface.")
         found = benchmarks.run_interface(
             subject,
             command=command,
@@ -75,6 +81,7 @@ def bench(
                 quick=quick,
                 device=device,
                 progress=not quiet,
+                base=parse_bases(bases, entry),
                 options=parse_settings(settings),
             )
             kept = benchmarks.write(found, out) if write else None

@@ -61,7 +61,7 @@ def publish(
     """Upload MODEL (a name, or a saved folder) and its card in one commit, and pin that commit."""
     from .. import publish as publishing
 
-    plan = publishing.plan(model, where, registry)
+    plan = publishing.plan(model, where, registry, repo=repo)
     if dry_run:
         if as_json:
             return echo_json(plan.listing())

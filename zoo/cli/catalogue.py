@@ -71,15 +71,12 @@ list = list_
 @json_option
 def info(model: str, as_json: bool) -> None:
     """Show what MODEL is, its licence, its options and its files."""
-    from ..api import bundled_folder
-    from ..arguments import as_folder
+    from ..api import saved_in
     from ..errors import PluginError
 
-    folder = as_folder(model)
-    if folder is not None:
-        from ..weights import read_saved
-
-        manifest = dict(read_saved(folder).manifest)
+    found = saved_in(model)
+    if found is not None and found.saved is not None:
+        manifest = dict(found.saved.manifest)
         return echo_json(manifest) if as_json else _facts(manifest)
     catalogue = registry.catalogue()
     entry = catalogue.entry(model)
@@ -87,7 +84,7 @@ def info(model: str, as_json: bool) -> None:
     try:
         plugin = catalogue.owner(entry)
         facts["code"] = str(plugin.folder)
-        bundle = bundled_folder(plugin, entry)
+        bundle = plugin.bundle(entry.name)
         there = bundle is not None and all((bundle / f.path).is_file() for f in entry.files)
         facts["bundled"] = bool(entry.files) and there
     except PluginError:
@@ -154,6 +151,9 @@ def _facts(facts: dict[str, Any]) -> None:
             continue
         if key == "options":
             for verb, options in value.items():
+                if not isinstance(options, dict):  # of a saved folder: a value each
+                    click.echo(f"{'option':{width}}  {verb}: {options}")
+                    continue
                 for name, option in options.items():
                     click.echo(f"{verb + ' option':{width}}  {name}: {_option(option)}")
         elif key == "files":
@@ -161,6 +161,10 @@ def _facts(facts: dict[str, Any]) -> None:
             for path, file in files:
                 text = f"{path}, {file['size']:,} bytes, sha256 {file['sha256'][:12]}…"
                 click.echo(f"{'file':{width}}  {text}")
+        elif key == "bases":
+            for name, base in value.items():
+                said = ", ".join(f"{k} {v}" for k, v in base.items() if v)
+                click.echo(f"{'base':{width}}  {name}: {said}")
         elif key == "card":
             for limit in value["limits"]:
                 click.echo(f"{'limit':{width}}  {limit}")

@@ -126,14 +126,14 @@ def _plugins(check: bool) -> Iterator[_Finding]:
 
 def _weights(check: bool) -> Iterator[_Finding]:
     """Bundled weights against their hashes: an interrupted install shows here."""
-    from .. import api, hub, registry
+    from .. import hub, registry
 
     catalogue = registry.catalogue()
     for entry in catalogue.entries():
         if entry.status != "ready" or not entry.files:
             continue
         try:
-            folder = api.bundled_folder(catalogue.owner(entry), entry)
+            folder = catalogue.owner(entry).bundle(entry.name)
             if folder is None or not Path(folder).is_dir():
                 yield _Finding(
                     entry.name, None, "weights are not bundled", f"zoo pull {entry.name}"

@@ -20,6 +20,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 device_option = click.option(
     "--device", default="auto", show_default=True, help="A torch device; auto takes the best."
 )
+base_option = click.option(
+    "--base",
+    "bases",
+    multiple=True,
+    metavar="[NAME=]ID|FOLDER",
+    help="The model that the method works on: a Hub id or a folder. May be repeated.",
+)
 force_option = click.option("--force", is_flag=True, help="Replace what is already there.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 set_option = click.option(
@@ -35,6 +42,25 @@ set_option = click.option(
 def echo_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def parse_bases(given: tuple[str, ...], entry: Entry) -> dict[str, str] | None:
+    """``("lvlm=org/x", "./clip")`` by name; without one it is the first that the entry declares.
+
+    Raises OptionError for a base that the entry does not have, or one given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in entry.bases:
+            if equals and not name.startswith((".", "/", "~")) and "/" not in name:
+                known = ", ".join(entry.bases) or "none"
+                raise OptionError(f"--base {text}: {entry.name} has no base {name!r}: {known}.")
+            name, value = next(iter(entry.bases), "base"), text
+        if name in found:
+            raise OptionError(f"--base: {name} is given twice, as {found[name]} and {value}.")
+        found[name] = value
+    return found or None
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:

@@ -10,11 +10,13 @@ import click
 
 from .options import (
     PATH,
+    base_option,
     device_option,
     echo_json,
     force_option,
     json_option,
     model_argument,
+    parse_bases,
     parse_settings,
     quiet_option,
     set_option,
@@ -28,7 +30,8 @@ from .options import (
 @click.option("--train", type=PATH, required=True, help="Data to choose from.")
 @click.option("--target", type=PATH, required=True, help="A few trusted examples of the target.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder for everything that is made.")
-@click.option("--model", "base", help="What to train: a Hub id or a folder. Default: a small one.")
+@click.option("--model", "base", help="What to train: a Hub id or a folder. Same as --base.")
+@base_option
 @click.option("--fraction", type=float, help="Share to select; default: 0.5.")
 @click.option("--k", type=int, help="Number of examples to select, in place of a share.")
 @click.option("--epochs", type=int, help="Passes over the training set.")
@@ -44,6 +47,7 @@ def select(
     target: Path,
     out: Path,
     base: str | None,
+    bases: tuple[str, ...],
     fraction: float | None,
     k: int | None,
     epochs: int | None,
@@ -74,7 +78,13 @@ def select(
     if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out} already exists. Choose another name, or pass --force.")
     options, call = split_settings(parse_settings(settings), entry, verb_of(entry, "fit"))
-    loaded: DataSelector = load(model, device=device, base=base, **options)
+    wanted = parse_bases((*bases, *([base] if base else [])), entry)
+    loaded: DataSelector = load(
+        model,
+        device=device,
+        base=wanted,
+        **options,
+    )
     bar = not quiet and not as_json
     call = {"epochs": epochs, "seed": seed, **call, "progress": bar}
     loaded.fit(str(train), str(target), **call)

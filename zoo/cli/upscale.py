@@ -9,11 +9,13 @@ import click
 
 from .options import (
     PATH,
+    base_option,
     device_option,
     echo_json,
     force_option,
     json_option,
     model_argument,
+    parse_bases,
     parse_settings,
     quiet_option,
     set_option,
@@ -29,6 +31,7 @@ from .options import (
 @click.option("--scale", type=int, help="Magnification; default: the model's own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same pixels.")
 @click.option("--tile", default="auto", show_default=True, help="Side of a tile, auto or none.")
+@base_option
 @device_option
 @force_option
 @quiet_option
@@ -41,6 +44,7 @@ def upscale(
     scale: int | None,
     seed: int,
     tile: str,
+    bases: tuple[str, ...],
     device: str,
     force: bool,
     quiet: bool,
@@ -76,7 +80,7 @@ def upscale(
     }
     for path in inputs:
         images.read(path)  # every input is looked at before the first long computation
-    loaded: SRModel = load(model, device=device, **load_options)
+    loaded: SRModel = load(model, base=parse_bases(bases, entry), device=device, **load_options)
     targets = _targets(inputs, out, call["scale"] or loaded.scales[0])
     for target in targets:
         images.check_output(target, overwrite=force)

@@ -10,11 +10,13 @@ import click
 from .. import actions, api
 from .options import (
     PATH,
+    base_option,
     device_option,
     echo_json,
     force_option,
     json_option,
     model_argument,
+    parse_bases,
     parse_settings,
     quiet_option,
     set_option,
@@ -30,7 +32,7 @@ from .options import (
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 @click.option("--init", help="Start from a saved folder, or from a model's weights by its name.")
-@click.option("--base", help="Start from a base model: a Hub id or a folder.")
+@base_option
 @device_option
 @quiet_option
 @set_option
@@ -43,14 +45,15 @@ def train(
     seed: int,
     resume: bool,
     init: str | None,
-    base: str | None,
+    bases: tuple[str, ...],
     device: str,
     quiet: bool,
     settings: tuple[str, ...],
 ) -> None:
     """Train MODEL with its method's recipe. Ctrl-C is safe: --resume goes on."""
+    entry = api.entry_of(model)
     folder = actions.train(
-        api.entry_of(model),
+        entry,
         out,
         data=data,
         seed=seed,
@@ -58,7 +61,7 @@ def train(
         stage=stage,
         resume=resume,
         init=init,
-        base=base,
+        base=parse_bases(bases, entry),
         device=device,
         progress=not quiet,
         options=parse_settings(settings),
@@ -71,9 +74,17 @@ def train(
 @model_argument
 @click.option("-o", "--out", type=PATH, help="File to write; default: MODEL.FORMAT here.")
 @click.option("--format", "kind", default="onnx", show_default=True, help="Format to write.")
+@base_option
 @force_option
 @set_option
-def export(model: str, out: Path | None, kind: str, force: bool, settings: tuple[str, ...]) -> None:
+def export(
+    model: str,
+    out: Path | None,
+    kind: str,
+    bases: tuple[str, ...],
+    force: bool,
+    settings: tuple[str, ...],
+) -> None:
     """Write MODEL in a format for other runtimes."""
     from ..weights import check_target
     from .options import split_settings
@@ -83,7 +94,9 @@ def export(model: str, out: Path | None, kind: str, force: bool, settings: tuple
     check_target(out, overwrite=force)
     given = parse_settings(settings)
     loaded = api.load(
-        model, **{k: v for k, v in given.items() if k in entry.options.get("load", {})}
+        model,
+        base=parse_bases(bases, entry),
+        **{k: v for k, v in given.items() if k in entry.options.get("load", {})},
     )
     _, keywords = split_settings(given, entry, loaded.export)
     written = loaded.export(out, kind, **keywords)
@@ -107,12 +120,13 @@ def pull(model: str, as_json: bool) -> None:
 
 @click.command()
 @model_argument
+@base_option
 @device_option
 @json_option
-def verify(model: str, device: str, as_json: bool) -> None:
+def verify(model: str, bases: tuple[str, ...], device: str, as_json: bool) -> None:
     """Check MODEL's hashes, and its output on a known input."""
     started = time.perf_counter()
-    loaded = api.load(model, device=device)
+    loaded = api.load(model, base=parse_bases(bases, api.entry_of(model)), device=device)
     off = actions.verify(loaded)
     seconds = time.perf_counter() - started
     check = loaded.entry.check
@@ -128,12 +142,18 @@ def verify(model: str, device: str, as_json: bool) -> None:
 HELP = ("-h", "--help")
 
 
-@click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    add_help_option=False,
+)
+@base_option
 @model_argument
 @click.argument("name", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def run(ctx: click.Context, model: str, name: str | None, args: tuple[str, ...]) -> None:
+def run(
+    ctx: click.Context, bases: tuple[str, ...], model: str, name: str | None, args: tuple[str, ...]
+) -> None:
     """Run NAME, one of MODEL's own commands, with ARGS.
 
     `zoo run MODEL` lists them; `zoo run MODEL NAME --help` explains one.
@@ -149,6 +169,6 @@ def run(ctx: click.Context, model: str, name: str | None, args: tuple[str, ...])
         return click.echo("\n".join(f"zoo run {model} {k}: {v.help}" for k, v in known.items()))
     if name is None or name not in known:
         raise OptionError(f"{model} has no command {name!r}. It has: {', '.join(known) or 'none'}.")
-    loaded = api.load(model)
+    loaded = api.load(model, base=parse_bases(bases, entry))
     command = plugins.import_object(catalogue().owner(entry), known[name].run, entry)
     ctx.exit(int(command(loaded, [*args]) or 0))
