@@ -220,6 +220,10 @@ class SRModel(Model):
         naming what is wrong.
         """
 
+    def estimate(self, size: Sequence[int], **options: Any) -> Estimate:
+        """Of enlarging an image of ``size`` (height, width) in input pixels."""
+        return super().estimate(size, **options)
+
     def run_check(self, path: Path) -> Mapping[str, torch.Tensor]:
         """``output``: (3, H, W) in [0, 1], the check image enlarged, all options default."""
         from .images import read, to_tensor

@@ -74,6 +74,19 @@ def after(verb: str, change: Callable[[Any], Any]) -> Callable[[Any, type], type
     return make
 
 
+VARIANTS: dict[str, tuple[str, Callable[[Any, Any], type]]] = {}
+
+
+def variant(interface: str) -> Callable[[Any], Any]:
+    """Register a model that keeps the contract in another way: it must pass the whole suite."""
+
+    def register(make: Callable[[Any, Any], type]) -> Any:
+        VARIANTS[make.__name__] = (interface, make)
+        return make
+
+    return register
+
+
 def returns(
     name: str, interface: str, caught_by: str, verb: str, change: Callable[[Any], Any]
 ) -> None:
@@ -209,7 +222,147 @@ def loads_random_weights(toy: Any, cls: Any) -> dict[str, Any]:
     return {"Rounded": Broken}
 
 
+@mutant("SRModel", "test_dtype")
+def deaf_to_the_dtype(toy: Any, cls: Any) -> type:
+    return _with_module(toy, cls, lambda module, request: module.to(request.device))
+
+
+@mutant("SRModel", "test_device")
+def deaf_to_the_device(toy: Any, cls: Any) -> type:
+    return _with_module(
+        toy, cls, lambda module, request: module.to(getattr(toy.torch, request.dtype))
+    )
+
+
+@mutant("SRModel", "test_device")
+def a_part_stays_behind(toy: Any, cls: Any) -> type:
+    class Sum(toy.torch.nn.Linear):
+        def _apply(self, fn, recurse=True):
+            bias = self.bias.data
+            super()._apply(fn, recurse)
+            self.bias.data = bias
+            return self
+
+    return _with_module(toy, cls, lambda module, request: Sum(2, 2).eval().to(request.device))
+
+
+@mutant("SRModel", "test_device")
+def never_moves(toy: Any, cls: Any) -> type:
+    def place(module: Any, request: Any) -> Any:
+        return module.to(request.device, getattr(toy.torch, request.dtype))
+
+    return type("Broken", (_with_module(toy, cls, place),), {"to": lambda self, device: self})
+
+
+def _with_module(toy: Any, cls: Any, place: Callable[[Any, Any], Any]) -> type:
+    class Broken(cls):
+        def __init__(self, request):
+            super().__init__(request)
+            self.module = place(toy.torch.nn.Linear(2, 2).eval(), request)
+
+        def state(self):
+            return {}
+
+    return Broken
+
+
+@mutant("SRModel", "test_export")
+def exports_any_format(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def export(self, path, format="onnx", **options):
+            path.write_text(format, "utf-8")
+            return path
+
+    return Broken
+
+
+@mutant("VLAligner", "test_saved_and_loaded")
+def opens_something_else(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        @classmethod
+        def from_pretrained(cls, path, **options):
+            return path
+
+    return Broken
+
+
 # --- super-resolution -----------------------------------------------------------------------------
+
+
+@variant("SRModel")
+def free_scale(toy: Any, cls: Any) -> type:
+    from zoo.errors import OptionError
+    from zoo.images import scaled, transform
+    from zoo.interfaces import ScaleRange
+
+    class Free(cls):
+        scales = ScaleRange(1, 3.5, 2.5)
+
+        def upscale(
+            self, images, *, scale=None, prompt=None, seed=0, tile="auto", progress=False
+        ):  # fmt: skip
+            scale = self.default_scale if scale is None else scale
+            if scale not in self.scales or prompt is not None:
+                raise OptionError(f"scale {self.scales}, by default {self.default_scale}.")
+            many = len(images) if isinstance(images, list) else 1
+            with toy.track(max(many, 1), progress, "upscale") as advance:
+
+                def enlarge(colours):
+                    size = scaled(colours.shape[1], scale), scaled(colours.shape[2], scale)
+                    advance()
+                    return toy.F.interpolate(colours[None], size, mode="bilinear")[0]
+
+                return transform(images, enlarge, scale=scale)
+
+    return Free
+
+
+@mutant("SRModel", "test_scales")
+def a_range_without_its_default(toy: Any, cls: Any) -> type:
+    from zoo.interfaces import ScaleRange
+
+    return type("Broken", (free_scale(toy, cls),), {"scales": ScaleRange(1, 2, 4)})
+
+
+@mutant("SRModel", "test_scales")
+def another_default_scale(toy: Any, cls: Any) -> type:
+    return type("Broken", (cls,), {"default_scale": 3})
+
+
+@mutant("SRModel", "test_tile")
+def tiles_of_any_multiple(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        tile, multiple = 8, 4
+
+        def upscale(self, images, *, tile="auto", **rest):
+            if tile not in ("auto", None) and not (isinstance(tile, int) and tile > 0):
+                raise toy.OptionError("tile")
+            return super().upscale(images, **rest)
+
+    return Broken
+
+
+@mutant("SRModel", "test_estimate")
+def estimates_in_words(toy: Any, cls: Any) -> type:
+    return type("Broken", (cls,), {"estimate": lambda self, size, **options: "not long"})
+
+
+@mutant("SRModel", "test_estimate")
+def estimates_one_size_for_all(toy: Any, cls: Any) -> type:
+    from zoo.interfaces import Estimate
+
+    return type("Broken", (cls,), {"estimate": lambda self, size, **o: Estimate(1, 1.0, 1, 1.0)})
+
+
+@mutant("SRModel", "test_check_output")
+def checks_another_scale(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def run_check(self, path):
+            from zoo.images import read, to_tensor
+
+            return {"output": self.upscale(to_tensor(read(path)), scale=3)}
+
+    return Broken
 
 
 def _arrays(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -390,6 +543,8 @@ returns("distances", "VLAligner", "test_higher_is_better", "similarity", lambda 
 returns("normalised_over_texts", "VLAligner", "test_each_pair_stands_alone", "similarity",
         lambda made: made - made.mean(1, keepdims=True))  # fmt: skip
 returns("any_norm", "VLAligner", "test_embeddings", "embed_images", lambda made: 2 * made)
+returns("any_norm_of_texts", "VLAligner", "test_embeddings", "embed_texts", lambda made: 2 * made)
+returns("another_space", "VLAligner", "test_embeddings", "embed_texts", lambda made: made[:, :-1])
 returns("returns_none", "VLAligner", "test_similarity", "align", lambda made: None)
 
 
@@ -419,6 +574,16 @@ def no_labels(toy: Any, cls: Any) -> type:
     class Broken(cls):
         def align(self, images, texts=None, *, labels=None, **rest):
             return super().align(images, texts, **rest)
+
+    return Broken
+
+
+@mutant("VLAligner", "test_labels")
+def labels_the_other_way_round(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, *, labels=None, **rest):
+            labels = labels and [(label + 1) % 4 for label in labels]
+            return super().align(images, texts, labels=labels, **rest)
 
     return Broken
 
@@ -465,23 +630,89 @@ def untrained_answers(toy: Any, cls: Any) -> type:
 # --- quantization ---------------------------------------------------------------------------------
 
 
-@mutant("Quantizer", "test_is_another_model")
+def _opened(change: Callable[[Any, Any, Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    """Another ``opened``: ``change`` gets (module, original, what ``opened`` gives of it)."""
+
+    def replaced(toy: Any) -> dict[str, Any]:
+        real = toy.opened
+        return {"opened": lambda model: change(toy, model, real(model))}
+
+    return replaced
+
+
+@mutant("Quantizer", "test_original_is_unchanged")
 def quantizes_in_place(toy: Any, cls: Any) -> dict[str, Any]:
-    return {"_network": lambda model: model}
+    def same(toy: Any, model: Any, found: Any) -> Any:
+        return toy.deepcopy(model).eval() if model.training else model, *found[1:]
+
+    def in_place(toy: Any, model: Any, found: Any) -> Any:
+        model.lm_head.weight.data *= 1.01
+        return same(toy, model, found)
+
+    return _opened(in_place)(toy)
+
+
+@mutant("Quantizer", "test_original_is_unchanged")
+def changes_the_originals_mode(toy: Any, cls: Any) -> dict[str, Any]:
+    return _opened(lambda toy, model, found: (model.eval(), found)[1])(toy)
+
+
+@mutant("Quantizer", "test_original_is_unchanged")
+def freezes_the_original(toy: Any, cls: Any) -> dict[str, Any]:
+    return _opened(lambda toy, model, found: (model.requires_grad_(False), found)[1])(toy)
+
+
+@mutant("Quantizer", "test_original_is_unchanged")
+def leaves_a_hook(toy: Any, cls: Any) -> dict[str, Any]:
+    def hooked(toy: Any, model: Any, found: Any) -> Any:
+        model.model.register_forward_pre_hook(lambda *_: None)
+        return found
+
+    return _opened(hooked)(toy)
 
 
 @mutant("Quantizer", "test_is_another_model")
 def shares_the_embedding(toy: Any, cls: Any) -> dict[str, Any]:
-    def shallow(model: Any) -> Any:
-        made = toy.deepcopy(model)
-        made.model.embed_tokens.weight = model.model.embed_tokens.weight
-        return made
+    def shared(toy: Any, model: Any, found: Any) -> Any:
+        found[0].model.embed_tokens.weight = model.model.embed_tokens.weight
+        return found
 
-    return {"_network": shallow}
+    return _opened(shared)(toy)
 
 
 def _rounded(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
     return lambda toy, cls: {"Rounded": type("Broken", (toy.Rounded,), changes)}
+
+
+def _codes(change: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    """Other whole numbers in the layers."""
+
+    def replaced(toy: Any) -> dict[str, Any]:
+        class Broken(toy.Linear8):
+            @classmethod
+            def of(cls, layer, largest):
+                made = super().of(layer, largest)
+                made.codes.copy_(change(made.codes.float()))
+                return made
+
+        return {"Linear8": Broken}
+
+    return replaced
+
+
+@mutant("Quantizer", "test_is_another_model")
+def result_in_training_mode(toy: Any, cls: Any) -> dict[str, Any]:
+    class Broken(toy.Rounded):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.module.train()
+
+    return {"Rounded": Broken}
+
+
+@mutant("Quantizer", "test_is_another_model")
+def quantized_is_a_quantizer(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(interface="Quantizer")(toy, cls)
 
 
 @mutant("Quantizer", "test_called_like_the_original")
@@ -496,13 +727,19 @@ def no_keywords(toy: Any, cls: Any) -> dict[str, Any]:
 
 @mutant("Quantizer", "test_called_like_the_original")
 def too_few_bits(toy: Any, cls: Any) -> dict[str, Any]:
-    real = toy.rounded
-    return {"rounded": lambda weight, bits: real(weight, 2)}
+    return _codes(lambda codes: (codes / 127).round() * 127)(toy)
 
 
 @mutant("Quantizer", "test_is_quantized")
 def rounds_nothing(toy: Any, cls: Any) -> dict[str, Any]:
-    return {"rounded": lambda weight, bits: (weight, toy.torch.ones(len(weight), 1))}
+    class Broken(toy.Linear8):
+        @classmethod
+        def of(cls, layer, largest):
+            made = super().of(layer, 0.0)
+            made.weight = lambda: layer.weight
+            return made
+
+    return {"Linear8": Broken}
 
 
 @mutant("Quantizer", "test_generate")
@@ -512,41 +749,137 @@ def new_tokens_only(toy: Any, cls: Any) -> dict[str, Any]:
     )(toy, cls)
 
 
-@mutant("Quantizer", "test_report")
-def report_with_tensors(toy: Any, cls: Any) -> dict[str, Any]:
-    return _rounded(report=lambda self: {"layers": toy.torch.zeros(1)})(toy, cls)
+def _report(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
+    return lambda toy, cls: _rounded(
+        report=lambda self: {**self.config["report"], **changes}
+    )(toy, cls)  # fmt: skip
 
 
-@mutant("Quantizer", "test_report")
-def nothing_saved(toy: Any, cls: Any) -> dict[str, Any]:
-    return _rounded(report=lambda self: {"bytes_before": 1, "bytes_after": 1, "layers": {"a": {}}})(
+for _name, _changes in (
+    ("report_with_a_set", {"layers": {1, 2}}),
+    ("report_without_layers", {"layers": {}}),
+    ("bytes_after_1", {"bytes_after": 1}),
+    ("bytes_before_1000000", {"bytes_before": 1_000_000}),
+):
+    _make = _report(**_changes)
+    _make.__name__ = _name
+    mutant("Quantizer", "test_report")(_make)
+
+
+@mutant("Quantizer", "test_source")
+def keeps_no_tokenizer(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(save_files=lambda self, folder: self.module.config.save_pretrained(folder))(
         toy, cls
     )
 
 
+@mutant("Quantizer", "test_source")
+def ignores_the_tokenizer(toy: Any, cls: Any) -> dict[str, Any]:
+    class Broken(toy.Rounded):
+        def __init__(self, made_from, network, config, tokenizer):
+            super().__init__(made_from, network, config, None)
+
+    return {"Rounded": Broken}
+
+
+@mutant("Quantizer", "test_source")
+def forgets_the_licence(toy: Any, cls: Any) -> dict[str, Any]:
+    return _opened(lambda toy, model, found: (found[0], {"id": "x", "revision": None}, found[2]))(
+        toy
+    )
+
+
+@mutant("Quantizer", "test_source")
+def forgets_what_it_was(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(source_model={})(toy, cls)
+
+
+@mutant("Quantizer", "test_folder")
+def leaves_the_folders_tokenizer(toy: Any, cls: Any) -> dict[str, Any]:
+    return _opened(lambda toy, model, found: (*found[:2], None))(toy)
+
+
+@mutant("Quantizer", "test_folder")
+def takes_modules_alone(toy: Any, cls: Any) -> dict[str, Any]:
+    real = toy.opened
+
+    def opened(model: Any) -> Any:
+        if isinstance(model, str | Path):
+            raise toy.InputError(f"{model} is no module.")
+        return real(model)
+
+    return {"opened": opened}
+
+
+def _calibrated(change: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any], dict[str, Any]]:
+    def make(toy: Any, cls: Any) -> dict[str, Any]:
+        real = toy.token_ids
+        return {"token_ids": lambda given, tokenizer: change(real, given, tokenizer)}
+
+    return make
+
+
+for _name, _caught, _change in (
+    ("ignores_ids", "test_calibration",
+     lambda real, given, tokenizer: real(given, tokenizer) * 0 + 7),
+    ("ignores_texts", "test_calibration",
+     lambda real, given, tokenizer: real(given if hasattr(given, "shape") else None, tokenizer)),
+    ("texts_of_its_own", "test_calibration",
+     lambda real, given, tokenizer: real(["hello"] if given is None else given, tokenizer)),
+    ("texts_without_a_tokenizer", "test_calibration",
+     lambda real, given, tokenizer: real(given, tokenizer or (_ for _ in ()).throw(TypeError()))),
+    ("any_calibration", "test_wrong_calibration_is_refused",
+     lambda real, given, tokenizer: real(given if hasattr(given, "shape") else None, tokenizer)),
+):  # fmt: skip
+    _make = _calibrated(_change)
+    _make.__name__ = _name
+    mutant("Quantizer", _caught)(_make)
+
+
 @mutant("Quantizer", "test_quantize_again")
 def random_rounding(toy: Any, cls: Any) -> dict[str, Any]:
-    real = toy.rounded
+    return _codes(lambda codes: codes * (toy.torch.rand_like(codes) > 0.1))(toy)
 
-    def random(weight: Any, bits: int) -> Any:
-        codes, scale = real(weight, bits)
-        return codes - (toy.torch.rand_like(codes) > 0.9).float(), scale
 
-    return {"rounded": random}
+@mutant("Quantizer", "test_quantize_again")
+def ignores_quantizes_seed(toy: Any, cls: Any) -> dict[str, Any]:
+    def quantize(self, model, calibration=None, *, seed=0, **rest):
+        seed = int(toy.torch.randint(1000, ()))
+        return cls.quantize(self, model, calibration, seed=seed, **rest)
+
+    return {CLASSES["Quantizer"]: type("Broken", (cls,), {"quantize": quantize}), "ROWS": 2}
+
+
+@mutant("Quantizer", "test_schemes")
+def schemes_are_a_list(toy: Any, cls: Any) -> type:
+    return type("Broken", (cls,), {"schemes": ["w8a8", "w8a16"]})
+
+
+@mutant("Quantizer", "test_every_scheme")
+def a_scheme_it_cannot_do(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        schemes = (*cls.schemes, "w4a4")
+
+        def quantize(self, model, calibration=None, *, scheme="w8a8", **rest):
+            if scheme == "w4a4":
+                raise toy.OptionError("not this one")
+            return super().quantize(model, calibration, scheme=scheme, **rest)
+
+    return Broken
 
 
 @mutant("Quantizer", "test_wrong_scheme_is_refused")
 def some_scheme(toy: Any, cls: Any) -> type:
     class Broken(cls):
-        def quantize(self, model, calibration=None, *, scheme="w8a8", progress=False):
-            return super().quantize(model, calibration, scheme="w8a8", progress=progress)
+        def quantize(self, model, calibration=None, *, scheme="w8a8", **rest):
+            return super().quantize(model, calibration, scheme="w8a16", **rest)
 
     return Broken
 
 
 @mutant("Quantizer", "test_what_is_no_model_is_refused")
 def stumbles_over_what_is_no_model(toy: Any, cls: Any) -> dict[str, Any]:
-    return {"_network": lambda model: toy.deepcopy(model).eval()}
+    return {"opened": lambda model: (toy.deepcopy(model).eval(), {}, None)}
 
 
 # --- data selection -------------------------------------------------------------------------------
@@ -571,6 +904,30 @@ for _name, _caught, _change in (
 returns("lightest_first", "DataSelector", "test_select", "select", lambda made: made[::-1].copy())
 returns("indices_of_32_bits", "DataSelector", "test_select", "select",
         lambda made: made.astype("int32"))  # fmt: skip
+
+
+@mutant("DataSelector", "test_select")
+def half_for_every_fraction(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def select(self, *, fraction=None, k=None):
+            return super().select(fraction=fraction and 0.5, k=k)
+
+    return Broken
+
+
+@mutant("DataSelector", "test_weights")
+def fit_returns_the_weights(toy: Any, cls: Any) -> type:
+    return after("fit", lambda made: made.weights)(toy, cls)
+
+
+@mutant("DataSelector", "test_weights")
+def fit_changes_the_data(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def fit(self, train, target, **rest):
+            train[0][0].mul_(2)
+            return super().fit(train, target, **rest)
+
+    return Broken
 
 
 @mutant("DataSelector", "test_ties")
@@ -640,6 +997,9 @@ def _boxes(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 returns("half_pixels", "Detector", "test_kind_of_image", "detect",
         _boxes(lambda boxes: boxes.astype("float64")))  # fmt: skip
+returns("centre_and_size", "Detector", "test_finds", "detect",
+        _boxes(lambda b: __import__("numpy").concatenate(
+            [(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], 1)))  # fmt: skip
 returns("corner_and_size", "Detector", "test_finds", "detect",
         _boxes(lambda b: b - [[0, 0, 1, 1]] * b[:, [0, 1, 0, 1]]))  # fmt: skip
 returns("rows_before_columns", "Detector", "test_finds", "detect",
@@ -650,6 +1010,120 @@ returns("one_for_a_list_of_many", "Detector", "test_list", "detect",
         lambda found: found[0] if isinstance(found, list) and found else found)  # fmt: skip
 returns("list_out_of_order", "Detector", "test_list", "detect",
         lambda found: found[::-1] if isinstance(found, list) else found)  # fmt: skip
+
+
+def _found(**changes: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Other fields in each ``Detections``."""
+
+    def one(found: Any) -> Any:
+        if isinstance(found, list):
+            return [one(f) for f in found]
+        return replace(found, **{name: change(found) for name, change in changes.items()})
+
+    return one
+
+
+returns("scores_of_double_precision", "Detector", "test_kind_of_image", "detect",
+        _found(scores=lambda found: found.scores.astype("float64")))  # fmt: skip
+returns("scores_that_rise", "Detector", "test_threshold", "detect",
+        _found(scores=lambda f: 0.9 + 0.01 * __import__("numpy").arange(len(f), dtype="float32"),
+               boxes=lambda f: f.boxes))  # fmt: skip
+returns("labels_of_32_bits", "Detector", "test_kind_of_image", "detect",
+        _found(labels=lambda found: found.labels.astype("int32")))  # fmt: skip
+returns("labels_without_a_name", "Detector", "test_threshold", "detect",
+        _found(labels=lambda found: found.labels + len(found.names)))  # fmt: skip
+returns("boxes_beyond_the_image", "Detector", "test_threshold", "detect",
+        _boxes(lambda boxes: boxes + __import__("numpy").float32([0, 0, 30, 30])))  # fmt: skip
+returns("names_of_another_model", "Detector", "test_names", "detect",
+        _found(names=lambda found: ("person", *found.names)))  # fmt: skip
+returns("finetune_returns_none", "Detector", "test_learns", "finetune", lambda made: None)
+
+
+@variant("Detector")
+def detects_alone(toy: Any, cls: Any) -> type:
+    from zoo.interfaces import Detector
+
+    return type("Only", (cls,), {"pretrain": Detector.pretrain, "finetune": Detector.finetune})
+
+
+@mutant("Detector", "test_names")
+def names_are_a_list(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def __init__(self, request):
+            super().__init__(request)
+            self.names = [*self.names]
+
+    return Broken
+
+
+@mutant("Detector", "test_learns")
+def keeps_its_own_names(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, *args, **rest):
+            super().finetune(*args, **rest)
+            self.names = ("bright",)
+            return self
+
+    return Broken
+
+
+@mutant("Detector", "test_learns")
+def learns_nothing(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, *args, **rest):
+            super().finetune(*args, **rest)
+            self.level = 0.99
+            return self
+
+    return Broken
+
+
+@mutant("Detector", "test_learns")
+def writes_into_the_labels(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, images, labels, **rest):
+            super().finetune(images, labels, **rest)
+            if isinstance(labels, list):
+                labels[0].boxes[:] = 0
+            return self
+
+    return Broken
+
+
+@mutant("Detector", "test_annotations")
+def reads_no_files(toy: Any, cls: Any) -> dict[str, Any]:
+    return {"pairs": lambda images, labels: (images, labels)}
+
+
+@mutant("Detector", "test_how_long")
+def ignores_steps(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, *args, steps=None, epochs=None, **rest):
+            if (steps is not None and steps < 1) or epochs == 0 or (steps and epochs):
+                raise toy.OptionError("epochs, steps")
+            return super().finetune(*args, epochs=epochs, **rest)
+
+    return Broken
+
+
+@mutant("Detector", "test_how_long")
+def any_number_of_epochs(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, *args, steps=None, epochs=None, **rest):
+            return super().finetune(*args, steps=steps if steps and steps > 0 else None, **rest)
+
+    return Broken
+
+
+@mutant("Detector", "test_pretrain")
+def pretrained_by_chance(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def pretrain(self, *args, **rest):
+            made = super().pretrain(*args, **rest)
+            self.level = float(toy.torch.rand(()))
+            return made
+
+    return Broken
 
 
 @mutant("Detector", "test_size_of_image")
@@ -734,9 +1208,14 @@ def looks_at_nan(toy: Any, cls: Any) -> type:
 
 
 def _first(**changes: Any) -> Callable[[Any], Any]:
-    return lambda made: replace(
-        made, pairs=tuple(replace(p, **changes) for p in made.pairs[:1]) + made.pairs[1:]
-    )
+    def change(made: Any) -> Any:
+        if isinstance(made, list):
+            return [change(one) for one in made]
+        return replace(
+            made, pairs=tuple(replace(p, **changes) for p in made.pairs[:1]) + made.pairs[1:]
+        )
+
+    return change
 
 
 returns("an_empty_answer", "QAGenerator", "test_pairs", "generate", _first(answer=" "))
@@ -748,6 +1227,20 @@ returns("an_edge_to_nowhere", "QAGenerator", "test_graph", "generate",
             {"source": "s0", "target": "nowhere", "role": "next"}]}))  # fmt: skip
 returns("coverage_of_pairs", "QAGenerator", "test_coverage", "generate",
         lambda made: replace(made, coverage=len(made) / 10))  # fmt: skip
+returns("one_for_a_list", "QAGenerator", "test_list", "generate",
+        lambda made: made[0] if isinstance(made, list) and made else made)  # fmt: skip
+returns("sets_out_of_order", "QAGenerator", "test_list", "generate",
+        lambda made: made[::-1] if isinstance(made, list) else made)  # fmt: skip
+for _name, _changes in (
+    ("a_pair_of_no_kind", {"kind": ""}),
+    ("an_edge_that_is_not", {"edge": 1000}),
+    ("a_step_before_the_first", {"step": -1}),
+    ("an_answer_elsewhere", {"start": 0, "end": 3}),
+    ("half_a_place", {"end": None}),
+):
+    returns(_name, "QAGenerator", "test_places", "generate", _first(**_changes))
+returns("loses_the_text", "QAGenerator", "test_places", "generate",
+        lambda made: replace(made, text=made.text.lower()))  # fmt: skip
 returns("answers_with_none", "QAGenerator", "test_answer", "answer", lambda made: None)
 
 
@@ -759,10 +1252,20 @@ def stumbles_over_nothing(toy: Any, cls: Any) -> type:
 @mutant("QAGenerator", "test_what_is_no_text_is_refused")
 def any_text(toy: Any, cls: Any) -> type:
     class Broken(cls):
-        def generate(self, text):
-            return super().generate(str(text))
+        def generate(self, text, *, seed=0):
+            return super().generate(text if isinstance(text, list) else str(text))
 
     return Broken
+
+
+@mutant("QAGenerator", "test_seed")
+def questions_by_chance(toy: Any, cls: Any) -> type:
+    import random
+
+    def fewer(made: Any) -> Any:
+        return replace(made, pairs=tuple(random.sample(made.pairs, len(made) - 1)))
+
+    return after("generate", fewer)(toy, cls)
 
 
 @mutant("QAGenerator", "test_reader")
@@ -831,10 +1334,14 @@ def _suite(interface: str, model: str, replacements: dict[str, Any], toy: Any) -
 
 
 def _define() -> None:
-    """The test classes: the six as they are, then the mutants."""
+    """The test classes: the six as they are, their variants, then the mutants."""
     for interface, model in TOYS.items():
         toy = import_module(model.replace("-", "_") + ".model")
         globals()[f"TestGood{interface}"] = _suite(interface, model, {}, toy)
+        for name, (of, make) in VARIANTS.items():
+            if of == interface:
+                changed = {CLASSES[interface]: make(toy, getattr(toy, CLASSES[interface]))}
+                globals()[f"TestGood_{name}"] = _suite(interface, model, changed, toy)
         for name, broken in MUTANTS.items():
             if broken.interface == interface:
                 made = broken.make(toy, getattr(toy, CLASSES[interface]))

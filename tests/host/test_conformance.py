@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.conformance_mutants import MUTANTS, TOYS
-from zoo import scaffold
+from tests.host.conformance_mutants import MUTANTS, TOYS, VARIANTS
+from zoo import scaffold, testing
 from zoo.interfaces import INTERFACES
-from zoo.testing import conformance
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-SUITES = {name: getattr(conformance, f"{name}Suite") for name in INTERFACES}
+SUITES = {name: getattr(testing, f"{name}Suite") for name in INTERFACES}
 
 
 def install(site: Path, project: Path) -> Path:
@@ -101,6 +100,14 @@ def test_a_model_that_keeps_the_contract_passes(
     assert {test.partition("[")[0] for test in found} == wanted
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_another_way_to_keep_the_contract_passes(
+    name: str, outcomes: Mapping[str, Mapping[str, str]]
+) -> None:
+    found = outcomes[f"TestGood_{name}"]
+    assert [test for test, outcome in found.items() if outcome == "failed"] == []
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_model_that_breaks_the_contract_is_caught(
     name: str, outcomes: Mapping[str, Mapping[str, str]]
@@ -119,7 +126,7 @@ def test_every_test_of_a_suite_catches_a_mutant() -> None:
         and (interface, name) not in {(m.interface, m.caught_by) for m in MUTANTS.values()}
     ]
     caught = {m.caught_by for m in MUTANTS.values()}
-    common = [name for name in vars(conformance.ModelSuite) if name.startswith("test_")]
+    common = [name for name in vars(testing.ModelSuite) if name.startswith("test_")]
     assert useless + [name for name in common if name not in caught] == []
 
 
