@@ -115,7 +115,8 @@ def write_coco(path: str | Path, images: Sequence[str | Path], truth: Sequence[D
 
     path = Path(path)
     pairs(images, list(truth))
-    entries, boxes = [], []
+    entries: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
     for number, (image, found) in enumerate(zip(images, truth, strict=True), 1):
         image = Path(image)
         if not image.resolve().is_relative_to(path.parent.resolve()):
@@ -356,8 +357,8 @@ def _voc(files: Sequence[Path], folder: Path) -> _Found:
                 corners = [corners[0] - 1, corners[1] - 1, *corners[2:]]
                 objects.append((len(found.images) - 1, name.text.strip(), tuple(corners), size))
     found.names = sorted({name for _, name, _, _ in objects})
-    for at, name, corners, size in objects:
-        found.box(at, corners, size, found.names.index(name))
+    for at, called, sides, whole in objects:
+        found.box(at, sides, whole, found.names.index(called))
     return found
 
 

@@ -170,6 +170,7 @@ class ScaleRange:
 class SRModel(Model):
     """Enlarges images.
 
+    ``estimate(size)`` is what enlarging an image of ``size`` (height, width) in input pixels costs.
     Making an image from a prompt alone is no enlargement: a method that can do so has a verb of its
     own for it, ``generate``.
     """
@@ -219,10 +220,6 @@ class SRModel(Model):
         size. Alpha is enlarged beside the colours; greyscale stays greyscale. Raises InputError
         naming what is wrong.
         """
-
-    def estimate(self, size: Sequence[int], **options: Any) -> Estimate:
-        """Of enlarging an image of ``size`` (height, width) in input pixels."""
-        return super().estimate(size, **options)
 
     def run_check(self, path: Path) -> Mapping[str, torch.Tensor]:
         """``output``: (3, H, W) in [0, 1], the check image enlarged, all options default."""

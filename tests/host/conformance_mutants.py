@@ -529,7 +529,7 @@ for _interface, _verb in {
     "QAGenerator": "train_reader",
 }.items():
     for _what in (_no_progress, _half_way, _unstoppable):
-        _make = _what(_verb)
+        _make: Any = _what(_verb)
         _make.__name__ = f"{_verb}{_what.__name__}"
         mutant(_interface, "test_progress")(_make)
 
@@ -755,12 +755,13 @@ def _report(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
     )(toy, cls)  # fmt: skip
 
 
-for _name, _changes in (
+_reports: tuple[tuple[str, dict[str, Any]], ...] = (
     ("report_with_a_set", {"layers": {1, 2}}),
     ("report_without_layers", {"layers": {}}),
     ("bytes_after_1", {"bytes_after": 1}),
     ("bytes_before_1000000", {"bytes_before": 1_000_000}),
-):
+)
+for _name, _changes in _reports:
     _make = _report(**_changes)
     _make.__name__ = _name
     mutant("Quantizer", "test_report")(_make)
@@ -891,13 +892,14 @@ def _weights(change: Callable[[Any], Any]) -> Callable[[Any, Any], type]:
     )
 
 
-for _name, _caught, _change in (
+_wrong_weights: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("weights_of_double_precision", "test_weights", lambda w: w.astype("float64")),
     ("weights_above_one", "test_weights", lambda w: 3 * w),
     ("a_column_of_weights", "test_weights", lambda w: w[:, None]),
     ("the_far_weigh_more", "test_what_is_useful_weighs_more", lambda w: 1 - w),
-):
-    _make = _weights(_change)
+)
+for _name, _caught, _weigh in _wrong_weights:
+    _make = _weights(_weigh)
     _make.__name__ = _name
     mutant("DataSelector", _caught)(_make)
 
@@ -1231,13 +1233,14 @@ returns("one_for_a_list", "QAGenerator", "test_list", "generate",
         lambda made: made[0] if isinstance(made, list) and made else made)  # fmt: skip
 returns("sets_out_of_order", "QAGenerator", "test_list", "generate",
         lambda made: made[::-1] if isinstance(made, list) else made)  # fmt: skip
-for _name, _changes in (
+_wrong_pairs: tuple[tuple[str, dict[str, Any]], ...] = (
     ("a_pair_of_no_kind", {"kind": ""}),
     ("an_edge_that_is_not", {"edge": 1000}),
     ("a_step_before_the_first", {"step": -1}),
     ("an_answer_elsewhere", {"start": 0, "end": 3}),
     ("half_a_place", {"end": None}),
-):
+)
+for _name, _changes in _wrong_pairs:
     returns(_name, "QAGenerator", "test_places", "generate", _first(**_changes))
 returns("loses_the_text", "QAGenerator", "test_places", "generate",
         lambda made: replace(made, text=made.text.lower()))  # fmt: skip

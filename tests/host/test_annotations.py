@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo import annotations
-from zoo.annotations import pairs, read, write_coco
+from zoo.annotations import Annotations, pairs, read, write_coco
 from zoo.errors import InputError, MissingDependencyError
 from zoo.interfaces import Detections
 
@@ -35,7 +34,7 @@ def detections(*boxes: Any, labels: Any = None, names: tuple[str, ...] = ("cat",
     )
 
 
-def boxes(found: annotations.Annotations, at: int = 0) -> Any:
+def boxes(found: Annotations, at: int = 0) -> Any:
     return found.truth[at].boxes.tolist()
 
 

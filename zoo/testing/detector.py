@@ -256,7 +256,7 @@ class DetectorSuite(ModelSuite):
         learnt = [self.load() for _ in range(2)]
         for model in learnt:
             model.pretrain(scenes[0], seed=3)
-        same(*(dict(model.state()) for model in learnt))
+        same(dict(learnt[0].state()), dict(learnt[1].state()))
         with pytest.raises(ZooError):
             self.load().pretrain([])
 
