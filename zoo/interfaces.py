@@ -9,6 +9,7 @@ ordinary methods and keyword options of its own class. Rules for all verbs:
 * A verb that takes long has ``progress``: False, True (a bar on stderr), or a callable
   ``progress(done: int, total: int)``. A verb in which chance plays a part has ``seed``: the same
   seed gives the same result on the same machine.
+* What is handed in is left as it was. A verb prints nothing and opens no connection.
 """
 
 from __future__ import annotations
@@ -249,8 +250,8 @@ class VLAligner(Model):
         """Fit on pairs; returns self, fitted.
 
         ``images`` and ``texts``: raw images and strings, a folder or JSONL file of rows, or float
-        arrays (N, d_image) and (M, d_text) of features. ``labels``: (N,) integers into ``texts``
-        where there is not one text for each image.
+        arrays (N, d_image) and (M, d_text) of features; what a method cannot take is an InputError.
+        ``labels``: (N,) integers into ``texts`` where there is not one text for each image.
         """
 
     @abc.abstractmethod

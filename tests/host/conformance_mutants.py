@@ -616,6 +616,15 @@ def any_features(toy: Any, cls: Any) -> dict[str, Any]:
     return {"_finite": lambda rows: toy.np.nan_to_num(rows).astype("float32")}
 
 
+@mutant("VLAligner", "test_raw_rows")
+def stumbles_over_raw_rows(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, **rest):
+            return super().align(images.astype("float32"), texts, **rest)
+
+    return Broken
+
+
 @mutant("VLAligner", "test_before_align")
 def untrained_answers(toy: Any, cls: Any) -> type:
     class Broken(cls):
@@ -1320,6 +1329,180 @@ def reader_of_nothing(toy: Any, cls: Any) -> type:
             return super().train_reader(qa, **rest) if qa else toy.Reader(self, {"rare": {}})
 
     return Broken
+
+
+# --- what is promised, and who breaks it ----------------------------------------------------------
+
+PROMISES: dict[str, dict[str, str]] = {
+    "interfaces": {
+        "One in, one out; a list in, a list out.": "a_tuple_for_a_list out_of_order",
+        "Images come back as they went in": "pil_for_everything no_alpha brighter_tensors",
+        "``progress``": "upscale_no_progress upscale_half_way upscale_unstoppable "
+        "align_no_progress align_half_way align_unstoppable quantize_no_progress "
+        "quantize_half_way quantize_unstoppable fit_no_progress fit_half_way fit_unstoppable "
+        "finetune_no_progress finetune_half_way finetune_unstoppable train_reader_no_progress "
+        "train_reader_half_way train_reader_unstoppable",
+        "the same seed gives the same result": "ignores_the_seed chance_without_seed "
+        "goes_on_from_the_last_fit random_start random_rounding ignores_quantizes_seed",
+        "What is handed in is left as it was.": "writes_into_its_input fit_changes_the_data "
+        "centres_the_callers_features",
+        "A verb prints nothing and opens no connection.": "talkative calls_home",
+    },
+    "hookspecs": {"so keep it light": "heavy_import"},
+    "BuildRequest.device": {"A torch device": "deaf_to_the_device"},
+    "BuildRequest.dtype": {"that floating-point weights shall have": "deaf_to_the_dtype "
+                           "half_precision"},
+    "Entry.class_": {"what ``zoo.load`` returns": "another_class"},
+    "Model": {"device, saving and loading then work": "a_part_stays_behind in_training_mode"},
+    "Model.interface": {"Name of the interface": "another_interface"},
+    "Model.kind": {"what a saved folder holds": "reader_loads_as_generator"},
+    "Model.options": {"The load options in force, defaults included.": "deaf_to_options"},
+    "Model.config": {"what a saved folder needs to build it again": "reader_forgets"},
+    "Model.to": {"Move to a torch device; returns self.": "never_moves"},
+    "Model.state": {"that ``save_pretrained`` writes": "saves_zeros saves_nothing"},
+    "Model.save_pretrained": {"that ``zoo.load`` accepts": "loads_random_weights"},
+    "Model.from_pretrained": {"same as ``zoo.load": "opens_something_else"},
+    "Model.export": {"where the method supports it": "exports_any_format"},
+    "Model.estimate": {"What a run on this input would cost": "estimates_in_words"},
+    "Model.run_check": {"What ``zoo verify`` compares": "another_output_than_published"},
+    # super-resolution
+    "SRModel": {"``estimate(size)`` is what enlarging": "estimates_one_size_for_all"},
+    "ScaleRange": {"any number from ``min`` to ``max``": "a_range_without_its_default"},
+    "SRModel.scales": {"whole numbers, or a range": "scales_are_a_list a_scale_it_cannot_do"},
+    "SRModel.default_scale": {"The scale of ``upscale(scale=None)``": "another_default_scale"},
+    "SRModel.multiple": {"Sides of a tile must be a multiple": "tiles_of_any_multiple"},
+    "SRModel.tile": {"Side in input pixels of the tile": "any_tile_will_do"},
+    "SRModel.upscale": {
+        "the result is of the input's kind": "swaps_channels keeps_the_graph beyond_one",
+        "scale times as large": "one_row_less",
+        "any of ``scales``, else OptionError": "takes_the_nearest_scale",
+        "(None: ``default_scale``)": "another_default no_seed",
+        "where it takes one (else OptionError)": "drops_the_prompt",
+        "None for one evaluation whatever the size": "tiles_are_cut_off",
+        "Alpha is enlarged beside the colours": "nearly_opaque",
+        "Raises InputError naming what is wrong": "mends_nan takes_float_arrays",
+    },
+    "SRModel.run_check": {"the check image enlarged, all options default": "checks_another_scale"},
+    # vision-language alignment
+    "VLAligner.align": {
+        "Fit on pairs; returns self, fitted.": "returns_none untrained_answers "
+        "pairs_what_there_is",
+        "what a method cannot take is an InputError": "any_features stumbles_over_raw_rows",
+        "integers into ``texts``": "no_labels labels_the_other_way_round labels_from_the_end",
+    },
+    "VLAligner.similarity": {
+        "(N, M) float32": "double_precision transposed",
+        "higher is better": "distances normalised_over_texts",
+    },
+    "VLAligner.embed_images": {"float32 of unit norm": "any_norm"},
+    "VLAligner.embed_texts": {"float32 of unit norm": "any_norm_of_texts another_space"},
+    # quantization
+    "QuantizedModel": {"``interface`` stays None": "quantized_is_a_quantizer"},
+    "QuantizedModel.tokenizer": {"it is saved beside the weights": "ignores_the_tokenizer"},
+    "QuantizedModel.source_model": {
+        "What was quantized": "forgets_what_it_was",
+        "``license``: as the original states it": "forgets_the_licence",
+    },
+    "QuantizedModel.save_files": {"The tokenizer's files": "keeps_no_tokenizer"},
+    "QuantizedModel.__call__": {"same arguments and outputs": "only_logits no_keywords "
+                                "too_few_bits"},
+    "QuantizedModel.generate": {"same arguments and outputs": "new_tokens_only"},
+    "QuantizedModel.report": {
+        "JSON-like": "report_with_a_set",
+        "``bytes_before``: all weights of the original": "bytes_before_1000000",
+        "``bytes_after``: all that ``save_pretrained`` writes": "bytes_after_1",
+        "``layers``": "report_without_layers",
+    },
+    "Quantizer": {"into one of few bits": "rounds_nothing"},
+    "Quantizer.schemes": {
+        "Weight and activation bits": "schemes_are_a_list",
+        "that ``quantize`` can give": "a_scheme_it_cannot_do",
+    },
+    "Quantizer.quantize": {
+        "Hub id, folder, or the module itself": "takes_modules_alone "
+        "stumbles_over_what_is_no_model",
+        "``calibration``: texts, or (N, T) token ids": "ignores_ids ignores_texts any_calibration",
+        "None is the host's own short texts": "texts_of_its_own",
+        "None is the one beside the model": "leaves_the_folders_tokenizer",
+        "Texts without a tokenizer are an InputError": "texts_without_a_tokenizer",
+        "one of ``schemes``, else OptionError": "some_scheme",
+        "its weights, its modes, its hooks": "quantizes_in_place changes_the_originals_mode "
+        "freezes_the_original leaves_a_hook shares_the_embedding",
+        "The result is in eval mode": "result_in_training_mode",
+    },
+    # data selection
+    "DataSelector.fit": {
+        "that serve the small ``target`` set": "the_far_weigh_more nothing_is_enough",
+        "Returns self, fitted.": "fit_returns_the_weights",
+    },
+    "DataSelector.weights": {"(N,) float32 in [0, 1]": "weights_of_double_precision "
+                             "weights_above_one a_column_of_weights weights_of_nothing"},
+    "DataSelector.select": {
+        "(k,) int64 indices": "indices_of_32_bits half_for_every_fraction",
+        "heaviest first, ties by index": "lightest_first ties_from_the_end",
+        "Give one of the two": "takes_what_there_is",
+    },
+    # detection
+    "Detections.boxes": {
+        "(N, 4) float32": "half_pixels",
+        "x1 y1 x2 y2": "centre_and_size corner_and_size rows_before_columns",
+        "in pixels of the image given": "in_another_scale boxes_beyond_the_image "
+        "shrinks_pil_images",
+    },
+    "Detections.scores": {
+        "(N,) float32 in [0, 1]": "scores_of_double_precision",
+        "falling": "scores_that_rise",
+    },
+    "Detections.labels": {"(N,) int64 into ``names``": "labels_of_32_bits labels_without_a_name"},
+    "Detector.names": {"as in the ``names`` of its ``Detections``": "names_are_a_list "
+                       "names_of_another_model"},
+    "Detector.detect": {
+        "``Detections`` for an image, a list of them for a list": "one_for_a_list_of_many "
+        "list_out_of_order stumbles_where_nothing_is",
+        "no scores below ``threshold``": "its_own_threshold",
+        "Raises OptionError for a threshold outside [0, 1]": "any_threshold",
+        "InputError for what is no image": "looks_at_nan",
+    },
+    "Detector.pretrain": {
+        "returns a JSON-like report": "report_of_arrays pretrained_by_chance",
+        "at least 1, not both (OptionError)": "any_number_of_epochs",
+    },
+    "Detector.finetune": {
+        "Learn to find what the labels say": "learns_nothing writes_into_the_labels "
+        "tuned_by_chance forgets_what_it_learnt",
+        "returns self": "finetune_returns_none",
+        "one ``Detections`` for each image of a list": "labels_for_some",
+        "or a COCO JSON": "reads_no_files",
+        "``names`` are the labels' names afterwards": "keeps_its_own_names",
+        "``epochs``, ``steps``: as in ``pretrain``": "ignores_steps",
+    },
+    # question-answer generation
+    "QAPair.nodes": {"Ids of the graph's nodes": "a_node_that_is_not"},
+    "QAPair.kind": {"The question's type": "a_pair_of_no_kind"},
+    "QAPair.edge": {"Index into the graph's ``edges``": "an_edge_that_is_not"},
+    "QAPair.step": {"from 0": "a_step_before_the_first"},
+    "QAPair.end": {
+        "``text[start:end] == answer``": "an_answer_elsewhere",
+        "both None": "half_a_place",
+    },
+    "QASet.graph": {'"edges"': "an_edge_to_nowhere"},
+    "QASet.coverage": {"Share of the graph's nodes": "coverage_of_pairs"},
+    "QASet.text": {"as it was given": "loses_the_text"},
+    "QAGenerator.generate": {
+        "the questions that the text's graph supports": "an_empty_answer stumbles_over_nothing "
+        "questions_by_chance",
+        "a list for a list": "one_for_a_list sets_out_of_order",
+        "No question comes twice": "a_pair_twice",
+        "Raises InputError for what is no text": "any_text",
+    },
+    "QAGenerator.train_reader": {
+        "a ``Model`` with ``answer(question, text) -> str``": "reader_is_no_model "
+        "reader_by_chance",
+        "Raises InputError where there is no question": "reader_of_nothing",
+    },
+    "QAGenerator.answer": {"Answer with the bundled reader": "answers_with_none"},
+}  # fmt: skip
+"""Where in the host's text -> the promise, word for word -> the mutants that break it."""
 
 
 # --- the run --------------------------------------------------------------------------------------

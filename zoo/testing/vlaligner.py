@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ..errors import NotReadyError, ZooError
-from .checks import check_progress, copied, rows, same, shake
+from .checks import check_progress, copied, picture, rows, same, shake
 from .model import ModelSuite
 
 
@@ -142,6 +144,26 @@ class VLAlignerSuite(ModelSuite):
             ready.similarity(images[:2] * np.float32("nan"), texts[:2])
         with pytest.raises(ZooError):
             ready.similarity(images[:2, :-1], texts[:2])
+
+    def test_raw_rows(self, tmp_path: Path) -> None:
+        """Images and strings, a folder by class and a JSONL file: taken, or refused in words."""
+        from PIL import Image
+
+        images = [Image.fromarray(picture(16 + i, 16)) for i in range(6)]
+        words = ["a red dot", "a blue dot", "a green dot"] * 2
+        lines = []
+        for i, (image, text) in enumerate(zip(images, words, strict=True)):
+            (tmp_path / "rows" / text).mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / "rows" / text / f"{i}.png")
+            lines.append(json.dumps({"image": f"rows/{text}/{i}.png", "text": text}))
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines), "utf-8")
+        for given in ((images, words), (tmp_path / "rows",), (str(tmp_path / "rows.jsonl"),)):
+            fresh = self.load()
+            try:
+                fresh.align(*given)
+            except ZooError:
+                continue
+            assert fresh.similarity(images[:2], words[:3]).shape == (2, 3)
 
     def test_before_align(self, sample: Any) -> None:
         """A model that must be fitted first says so; a trained one answers."""
