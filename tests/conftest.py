@@ -109,7 +109,7 @@ class Site:
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(before), **env},
-            timeout=120,
+            timeout=300,
         )
 
     def zoo(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:

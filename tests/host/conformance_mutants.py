@@ -1508,7 +1508,12 @@ PROMISES: dict[str, dict[str, str]] = {
 # --- the run --------------------------------------------------------------------------------------
 
 
-def _suite(interface: str, model: str, replacements: dict[str, Any], toy: Any) -> type:
+def _suite(
+    interface: str, model: str, replacements: dict[str, Any], toy: Any, only: str = ""
+) -> type:
+    """The suite on a model; with ``only``, that one test of it: collecting all would take longer
+    than running these.
+    """
     from zoo import testing
 
     def broken(self: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1516,7 +1521,9 @@ def _suite(interface: str, model: str, replacements: dict[str, Any], toy: Any) -
             monkeypatch.setattr(toy, name, value)
 
     base = getattr(testing, f"{interface}Suite")
-    return type("Suite", (base,), {"name": model, "broken": pytest.fixture(autouse=True)(broken)})
+    others = [name for name in dir(base) if name.startswith("test_") and only not in ("", name)]
+    fixture = pytest.fixture(autouse=True)(broken)
+    return type("Suite", (base,), {**dict.fromkeys(others), "name": model, "broken": fixture})
 
 
 def _define() -> None:
@@ -1531,24 +1538,16 @@ def _define() -> None:
         for name, broken in MUTANTS.items():
             if broken.interface == interface:
                 made = broken.make(toy, getattr(toy, CLASSES[interface]))
-                globals()[f"Test_{name}"] = _suite(interface, broken.model or model, made, toy)
+                globals()[f"Test_{name}"] = _suite(
+                    interface, broken.model or model, made, toy, broken.caught_by
+                )
 
 
 class Outcomes:
-    """Keeps of each mutant the test that must catch it, and notes what every test said."""
+    """Notes what every test said of every model."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, str]] = {}
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if self._wanted(item)]
-
-    def _wanted(self, item: Any) -> bool:
-        name = item.cls.__name__ if item.cls else ""
-        suite = item.parent.name
-        if suite.startswith("TestGood"):
-            return True
-        return bool(name) and item.originalname == MUTANTS[suite.removeprefix("Test_")].caught_by
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         _, suite, test = report.nodeid.split("::", 2)
@@ -1563,7 +1562,8 @@ if os.environ.get("ZOO_TEST_MUTANTS"):
 if __name__ == "__main__":
     outcomes = Outcomes()
     status = pytest.main(
-        [__file__, "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-W", "error",
+        [__file__, "-q", "-p", "no:cacheprovider", "-p", "no:logging", "-W", "error",
+         "--import-mode=importlib",
          "--tb=short" if "-v" in sys.argv else "--tb=no", "-c", os.devnull,
          "--rootdir", str(Path(__file__).parent)],
         plugins=[outcomes],

@@ -82,6 +82,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[s
         str(Path(__file__).with_name("conformance_mutants.py")),
         str(made / "outcomes.json"),
         ZOO_TEST_MUTANTS="1",
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
         OMP_NUM_THREADS="1",  # for such small tensors threads only cost
     )
     if not (made / "outcomes.json").is_file():
