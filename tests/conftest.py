@@ -103,12 +103,13 @@ class Site:
 
     def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run ``python *args`` in a process of its own that sees the plugins."""
+        before = [str(self.path), *filter(None, [os.environ.get("PYTHONPATH")])]
         return subprocess.run(
             [sys.executable, *args],
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(self.path), **env},
-            timeout=120,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(before), **env},
+            timeout=300,
         )
 
     def zoo(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -29,16 +29,17 @@ LAYERS = [
     {"actions", "bench", "experiment", "training"},
     {"api"},
     {"bases"},
-    {"registry", "hub", "weights", "images", "files", "arguments"},
+    {"registry", "hub", "weights", "images", "files", "arguments", "annotations", "calibration"},
     {"plugins"},
     {"spec", "hookspecs"},
     {"entry", "interfaces"},
-    {"errors", "installed", "progress", "metrics", "__init__"},
+    {"errors", "installed", "progress", "metrics", "yamltree", "__init__"},
 ]
 """From the top: a module imports from its own row or one below. ``__init__`` is zoo's own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "bench"}
-PUBLIC |= {"bases", "entry", "metrics", "progress", "testing", "training"}
+PUBLIC |= {"annotations", "bases", "calibration", "entry", "metrics", "progress", "testing"}
+PUBLIC |= {"training"}
 """What a plugin may import of the host."""
 UPWARD = {
     ("interfaces", "save_pretrained", "weights"),

@@ -15,7 +15,8 @@ Whatever else comes in is refused with an InputError of one line: what it was, w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -45,15 +46,17 @@ _WRITE = {
 _SETTINGS = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "PNG": {"compress_level": 4}}
 # What Pillow raises on damaged files depends on the decoder; these are the ones that were seen.
 _DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError)
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap sides
 _SLACK = 1e-3  # how far rounding may carry a tensor out of [0, 1] before it is called out of range
 
 
-def transform(images: Images, fn: Fn, *, scale: int = 1) -> Any:
+def transform(images: Images, fn: Fn, *, scale: int | float = 1) -> Any:
     """Apply ``fn`` to each image's colours; same kind out, ``scale`` times as large.
 
     ``fn`` gets a float32 tensor (3, h, w) in [0, 1] on the CPU, its own copy, and returns a tensor
     (3, h * scale, w * scale) or an iterable of horizontal bands (3, rows, w * scale) from top to
-    bottom, on any device. Each band is clamped and stored at once in the type of the result, so a
+    bottom, on any device; where ``scale`` is no whole number, sides are ``scaled(h, scale)`` and
+    ``scaled(w, scale)``. Each band is clamped and stored at once in the type of the result, so a
     large image needs floats for one band only.
 
     Greyscale goes in as three equal channels and comes out as their mean. Alpha is enlarged
@@ -76,6 +79,11 @@ def transform(images: Images, fn: Fn, *, scale: int = 1) -> Any:
                 raise InputError(f"image {i} of the list: {error}") from error
         return made
     return _one(images, fn, scale)
+
+
+def scaled(side: int, scale: int | float) -> int:
+    """Pixels of a side that is ``scale`` times as large, at least 1."""
+    return max(1, round(side * scale))
 
 
 def each(images: Images, fn: Callable[[torch.Tensor], Any]) -> Any:
@@ -108,23 +116,56 @@ def read(image: str | Path | Image.Image) -> Image.Image:
     The mode is the file's. Raises InputError for what is missing, empty, cut short, not an image,
     or larger than Pillow's limit on pixels (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     name = "the PIL image" if isinstance(image, Image.Image) else _name(image)
     if not isinstance(image, Image.Image):
         _check_file(Path(image), name)
+    with _in_words(name):
+        if isinstance(image, Image.Image):
+            upright = ImageOps.exif_transpose(image)
+        else:
+            with _opened(image) as opened:
+                upright = ImageOps.exif_transpose(opened)
+    if 0 in upright.size:
+        raise InputError(f"{name} has no pixels: its size is {upright.width} x {upright.height}.")
+    profile = upright.info.get("icc_profile")
+    transparency = upright.info.get("transparency")
+    kept = {"icc_profile": profile, "transparency": transparency}
+    upright.info = {key: value for key, value in kept.items() if value is not None}
+    # Pillow keeps the parsed EXIF beside the info and would write it from there.
+    upright.getexif().clear()
+    return upright
+
+
+def size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of a file's image, upright, by its header alone. InputError as ``read``."""
+    name = _name(path)
+    _check_file(Path(path), name)
+    with _in_words(name), _opened(path) as opened:
+        turned = opened.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+        width, height = opened.size
+    return (height, width) if turned else (width, height)
+
+
+def _opened(path: str | Path) -> Image.Image:
+    from PIL import Image
+
+    Image.init()  # a Pillow without AVIF fails on its name
+    return Image.open(path, formats=[name for name in _READ if name in Image.OPEN])
+
+
+@contextmanager
+def _in_words(name: str) -> Iterator[None]:
+    """What Pillow raises on a file, as an InputError."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with warnings.catch_warnings():
             # A warning for us is an error: half of a bomb is one too. Others (odd EXIF) are noise.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if isinstance(image, Image.Image):
-                upright = ImageOps.exif_transpose(image)
-            else:
-                Image.init()  # a Pillow without AVIF fails on its name
-                known = [name for name in _READ if name in Image.OPEN]
-                with Image.open(image, formats=known) as opened:
-                    upright = ImageOps.exif_transpose(opened)
+            yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(
             f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, as decompression bombs do. "
@@ -136,15 +177,6 @@ def read(image: str | Path | Image.Image) -> Image.Image:
         ) from None
     except _DAMAGED as error:
         raise InputError(f"{name} is cut short or damaged ({error}). Get it again.") from error
-    if 0 in upright.size:
-        raise InputError(f"{name} has no pixels: its size is {upright.width} x {upright.height}.")
-    profile = upright.info.get("icc_profile")
-    transparency = upright.info.get("transparency")
-    kept = {"icc_profile": profile, "transparency": transparency}
-    upright.info = {key: value for key, value in kept.items() if value is not None}
-    # Pillow keeps the parsed EXIF beside the info and would write it from there.
-    upright.getexif().clear()
-    return upright
 
 
 def save(image: Image.Image, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -192,7 +224,7 @@ def _format(path: Path) -> str | None:
 # --- one image ------------------------------------------------------------------------------------
 
 
-def _one(image: Any, fn: Fn, scale: int) -> Any:
+def _one(image: Any, fn: Fn, scale: int | float) -> Any:
     import numpy as np
     import torch
     from PIL import Image
@@ -211,7 +243,7 @@ def _one(image: Any, fn: Fn, scale: int) -> Any:
     )
 
 
-def _pil(image: Image.Image, fn: Fn, scale: int) -> Image.Image:
+def _pil(image: Image.Image, fn: Fn, scale: int | float) -> Image.Image:
     import numpy as np
     from PIL import Image
 
@@ -263,7 +295,7 @@ def _checked_array(array: Any) -> np.ndarray:
     raise InputError(f"{what} is no image; pass (H, W) or (H, W, C) with 1 to 4 channels.")
 
 
-def _array(array: np.ndarray, fn: Fn, scale: int) -> np.ndarray:
+def _array(array: np.ndarray, fn: Fn, scale: int | float) -> np.ndarray:
     """(H, W) or (H, W, C) of uint8 or uint16, C = grey, grey + alpha, RGB, RGBA; the same out."""
     import numpy as np
     import torch
@@ -275,10 +307,10 @@ def _array(array: np.ndarray, fn: Fn, scale: int) -> np.ndarray:
     top = int(np.iinfo(array.dtype).max)
     planes = cube[:, :, :colours].transpose(2, 0, 1).astype(np.float32, order="C")
     source = torch.from_numpy(planes).div_(top)
-    out = np.empty((height * scale, width * scale, channels), array.dtype)
+    size = scaled(width, scale), scaled(height, scale)
+    out = np.empty((*size[::-1], channels), array.dtype)
     if channels > colours:
         alpha = np.ascontiguousarray(cube[:, :, -1])
-        size = (width * scale, height * scale)
         out[:, :, -1] = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BICUBIC))
         if scale > 1:
             source = _bleed(source, torch.from_numpy(alpha > 0))
@@ -288,16 +320,15 @@ def _array(array: np.ndarray, fn: Fn, scale: int) -> np.ndarray:
     return out[:, :, 0] if array.ndim == 2 else out
 
 
-def _tensor(images: torch.Tensor, fn: Fn, scale: int) -> torch.Tensor:
+def _tensor(images: torch.Tensor, fn: Fn, scale: int | float) -> torch.Tensor:
     import torch
 
     _check_tensor(images)
     batch = images.detach()[None] if images.ndim == 3 else images.detach()
     count, channels, height, width = batch.shape
     colours = 1 if channels == 1 else 3
-    out = torch.empty(
-        (count, channels, height * scale, width * scale), dtype=images.dtype, device=images.device
-    )
+    size = scaled(height, scale), scaled(width, scale)
+    out = torch.empty((count, channels, *size), dtype=images.dtype, device=images.device)
     for source, made in zip(batch, out, strict=True):
         source = source.to("cpu", torch.float32, copy=True).clamp_(0, 1)
         planes = source[:colours]
@@ -307,7 +338,7 @@ def _tensor(images: torch.Tensor, fn: Fn, scale: int) -> torch.Tensor:
                 alpha
                 if scale == 1
                 else torch.nn.functional.interpolate(
-                    alpha[None], scale_factor=scale, mode="bicubic", antialias=True
+                    alpha[None], size, mode="bicubic", antialias=True
                 )[0].clamp_(0, 1)
             )
             if scale > 1:
@@ -351,12 +382,12 @@ def _check_tensor(images: torch.Tensor) -> None:
 # --- the core -------------------------------------------------------------------------------------
 
 
-def _bands(source: torch.Tensor, fn: Fn, scale: int) -> Iterable[tuple[int, torch.Tensor]]:
+def _bands(source: torch.Tensor, fn: Fn, scale: int | float) -> Iterable[tuple[int, torch.Tensor]]:
     """(first row, band), checked, in order: [0, 1], float32, CPU, with source's channels."""
     import torch
 
     channels, height, width = source.shape
-    height, width = height * scale, width * scale
+    height, width = scaled(height, scale), scaled(width, scale)
     made = fn(source.expand(3, -1, -1).contiguous() if channels == 1 else source)
     row = 0
     for band in [made] if isinstance(made, torch.Tensor) or made is None else made:

@@ -9,6 +9,7 @@ ordinary methods and keyword options of its own class. Rules for all verbs:
 * A verb that takes long has ``progress``: False, True (a bar on stderr), or a callable
   ``progress(done: int, total: int)``. A verb in which chance plays a part has ``seed``: the same
   seed gives the same result on the same machine.
+* What is handed in is left as it was. A verb prints nothing and opens no connection.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
-from .errors import NotReadyError, PluginError
+from .errors import MissingDependencyError, NotReadyError, PluginError
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -155,15 +156,45 @@ class Estimate:
 # --- super-resolution -----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ScaleRange:
+    """``SRModel.scales`` of a method with a free scale: any number from ``min`` to ``max``."""
+
+    min: float
+    max: float
+    default: float
+
+    def __contains__(self, scale: object) -> bool:
+        if not isinstance(scale, int | float) or isinstance(scale, bool):
+            return False
+        return self.min <= scale <= self.max
+
+    def __str__(self) -> str:
+        return f"{self.min:g} to {self.max:g}"
+
+
 class SRModel(Model):
-    """Enlarges images."""
+    """Enlarges images.
+
+    ``estimate(size)`` is what enlarging an image of ``size`` (height, width) in input pixels costs.
+    Making an image from a prompt alone is no enlargement: a method that can do so has a verb of its
+    own for it, ``generate``.
+    """
 
     interface = "SRModel"
 
     @property
     @abc.abstractmethod
-    def scales(self) -> tuple[int, ...]:
-        """Magnifications that these weights support; the first is the default."""
+    def scales(self) -> tuple[int, ...] | ScaleRange:
+        """Magnifications that these weights support: whole numbers, or a range of any numbers.
+
+        Ask ``scale in model.scales``; print it with ``str``; the default is ``default_scale``.
+        """
+
+    @property
+    def default_scale(self) -> int | float:
+        """The scale of ``upscale(scale=None)``: the first of ``scales``, or their ``default``."""
+        return self.scales.default if isinstance(self.scales, ScaleRange) else self.scales[0]
 
     @property
     def multiple(self) -> int:
@@ -180,18 +211,20 @@ class SRModel(Model):
         self,
         images: Images,
         *,
-        scale: int | None = None,
+        scale: int | float | None = None,
         prompt: str | None = None,
         seed: int = 0,
         tile: int | Literal["auto"] | None = "auto",
         progress: Progress = False,
     ) -> Any:
-        """Enlarge images; the result is of the input's kind and exactly scale times as large.
+        """Enlarge images; the result is of the input's kind and scale times as large.
 
-        ``scale``: one of ``scales`` (None: the first). ``prompt``: text that guides the method,
-        where it takes one (else OptionError). ``tile``: side of a tile in input pixels, "auto"
-        for the model's own choice, None for one evaluation whatever the size. Alpha is enlarged
-        beside the colours; greyscale stays greyscale. Raises InputError naming what is wrong.
+        ``scale``: any of ``scales``, else OptionError (None: ``default_scale``); where it is no
+        whole number, each side of the result is ``round(side * scale)``, at least 1. ``prompt``:
+        text that guides the method, where it takes one (else OptionError). ``tile``: side of a tile
+        in input pixels, "auto" for the model's own choice, None for one evaluation whatever the
+        size. Alpha is enlarged beside the colours; greyscale stays greyscale. Raises InputError
+        naming what is wrong.
         """
 
     def run_check(self, path: Path) -> Mapping[str, torch.Tensor]:
@@ -222,8 +255,8 @@ class VLAligner(Model):
         """Fit on pairs; returns self, fitted.
 
         ``images`` and ``texts``: raw images and strings, a folder or JSONL file of rows, or float
-        arrays (N, d_image) and (M, d_text) of features. ``labels``: (N,) integers into ``texts``
-        where there is not one text for each image.
+        arrays (N, d_image) and (M, d_text) of features; what a method cannot take is an InputError.
+        ``labels``: (N,) integers into ``texts`` where there is not one text for each image.
         """
 
     @abc.abstractmethod
@@ -243,9 +276,30 @@ class VLAligner(Model):
 
 
 class QuantizedModel(Model):
-    """What ``Quantizer.quantize`` returns: called like the original, can be kept and shipped."""
+    """What ``Quantizer.quantize`` returns: called like the original, can be kept and shipped.
+
+    ``interface`` stays None: what a quantized model can do is what its original could.
+    """
 
     kind = "quantized"
+
+    tokenizer: Any = None
+    """The original's tokenizer (of transformers), or None; it is saved beside the weights."""
+
+    @property
+    def source_model(self) -> Mapping[str, Any]:
+        """What was quantized, from ``config``, where a plugin puts it so that it is kept.
+
+        ``id``: Hub id, folder, or class of a module; ``revision``: the Hub's commit, or None;
+        ``license``: as the original states it, or None. A plugin may add to it.
+        """
+        source: Mapping[str, Any] = self.config["source_model"]
+        return source
+
+    def save_files(self, folder: Path) -> None:
+        """The tokenizer's files; a class with more to keep calls this first."""
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
 
     @abc.abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -257,8 +311,9 @@ class QuantizedModel(Model):
 
     @abc.abstractmethod
     def report(self) -> Mapping[str, Any]:
-        """JSON-like. ``bytes_before`` and ``bytes_after`` of all weights; ``layers``: name -> bit
-        widths and the calibration's error; a method may add more.
+        """JSON-like. ``bytes_before``: all weights of the original; ``bytes_after``: all that
+        ``save_pretrained`` writes of them; ``layers``: name -> bit widths and the calibration's
+        error; a method may add more.
         """
 
 
@@ -267,6 +322,11 @@ class Quantizer(Model):
 
     interface = "Quantizer"
 
+    @property
+    @abc.abstractmethod
+    def schemes(self) -> tuple[str, ...]:
+        """Weight and activation bits that ``quantize`` can give, such as ``("w8a8", "w4a16")``."""
+
     @abc.abstractmethod
     def quantize(
         self,
@@ -274,12 +334,17 @@ class Quantizer(Model):
         calibration: Any = None,
         *,
         scheme: str = "w8a8",
+        tokenizer: Any = None,
+        seed: int = 0,
         progress: Progress = False,
     ) -> QuantizedModel:
         """Quantize a causal language model (Hub id, folder, or the module itself).
 
-        ``calibration``: texts or (N, T) token ids; None uses a few bundled texts. ``scheme``:
-        weight and activation bits, such as ``w4a8``. The model handed in is left unchanged.
+        ``calibration``: texts, or (N, T) token ids; None is the host's own short texts
+        (``zoo.calibration``). ``tokenizer``: of transformers, for texts and to be kept with the
+        result; None is the one beside the model. Texts without a tokenizer are an InputError.
+        ``scheme``: one of ``schemes``, else OptionError. The model handed in is left unchanged:
+        its weights, its modes, its hooks. The result is in eval mode.
         """
 
 
@@ -337,27 +402,103 @@ class Detections:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def to_supervision(self) -> Any:
+        """The same as ``supervision.Detections``, for its annotators, trackers and metrics.
+
+        Raises MissingDependencyError where supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise MissingDependencyError(
+                'to_supervision() needs supervision. Run: pip install "edgezoo[detect]"',
+                name="supervision",
+            ) from error
+        import numpy as np
+
+        return supervision.Detections(
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=self.labels,
+            data={"class_name": np.array(self.names, dtype=str)[self.labels]},
+        )
+
+    def to_coco(
+        self, image_id: int | str, categories: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Records as in a COCO results file: ``image_id, category_id, bbox, score``.
+
+        ``bbox`` is x, y, width, height in pixels. ``categories``: name -> COCO's id, where names
+        that it lacks are left out; None numbers them in the order of ``names``, from 1.
+        """
+        if categories is None:
+            categories = {name: number for number, name in enumerate(self.names, 1)}
+        found = []
+        for box, score, label in zip(self.boxes, self.scores, self.labels, strict=True):
+            if (category := categories.get(self.names[label])) is not None:
+                x1, y1, x2, y2 = (float(side) for side in box)
+                found.append(
+                    {
+                        "image_id": image_id,
+                        "category_id": category,
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "score": float(score),
+                    }
+                )
+        return found
+
 
 class Detector(Model):
-    """Finds objects; can be pretrained without labels and fine-tuned with few."""
+    """Finds objects; may also learn from images without labels, and from few with labels."""
 
     interface = "Detector"
 
+    @property
     @abc.abstractmethod
-    def pretrain(
-        self, images: Any, *, seed: int = 0, progress: Progress = False
-    ) -> Mapping[str, Any]:
-        """Learn from images alone; returns a report of the run."""
-
-    @abc.abstractmethod
-    def finetune(
-        self, images: Any, labels: Any, *, seed: int = 0, progress: Progress = False
-    ) -> Self:
-        """Learn from images and their boxes (a list of ``Detections``); returns self."""
+    def names(self) -> tuple[str, ...]:
+        """What it finds, as in the ``names`` of its ``Detections``."""
 
     @abc.abstractmethod
     def detect(self, images: Images, *, threshold: float = 0.4) -> Any:
-        """``Detections`` for an image, a list of them for a list; no scores below ``threshold``."""
+        """``Detections`` for an image, a list of them for a list; no scores below ``threshold``.
+
+        Raises OptionError for a threshold outside [0, 1], InputError for what is no image.
+        """
+
+    def pretrain(
+        self,
+        images: Any,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        progress: Progress = False,
+    ) -> Mapping[str, Any]:
+        """Learn from a list of images alone, where the method can; returns a JSON-like report.
+
+        ``epochs`` or ``steps``: how long, at least 1, not both (OptionError); None is the method's
+        own choice.
+        """
+        raise NotReadyError(f"{self.entry.name} does not learn from images alone.")
+
+    def finetune(
+        self,
+        images: Any,
+        labels: Any,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        progress: Progress = False,
+    ) -> Self:
+        """Learn to find what the labels say, where the method can; returns self.
+
+        ``labels``: one ``Detections`` for each image of a list; or a COCO JSON, a folder of VOC
+        XML, or a YOLO folder or ``data.yaml``, and then ``images`` is the folder of the images, or
+        None where the annotations lead to them (``zoo.annotations.pairs`` reads all of these).
+        ``names`` are the labels' names afterwards. ``epochs``, ``steps``: as in ``pretrain``.
+        """
+        raise NotReadyError(f"{self.entry.name} cannot be fine-tuned.")
 
 
 # --- question-answer generation -------------------------------------------------------------------
@@ -365,12 +506,21 @@ class Detector(Model):
 
 @dataclass(frozen=True)
 class QAPair:
-    """One question with its answer and the part of the graph it was made from."""
+    """One question with its answer, and what it was made from."""
 
     question: str
     answer: str
     nodes: tuple[str, ...] = ()
     """Ids of the graph's nodes that the question is about."""
+    kind: str = ""
+    """The question's type, in the method's own words, such as ``duration``."""
+    edge: int | None = None
+    """Index into the graph's ``edges`` of the one that the question is about, or None."""
+    step: int | None = None
+    """Which step of the procedure it is about, from 0; None where it is about no single one."""
+    start: int | None = None
+    end: int | None = None
+    """``text[start:end] == answer``; both None where the answer does not stand in the text."""
 
 
 @dataclass(frozen=True)
@@ -382,9 +532,32 @@ class QASet:
     """``{"nodes": [{"id", "text", "kind"}], "edges": [{"source", "target", "role"}]}``."""
     coverage: float = 0.0
     """Share of the graph's nodes that at least one pair is about, in [0, 1]."""
+    text: str = ""
+    """The text, as it was given."""
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def to_squad(self, title: str = "") -> dict[str, Any]:
+        """A document of SQuAD 1.1 with one article; pairs whose answer has no place are left out.
+
+        To put several into one file, join the lists under ``data``.
+        """
+        import hashlib
+
+        questions = []
+        for pair in self.pairs:
+            if pair.start is not None:
+                key = "\0".join((self.text, pair.question, pair.answer))
+                questions.append(
+                    {
+                        "id": hashlib.sha256(key.encode()).hexdigest()[:24],
+                        "question": pair.question,
+                        "answers": [{"text": pair.answer, "answer_start": pair.start}],
+                    }
+                )
+        paragraph = {"context": self.text, "qas": questions}
+        return {"version": "1.1", "data": [{"title": title, "paragraphs": [paragraph]}]}
 
 
 class QAGenerator(Model):
@@ -393,14 +566,20 @@ class QAGenerator(Model):
     interface = "QAGenerator"
 
     @abc.abstractmethod
-    def generate(self, text: str) -> QASet:
-        """All questions that the text's graph supports."""
+    def generate(self, text: str | Sequence[str], *, seed: int = 0) -> Any:
+        """A ``QASet`` with the questions that the text's graph supports; a list for a list.
+
+        No question comes twice. Raises InputError for what is no text.
+        """
 
     @abc.abstractmethod
     def train_reader(
         self, qa: Sequence[QASet], *, seed: int = 0, progress: Progress = False
     ) -> Any:
-        """A reader: a ``Model`` with ``answer(question, text) -> str``, saved as any model is."""
+        """A reader: a ``Model`` with ``answer(question, text) -> str``, saved as any model is.
+
+        Raises InputError where there is no question to learn from.
+        """
 
     @abc.abstractmethod
     def answer(self, question: str, text: str) -> str:
@@ -411,6 +590,15 @@ INTERFACES: Mapping[str, type[Model]] = {
     cls.__name__: cls
     for cls in (SRModel, VLAligner, Quantizer, DataSelector, Detector, QAGenerator)
 }
+
+
+def verbs(interface: str) -> tuple[str, ...]:
+    """The verbs that an interface adds to ``Model``, those that a method may lack among them."""
+    return tuple(
+        name
+        for name, member in vars(INTERFACES[interface]).items()
+        if callable(member) and not name.startswith("_") and not hasattr(Model, name)
+    )
 
 
 # --- results of a benchmark -----------------------------------------------------------------------

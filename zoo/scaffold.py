@@ -33,9 +33,9 @@ _ABOUT: Mapping[str, tuple[str, tuple[str, ...], str]] = {
         'model.similarity(["a.png"], ["a red dot"])',
     ),
     "Quantizer": (
-        "weights rounded to the nearest of few values",
+        "linear layers rounded to 8 bits",
         ("torch", "transformers"),
-        'small = zoo.load("$name").quantize("./my-language-model", scheme="w4a16")\n'
+        'small = zoo.load("$name").quantize("./my-language-model", scheme="w8a16")\n'
         'small.save_pretrained("small")',
     ),
     "DataSelector": (
@@ -89,7 +89,7 @@ def _files(interface: str) -> dict[str, str]:
 def _words(name: str, interface: str) -> dict[str, str]:
     package = check_name(name)
     class_name = "".join(word.capitalize() for word in package.split("_"))
-    if class_name in (*INTERFACES, "Reader", "Rounded"):
+    if class_name in (*INTERFACES, "Linear8", "Reader", "Rounded"):
         class_name += "Model"  # the template imports or defines that name itself
     summary, needs, example = _ABOUT[interface]
     return {

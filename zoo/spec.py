@@ -36,11 +36,13 @@ from .entry import (
     near,
 )
 from .errors import OptionError, RegistryError
-from .interfaces import INTERFACES
+from .interfaces import INTERFACES, verbs
+from .yamltree import MalformedError as _MalformedError
+from .yamltree import Node as _Node
+from .yamltree import tree as _tree
 
 SCHEMA = 1
 MAX_BYTES = 256 * 1024
-MAX_DEPTH = 16
 MAX_MISTAKES = 50  # enough to mend a file, short enough to read
 STATUSES = ("ready", "untrained", "planned")
 SIZES = ("tiny", "full")
@@ -108,101 +110,6 @@ def parse(text: str, *, path: Path, package: str | None = None) -> RegistryFile:
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise RegistryError("\n".join([f"{path}: {count}", *shown]))
     return result
-
-
-# --- YAML events to a tree ------------------------------------------------------------------------
-
-
-@dataclass
-class _Node:
-    line: int
-    value: str | list[_Node] | dict[str, _Node]
-    plain: bool = False  # an unquoted scalar: the only kind that may be a number, a boolean or null
-
-    @property
-    def null(self) -> bool:
-        return self.plain and self.value in ("", "~", "null")
-
-
-class _MalformedError(Exception):
-    def __init__(self, line: int, text: str) -> None:
-        super().__init__(text)
-        self.line, self.text = line, text
-
-
-def _tree(text: str, wrong: Callable[[int, str], None]) -> _Node:
-    """The tree. ``wrong`` is told of what can be read on past; the rest raises _MalformedError."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    root: _Node | None = None
-    stack: list[_Node] = []
-    keys: list[_Node | None] = []  # beside each open node: the mapping key that waits for its value
-    try:
-        for event in yaml.parse(text, Loader=loader):
-            mark = event.start_mark
-            line = mark.line + 1 if mark else 1
-            if getattr(event, "anchor", None) is not None:  # an alias has one too
-                wrong(line, "anchors and aliases are not allowed; write the value out")
-            if (tag := getattr(event, "tag", None)) is not None:
-                wrong(line, f"tags are not allowed: {tag}")
-            if isinstance(
-                event, yaml.ScalarEvent
-            ):  # the commonest first: listing comes through here
-                node = _Node(line, event.value, plain=not event.style)
-            elif isinstance(event, yaml.MappingStartEvent):
-                node = _Node(line, {})
-            elif isinstance(event, yaml.SequenceStartEvent):
-                node = _Node(line, [])
-            elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-                stack.pop()
-                keys.pop()
-                continue
-            elif isinstance(event, yaml.AliasEvent):
-                node = _Node(line, "", plain=True)
-            elif isinstance(event, yaml.DocumentStartEvent) and root is not None:
-                raise _MalformedError(line, "a second document; a registry file is one")
-            else:
-                continue
-            if not stack:
-                root = node
-            else:
-                _attach(stack[-1], keys, node, wrong)
-            if not isinstance(node.value, str):
-                if len(stack) >= MAX_DEPTH:
-                    raise _MalformedError(line, f"nested deeper than {MAX_DEPTH} levels")
-                stack.append(node)
-                keys.append(None)
-    except (yaml.YAMLError, UnicodeEncodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        offset = getattr(error, "position", 0)  # of a character that YAML does not allow
-        line = mark.line + 1 if mark else text.encode("utf-8", "replace")[:offset].count(b"\n") + 1
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-        raise _MalformedError(line, f"not YAML: {problem}") from None
-    if root is None:
-        raise _MalformedError(1, "the file is empty")
-    return root
-
-
-def _attach(
-    parent: _Node, keys: list[_Node | None], node: _Node, wrong: Callable[[int, str], None]
-) -> None:
-    if isinstance(parent.value, list):
-        parent.value.append(node)
-        return
-    assert isinstance(parent.value, dict)
-    key = keys[-1]
-    if key is None:
-        if not isinstance(node.value, str):
-            raise _MalformedError(node.line, "a key must be plain text")
-        if node.value in parent.value:
-            wrong(node.line, f"duplicate key {node.value!r}")
-        keys[-1] = node
-    else:
-        assert isinstance(key.value, str)
-        node.line = key.line  # a block's own mark is at its first entry
-        parent.value.setdefault(key.value, node)
-        keys[-1] = None
 
 
 # --- the schema -----------------------------------------------------------------------------------
@@ -636,9 +543,10 @@ def _verb_keywords(interface: str) -> frozenset[str]:
     cls = INTERFACES.get(interface)
     if cls is None:
         return frozenset()
-    verbs = [getattr(cls, name) for name in cls.__abstractmethods__]
     return frozenset(
-        word for verb in verbs if callable(verb) for word in inspect.signature(verb).parameters
+        word
+        for verb in verbs(interface)
+        for word in inspect.signature(getattr(cls, verb)).parameters
     )
 
 

@@ -239,7 +239,7 @@ def load_module(
         name
         for named in (module.named_parameters, module.named_buffers)
         for name, tensor in named()
-        if tensor.is_meta
+        if tensor.is_meta and torch.device(device).type != "meta"
     ]
     if left:
         raise PluginError(

@@ -104,7 +104,7 @@ class LatentSR(SRModel):
         self,
         images: Images,
         *,
-        scale: int | None = None,
+        scale: int | float | None = None,
         prompt: str | None = None,
         seed: int = 0,
         tile: int | Literal["auto"] | None = "auto",
@@ -185,7 +185,7 @@ class LatentSR(SRModel):
             made = net(x_l, eps, steps)
         return made.to("cpu", torch.float32)
 
-    def _check(self, scale: int | None, prompt: str | None) -> None:
+    def _check(self, scale: float | None, prompt: str | None) -> None:
         if scale is not None and scale not in self.scales:
             known = ", ".join(map(str, self.scales))
             raise OptionError(f"{self.entry.name} has no scale {scale!r}; it has {known}.")

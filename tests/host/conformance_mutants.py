@@ -74,6 +74,19 @@ def after(verb: str, change: Callable[[Any], Any]) -> Callable[[Any, type], type
     return make
 
 
+VARIANTS: dict[str, tuple[str, Callable[[Any, Any], type]]] = {}
+
+
+def variant(interface: str) -> Callable[[Any], Any]:
+    """Register a model that keeps the contract in another way: it must pass the whole suite."""
+
+    def register(make: Callable[[Any, Any], type]) -> Any:
+        VARIANTS[make.__name__] = (interface, make)
+        return make
+
+    return register
+
+
 def returns(
     name: str, interface: str, caught_by: str, verb: str, change: Callable[[Any], Any]
 ) -> None:
@@ -209,7 +222,147 @@ def loads_random_weights(toy: Any, cls: Any) -> dict[str, Any]:
     return {"Rounded": Broken}
 
 
+@mutant("SRModel", "test_dtype")
+def deaf_to_the_dtype(toy: Any, cls: Any) -> type:
+    return _with_module(toy, cls, lambda module, request: module.to(request.device))
+
+
+@mutant("SRModel", "test_device")
+def deaf_to_the_device(toy: Any, cls: Any) -> type:
+    return _with_module(
+        toy, cls, lambda module, request: module.to(getattr(toy.torch, request.dtype))
+    )
+
+
+@mutant("SRModel", "test_device")
+def a_part_stays_behind(toy: Any, cls: Any) -> type:
+    class Sum(toy.torch.nn.Linear):
+        def _apply(self, fn, recurse=True):
+            bias = self.bias.data
+            super()._apply(fn, recurse)
+            self.bias.data = bias
+            return self
+
+    return _with_module(toy, cls, lambda module, request: Sum(2, 2).eval().to(request.device))
+
+
+@mutant("SRModel", "test_device")
+def never_moves(toy: Any, cls: Any) -> type:
+    def place(module: Any, request: Any) -> Any:
+        return module.to(request.device, getattr(toy.torch, request.dtype))
+
+    return type("Broken", (_with_module(toy, cls, place),), {"to": lambda self, device: self})
+
+
+def _with_module(toy: Any, cls: Any, place: Callable[[Any, Any], Any]) -> type:
+    class Broken(cls):
+        def __init__(self, request):
+            super().__init__(request)
+            self.module = place(toy.torch.nn.Linear(2, 2).eval(), request)
+
+        def state(self):
+            return {}
+
+    return Broken
+
+
+@mutant("SRModel", "test_export")
+def exports_any_format(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def export(self, path, format="onnx", **options):
+            path.write_text(format, "utf-8")
+            return path
+
+    return Broken
+
+
+@mutant("VLAligner", "test_saved_and_loaded")
+def opens_something_else(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        @classmethod
+        def from_pretrained(cls, path, **options):
+            return path
+
+    return Broken
+
+
 # --- super-resolution -----------------------------------------------------------------------------
+
+
+@variant("SRModel")
+def free_scale(toy: Any, cls: Any) -> type:
+    from zoo.errors import OptionError
+    from zoo.images import scaled, transform
+    from zoo.interfaces import ScaleRange
+
+    class Free(cls):
+        scales = ScaleRange(1, 3.5, 2.5)
+
+        def upscale(
+            self, images, *, scale=None, prompt=None, seed=0, tile="auto", progress=False
+        ):  # fmt: skip
+            scale = self.default_scale if scale is None else scale
+            if scale not in self.scales or prompt is not None:
+                raise OptionError(f"scale {self.scales}, by default {self.default_scale}.")
+            many = len(images) if isinstance(images, list) else 1
+            with toy.track(max(many, 1), progress, "upscale") as advance:
+
+                def enlarge(colours):
+                    size = scaled(colours.shape[1], scale), scaled(colours.shape[2], scale)
+                    advance()
+                    return toy.F.interpolate(colours[None], size, mode="bilinear")[0]
+
+                return transform(images, enlarge, scale=scale)
+
+    return Free
+
+
+@mutant("SRModel", "test_scales")
+def a_range_without_its_default(toy: Any, cls: Any) -> type:
+    from zoo.interfaces import ScaleRange
+
+    return type("Broken", (free_scale(toy, cls),), {"scales": ScaleRange(1, 2, 4)})
+
+
+@mutant("SRModel", "test_scales")
+def another_default_scale(toy: Any, cls: Any) -> type:
+    return type("Broken", (cls,), {"default_scale": 3})
+
+
+@mutant("SRModel", "test_tile")
+def tiles_of_any_multiple(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        tile, multiple = 8, 4
+
+        def upscale(self, images, *, tile="auto", **rest):
+            if tile not in ("auto", None) and not (isinstance(tile, int) and tile > 0):
+                raise toy.OptionError("tile")
+            return super().upscale(images, **rest)
+
+    return Broken
+
+
+@mutant("SRModel", "test_estimate")
+def estimates_in_words(toy: Any, cls: Any) -> type:
+    return type("Broken", (cls,), {"estimate": lambda self, size, **options: "not long"})
+
+
+@mutant("SRModel", "test_estimate")
+def estimates_one_size_for_all(toy: Any, cls: Any) -> type:
+    from zoo.interfaces import Estimate
+
+    return type("Broken", (cls,), {"estimate": lambda self, size, **o: Estimate(1, 1.0, 1, 1.0)})
+
+
+@mutant("SRModel", "test_check_output")
+def checks_another_scale(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def run_check(self, path):
+            from zoo.images import read, to_tensor
+
+            return {"output": self.upscale(to_tensor(read(path)), scale=3)}
+
+    return Broken
 
 
 def _arrays(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -376,7 +529,7 @@ for _interface, _verb in {
     "QAGenerator": "train_reader",
 }.items():
     for _what in (_no_progress, _half_way, _unstoppable):
-        _make = _what(_verb)
+        _make: Any = _what(_verb)
         _make.__name__ = f"{_verb}{_what.__name__}"
         mutant(_interface, "test_progress")(_make)
 
@@ -390,6 +543,8 @@ returns("distances", "VLAligner", "test_higher_is_better", "similarity", lambda 
 returns("normalised_over_texts", "VLAligner", "test_each_pair_stands_alone", "similarity",
         lambda made: made - made.mean(1, keepdims=True))  # fmt: skip
 returns("any_norm", "VLAligner", "test_embeddings", "embed_images", lambda made: 2 * made)
+returns("any_norm_of_texts", "VLAligner", "test_embeddings", "embed_texts", lambda made: 2 * made)
+returns("another_space", "VLAligner", "test_embeddings", "embed_texts", lambda made: made[:, :-1])
 returns("returns_none", "VLAligner", "test_similarity", "align", lambda made: None)
 
 
@@ -423,6 +578,16 @@ def no_labels(toy: Any, cls: Any) -> type:
     return Broken
 
 
+@mutant("VLAligner", "test_labels")
+def labels_the_other_way_round(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, *, labels=None, **rest):
+            labels = labels and [(label + 1) % 4 for label in labels]
+            return super().align(images, texts, labels=labels, **rest)
+
+    return Broken
+
+
 @mutant("VLAligner", "test_wrong_pairs_are_refused")
 def pairs_what_there_is(toy: Any, cls: Any) -> type:
     class Broken(cls):
@@ -451,6 +616,15 @@ def any_features(toy: Any, cls: Any) -> dict[str, Any]:
     return {"_finite": lambda rows: toy.np.nan_to_num(rows).astype("float32")}
 
 
+@mutant("VLAligner", "test_raw_rows")
+def stumbles_over_raw_rows(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, **rest):
+            return super().align(images.astype("float32"), texts, **rest)
+
+    return Broken
+
+
 @mutant("VLAligner", "test_before_align")
 def untrained_answers(toy: Any, cls: Any) -> type:
     class Broken(cls):
@@ -465,23 +639,89 @@ def untrained_answers(toy: Any, cls: Any) -> type:
 # --- quantization ---------------------------------------------------------------------------------
 
 
-@mutant("Quantizer", "test_is_another_model")
+def _opened(change: Callable[[Any, Any, Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    """Another ``opened``: ``change`` gets (module, original, what ``opened`` gives of it)."""
+
+    def replaced(toy: Any) -> dict[str, Any]:
+        real = toy.opened
+        return {"opened": lambda model: change(toy, model, real(model))}
+
+    return replaced
+
+
+@mutant("Quantizer", "test_original_is_unchanged")
 def quantizes_in_place(toy: Any, cls: Any) -> dict[str, Any]:
-    return {"_network": lambda model: model}
+    def same(toy: Any, model: Any, found: Any) -> Any:
+        return toy.deepcopy(model).eval() if model.training else model, *found[1:]
+
+    def in_place(toy: Any, model: Any, found: Any) -> Any:
+        model.lm_head.weight.data *= 1.01
+        return same(toy, model, found)
+
+    return _opened(in_place)(toy)
+
+
+@mutant("Quantizer", "test_original_is_unchanged")
+def changes_the_originals_mode(toy: Any, cls: Any) -> dict[str, Any]:
+    return _opened(lambda toy, model, found: (model.eval(), found)[1])(toy)
+
+
+@mutant("Quantizer", "test_original_is_unchanged")
+def freezes_the_original(toy: Any, cls: Any) -> dict[str, Any]:
+    return _opened(lambda toy, model, found: (model.requires_grad_(False), found)[1])(toy)
+
+
+@mutant("Quantizer", "test_original_is_unchanged")
+def leaves_a_hook(toy: Any, cls: Any) -> dict[str, Any]:
+    def hooked(toy: Any, model: Any, found: Any) -> Any:
+        model.model.register_forward_pre_hook(lambda *_: None)
+        return found
+
+    return _opened(hooked)(toy)
 
 
 @mutant("Quantizer", "test_is_another_model")
 def shares_the_embedding(toy: Any, cls: Any) -> dict[str, Any]:
-    def shallow(model: Any) -> Any:
-        made = toy.deepcopy(model)
-        made.model.embed_tokens.weight = model.model.embed_tokens.weight
-        return made
+    def shared(toy: Any, model: Any, found: Any) -> Any:
+        found[0].model.embed_tokens.weight = model.model.embed_tokens.weight
+        return found
 
-    return {"_network": shallow}
+    return _opened(shared)(toy)
 
 
 def _rounded(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
     return lambda toy, cls: {"Rounded": type("Broken", (toy.Rounded,), changes)}
+
+
+def _codes(change: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    """Other whole numbers in the layers."""
+
+    def replaced(toy: Any) -> dict[str, Any]:
+        class Broken(toy.Linear8):
+            @classmethod
+            def of(cls, layer, largest):
+                made = super().of(layer, largest)
+                made.codes.copy_(change(made.codes.float()))
+                return made
+
+        return {"Linear8": Broken}
+
+    return replaced
+
+
+@mutant("Quantizer", "test_is_another_model")
+def result_in_training_mode(toy: Any, cls: Any) -> dict[str, Any]:
+    class Broken(toy.Rounded):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.module.train()
+
+    return {"Rounded": Broken}
+
+
+@mutant("Quantizer", "test_is_another_model")
+def quantized_is_a_quantizer(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(interface="Quantizer")(toy, cls)
 
 
 @mutant("Quantizer", "test_called_like_the_original")
@@ -496,13 +736,19 @@ def no_keywords(toy: Any, cls: Any) -> dict[str, Any]:
 
 @mutant("Quantizer", "test_called_like_the_original")
 def too_few_bits(toy: Any, cls: Any) -> dict[str, Any]:
-    real = toy.rounded
-    return {"rounded": lambda weight, bits: real(weight, 2)}
+    return _codes(lambda codes: (codes / 127).round() * 127)(toy)
 
 
 @mutant("Quantizer", "test_is_quantized")
 def rounds_nothing(toy: Any, cls: Any) -> dict[str, Any]:
-    return {"rounded": lambda weight, bits: (weight, toy.torch.ones(len(weight), 1))}
+    class Broken(toy.Linear8):
+        @classmethod
+        def of(cls, layer, largest):
+            made = super().of(layer, 0.0)
+            made.weight = lambda: layer.weight
+            return made
+
+    return {"Linear8": Broken}
 
 
 @mutant("Quantizer", "test_generate")
@@ -512,41 +758,138 @@ def new_tokens_only(toy: Any, cls: Any) -> dict[str, Any]:
     )(toy, cls)
 
 
-@mutant("Quantizer", "test_report")
-def report_with_tensors(toy: Any, cls: Any) -> dict[str, Any]:
-    return _rounded(report=lambda self: {"layers": toy.torch.zeros(1)})(toy, cls)
+def _report(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
+    return lambda toy, cls: _rounded(
+        report=lambda self: {**self.config["report"], **changes}
+    )(toy, cls)  # fmt: skip
 
 
-@mutant("Quantizer", "test_report")
-def nothing_saved(toy: Any, cls: Any) -> dict[str, Any]:
-    return _rounded(report=lambda self: {"bytes_before": 1, "bytes_after": 1, "layers": {"a": {}}})(
+_reports: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("report_with_a_set", {"layers": {1, 2}}),
+    ("report_without_layers", {"layers": {}}),
+    ("bytes_after_1", {"bytes_after": 1}),
+    ("bytes_before_1000000", {"bytes_before": 1_000_000}),
+)
+for _name, _changes in _reports:
+    _make = _report(**_changes)
+    _make.__name__ = _name
+    mutant("Quantizer", "test_report")(_make)
+
+
+@mutant("Quantizer", "test_source")
+def keeps_no_tokenizer(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(save_files=lambda self, folder: self.module.config.save_pretrained(folder))(
         toy, cls
     )
 
 
+@mutant("Quantizer", "test_source")
+def ignores_the_tokenizer(toy: Any, cls: Any) -> dict[str, Any]:
+    class Broken(toy.Rounded):
+        def __init__(self, made_from, network, config, tokenizer):
+            super().__init__(made_from, network, config, None)
+
+    return {"Rounded": Broken}
+
+
+@mutant("Quantizer", "test_source")
+def forgets_the_licence(toy: Any, cls: Any) -> dict[str, Any]:
+    return _opened(lambda toy, model, found: (found[0], {"id": "x", "revision": None}, found[2]))(
+        toy
+    )
+
+
+@mutant("Quantizer", "test_source")
+def forgets_what_it_was(toy: Any, cls: Any) -> dict[str, Any]:
+    return _rounded(source_model={})(toy, cls)
+
+
+@mutant("Quantizer", "test_folder")
+def leaves_the_folders_tokenizer(toy: Any, cls: Any) -> dict[str, Any]:
+    return _opened(lambda toy, model, found: (*found[:2], None))(toy)
+
+
+@mutant("Quantizer", "test_folder")
+def takes_modules_alone(toy: Any, cls: Any) -> dict[str, Any]:
+    real = toy.opened
+
+    def opened(model: Any) -> Any:
+        if isinstance(model, str | Path):
+            raise toy.InputError(f"{model} is no module.")
+        return real(model)
+
+    return {"opened": opened}
+
+
+def _calibrated(change: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any], dict[str, Any]]:
+    def make(toy: Any, cls: Any) -> dict[str, Any]:
+        real = toy.token_ids
+        return {"token_ids": lambda given, tokenizer: change(real, given, tokenizer)}
+
+    return make
+
+
+for _name, _caught, _change in (
+    ("ignores_ids", "test_calibration",
+     lambda real, given, tokenizer: real(given, tokenizer) * 0 + 7),
+    ("ignores_texts", "test_calibration",
+     lambda real, given, tokenizer: real(given if hasattr(given, "shape") else None, tokenizer)),
+    ("texts_of_its_own", "test_calibration",
+     lambda real, given, tokenizer: real(["hello"] if given is None else given, tokenizer)),
+    ("texts_without_a_tokenizer", "test_calibration",
+     lambda real, given, tokenizer: real(given, tokenizer or (_ for _ in ()).throw(TypeError()))),
+    ("any_calibration", "test_wrong_calibration_is_refused",
+     lambda real, given, tokenizer: real(given if hasattr(given, "shape") else None, tokenizer)),
+):  # fmt: skip
+    _make = _calibrated(_change)
+    _make.__name__ = _name
+    mutant("Quantizer", _caught)(_make)
+
+
 @mutant("Quantizer", "test_quantize_again")
 def random_rounding(toy: Any, cls: Any) -> dict[str, Any]:
-    real = toy.rounded
+    return _codes(lambda codes: codes * (toy.torch.rand_like(codes) > 0.1))(toy)
 
-    def random(weight: Any, bits: int) -> Any:
-        codes, scale = real(weight, bits)
-        return codes - (toy.torch.rand_like(codes) > 0.9).float(), scale
 
-    return {"rounded": random}
+@mutant("Quantizer", "test_quantize_again")
+def ignores_quantizes_seed(toy: Any, cls: Any) -> dict[str, Any]:
+    def quantize(self, model, calibration=None, *, seed=0, **rest):
+        seed = int(toy.torch.randint(1000, ()))
+        return cls.quantize(self, model, calibration, seed=seed, **rest)
+
+    return {CLASSES["Quantizer"]: type("Broken", (cls,), {"quantize": quantize}), "ROWS": 2}
+
+
+@mutant("Quantizer", "test_schemes")
+def schemes_are_a_list(toy: Any, cls: Any) -> type:
+    return type("Broken", (cls,), {"schemes": ["w8a8", "w8a16"]})
+
+
+@mutant("Quantizer", "test_every_scheme")
+def a_scheme_it_cannot_do(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        schemes = (*cls.schemes, "w4a4")
+
+        def quantize(self, model, calibration=None, *, scheme="w8a8", **rest):
+            if scheme == "w4a4":
+                raise toy.OptionError("not this one")
+            return super().quantize(model, calibration, scheme=scheme, **rest)
+
+    return Broken
 
 
 @mutant("Quantizer", "test_wrong_scheme_is_refused")
 def some_scheme(toy: Any, cls: Any) -> type:
     class Broken(cls):
-        def quantize(self, model, calibration=None, *, scheme="w8a8", progress=False):
-            return super().quantize(model, calibration, scheme="w8a8", progress=progress)
+        def quantize(self, model, calibration=None, *, scheme="w8a8", **rest):
+            return super().quantize(model, calibration, scheme="w8a16", **rest)
 
     return Broken
 
 
 @mutant("Quantizer", "test_what_is_no_model_is_refused")
 def stumbles_over_what_is_no_model(toy: Any, cls: Any) -> dict[str, Any]:
-    return {"_network": lambda model: toy.deepcopy(model).eval()}
+    return {"opened": lambda model: (toy.deepcopy(model).eval(), {}, None)}
 
 
 # --- data selection -------------------------------------------------------------------------------
@@ -558,19 +901,44 @@ def _weights(change: Callable[[Any], Any]) -> Callable[[Any, Any], type]:
     )
 
 
-for _name, _caught, _change in (
+_wrong_weights: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("weights_of_double_precision", "test_weights", lambda w: w.astype("float64")),
     ("weights_above_one", "test_weights", lambda w: 3 * w),
     ("a_column_of_weights", "test_weights", lambda w: w[:, None]),
     ("the_far_weigh_more", "test_what_is_useful_weighs_more", lambda w: 1 - w),
-):
-    _make = _weights(_change)
+)
+for _name, _caught, _weigh in _wrong_weights:
+    _make = _weights(_weigh)
     _make.__name__ = _name
     mutant("DataSelector", _caught)(_make)
 
 returns("lightest_first", "DataSelector", "test_select", "select", lambda made: made[::-1].copy())
 returns("indices_of_32_bits", "DataSelector", "test_select", "select",
         lambda made: made.astype("int32"))  # fmt: skip
+
+
+@mutant("DataSelector", "test_select")
+def half_for_every_fraction(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def select(self, *, fraction=None, k=None):
+            return super().select(fraction=fraction and 0.5, k=k)
+
+    return Broken
+
+
+@mutant("DataSelector", "test_weights")
+def fit_returns_the_weights(toy: Any, cls: Any) -> type:
+    return after("fit", lambda made: made.weights)(toy, cls)
+
+
+@mutant("DataSelector", "test_weights")
+def fit_changes_the_data(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def fit(self, train, target, **rest):
+            train[0][0].mul_(2)
+            return super().fit(train, target, **rest)
+
+    return Broken
 
 
 @mutant("DataSelector", "test_ties")
@@ -640,6 +1008,9 @@ def _boxes(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 returns("half_pixels", "Detector", "test_kind_of_image", "detect",
         _boxes(lambda boxes: boxes.astype("float64")))  # fmt: skip
+returns("centre_and_size", "Detector", "test_finds", "detect",
+        _boxes(lambda b: __import__("numpy").concatenate(
+            [(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], 1)))  # fmt: skip
 returns("corner_and_size", "Detector", "test_finds", "detect",
         _boxes(lambda b: b - [[0, 0, 1, 1]] * b[:, [0, 1, 0, 1]]))  # fmt: skip
 returns("rows_before_columns", "Detector", "test_finds", "detect",
@@ -650,6 +1021,120 @@ returns("one_for_a_list_of_many", "Detector", "test_list", "detect",
         lambda found: found[0] if isinstance(found, list) and found else found)  # fmt: skip
 returns("list_out_of_order", "Detector", "test_list", "detect",
         lambda found: found[::-1] if isinstance(found, list) else found)  # fmt: skip
+
+
+def _found(**changes: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Other fields in each ``Detections``."""
+
+    def one(found: Any) -> Any:
+        if isinstance(found, list):
+            return [one(f) for f in found]
+        return replace(found, **{name: change(found) for name, change in changes.items()})
+
+    return one
+
+
+returns("scores_of_double_precision", "Detector", "test_kind_of_image", "detect",
+        _found(scores=lambda found: found.scores.astype("float64")))  # fmt: skip
+returns("scores_that_rise", "Detector", "test_threshold", "detect",
+        _found(scores=lambda f: 0.9 + 0.01 * __import__("numpy").arange(len(f), dtype="float32"),
+               boxes=lambda f: f.boxes))  # fmt: skip
+returns("labels_of_32_bits", "Detector", "test_kind_of_image", "detect",
+        _found(labels=lambda found: found.labels.astype("int32")))  # fmt: skip
+returns("labels_without_a_name", "Detector", "test_threshold", "detect",
+        _found(labels=lambda found: found.labels + len(found.names)))  # fmt: skip
+returns("boxes_beyond_the_image", "Detector", "test_threshold", "detect",
+        _boxes(lambda boxes: boxes + __import__("numpy").float32([0, 0, 30, 30])))  # fmt: skip
+returns("names_of_another_model", "Detector", "test_names", "detect",
+        _found(names=lambda found: ("person", *found.names)))  # fmt: skip
+returns("finetune_returns_none", "Detector", "test_learns", "finetune", lambda made: None)
+
+
+@variant("Detector")
+def detects_alone(toy: Any, cls: Any) -> type:
+    from zoo.interfaces import Detector
+
+    return type("Only", (cls,), {"pretrain": Detector.pretrain, "finetune": Detector.finetune})
+
+
+@mutant("Detector", "test_names")
+def names_are_a_list(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def __init__(self, request):
+            super().__init__(request)
+            self.names = [*self.names]
+
+    return Broken
+
+
+@mutant("Detector", "test_learns")
+def keeps_its_own_names(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, *args, **rest):
+            super().finetune(*args, **rest)
+            self.names = ("bright",)
+            return self
+
+    return Broken
+
+
+@mutant("Detector", "test_learns")
+def learns_nothing(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, *args, **rest):
+            super().finetune(*args, **rest)
+            self.level = 0.99
+            return self
+
+    return Broken
+
+
+@mutant("Detector", "test_learns")
+def writes_into_the_labels(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, images, labels, **rest):
+            super().finetune(images, labels, **rest)
+            if isinstance(labels, list):
+                labels[0].boxes[:] = 0
+            return self
+
+    return Broken
+
+
+@mutant("Detector", "test_annotations")
+def reads_no_files(toy: Any, cls: Any) -> dict[str, Any]:
+    return {"pairs": lambda images, labels: (images, labels)}
+
+
+@mutant("Detector", "test_how_long")
+def ignores_steps(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, *args, steps=None, epochs=None, **rest):
+            if (steps is not None and steps < 1) or epochs == 0 or (steps and epochs):
+                raise toy.OptionError("epochs, steps")
+            return super().finetune(*args, epochs=epochs, **rest)
+
+    return Broken
+
+
+@mutant("Detector", "test_how_long")
+def any_number_of_epochs(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def finetune(self, *args, steps=None, epochs=None, **rest):
+            return super().finetune(*args, steps=steps if steps and steps > 0 else None, **rest)
+
+    return Broken
+
+
+@mutant("Detector", "test_pretrain")
+def pretrained_by_chance(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def pretrain(self, *args, **rest):
+            made = super().pretrain(*args, **rest)
+            self.level = float(toy.torch.rand(()))
+            return made
+
+    return Broken
 
 
 @mutant("Detector", "test_size_of_image")
@@ -734,9 +1219,14 @@ def looks_at_nan(toy: Any, cls: Any) -> type:
 
 
 def _first(**changes: Any) -> Callable[[Any], Any]:
-    return lambda made: replace(
-        made, pairs=tuple(replace(p, **changes) for p in made.pairs[:1]) + made.pairs[1:]
-    )
+    def change(made: Any) -> Any:
+        if isinstance(made, list):
+            return [change(one) for one in made]
+        return replace(
+            made, pairs=tuple(replace(p, **changes) for p in made.pairs[:1]) + made.pairs[1:]
+        )
+
+    return change
 
 
 returns("an_empty_answer", "QAGenerator", "test_pairs", "generate", _first(answer=" "))
@@ -748,6 +1238,21 @@ returns("an_edge_to_nowhere", "QAGenerator", "test_graph", "generate",
             {"source": "s0", "target": "nowhere", "role": "next"}]}))  # fmt: skip
 returns("coverage_of_pairs", "QAGenerator", "test_coverage", "generate",
         lambda made: replace(made, coverage=len(made) / 10))  # fmt: skip
+returns("one_for_a_list", "QAGenerator", "test_list", "generate",
+        lambda made: made[0] if isinstance(made, list) and made else made)  # fmt: skip
+returns("sets_out_of_order", "QAGenerator", "test_list", "generate",
+        lambda made: made[::-1] if isinstance(made, list) else made)  # fmt: skip
+_wrong_pairs: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("a_pair_of_no_kind", {"kind": ""}),
+    ("an_edge_that_is_not", {"edge": 1000}),
+    ("a_step_before_the_first", {"step": -1}),
+    ("an_answer_elsewhere", {"start": 0, "end": 3}),
+    ("half_a_place", {"end": None}),
+)
+for _name, _changes in _wrong_pairs:
+    returns(_name, "QAGenerator", "test_places", "generate", _first(**_changes))
+returns("loses_the_text", "QAGenerator", "test_places", "generate",
+        lambda made: replace(made, text=made.text.lower()))  # fmt: skip
 returns("answers_with_none", "QAGenerator", "test_answer", "answer", lambda made: None)
 
 
@@ -759,10 +1264,20 @@ def stumbles_over_nothing(toy: Any, cls: Any) -> type:
 @mutant("QAGenerator", "test_what_is_no_text_is_refused")
 def any_text(toy: Any, cls: Any) -> type:
     class Broken(cls):
-        def generate(self, text):
-            return super().generate(str(text))
+        def generate(self, text, *, seed=0):
+            return super().generate(text if isinstance(text, list) else str(text))
 
     return Broken
+
+
+@mutant("QAGenerator", "test_seed")
+def questions_by_chance(toy: Any, cls: Any) -> type:
+    import random
+
+    def fewer(made: Any) -> Any:
+        return replace(made, pairs=tuple(random.sample(made.pairs, len(made) - 1)))
+
+    return after("generate", fewer)(toy, cls)
 
 
 @mutant("QAGenerator", "test_reader")
@@ -816,10 +1331,189 @@ def reader_of_nothing(toy: Any, cls: Any) -> type:
     return Broken
 
 
+# --- what is promised, and who breaks it ----------------------------------------------------------
+
+PROMISES: dict[str, dict[str, str]] = {
+    "interfaces": {
+        "One in, one out; a list in, a list out.": "a_tuple_for_a_list out_of_order",
+        "Images come back as they went in": "pil_for_everything no_alpha brighter_tensors",
+        "``progress``": "upscale_no_progress upscale_half_way upscale_unstoppable "
+        "align_no_progress align_half_way align_unstoppable quantize_no_progress "
+        "quantize_half_way quantize_unstoppable fit_no_progress fit_half_way fit_unstoppable "
+        "finetune_no_progress finetune_half_way finetune_unstoppable train_reader_no_progress "
+        "train_reader_half_way train_reader_unstoppable",
+        "the same seed gives the same result": "ignores_the_seed chance_without_seed "
+        "goes_on_from_the_last_fit random_start random_rounding ignores_quantizes_seed",
+        "What is handed in is left as it was.": "writes_into_its_input fit_changes_the_data "
+        "centres_the_callers_features",
+        "A verb prints nothing and opens no connection.": "talkative calls_home",
+    },
+    "hookspecs": {"so keep it light": "heavy_import"},
+    "BuildRequest.device": {"A torch device": "deaf_to_the_device"},
+    "BuildRequest.dtype": {"that floating-point weights shall have": "deaf_to_the_dtype "
+                           "half_precision"},
+    "Entry.class_": {"what ``zoo.load`` returns": "another_class"},
+    "Model": {"device, saving and loading then work": "a_part_stays_behind in_training_mode"},
+    "Model.interface": {"Name of the interface": "another_interface"},
+    "Model.kind": {"what a saved folder holds": "reader_loads_as_generator"},
+    "Model.options": {"The load options in force, defaults included.": "deaf_to_options"},
+    "Model.config": {"what a saved folder needs to build it again": "reader_forgets"},
+    "Model.to": {"Move to a torch device; returns self.": "never_moves"},
+    "Model.state": {"that ``save_pretrained`` writes": "saves_zeros saves_nothing"},
+    "Model.save_pretrained": {"that ``zoo.load`` accepts": "loads_random_weights"},
+    "Model.from_pretrained": {"same as ``zoo.load": "opens_something_else"},
+    "Model.export": {"where the method supports it": "exports_any_format"},
+    "Model.estimate": {"What a run on this input would cost": "estimates_in_words"},
+    "Model.run_check": {"What ``zoo verify`` compares": "another_output_than_published"},
+    # super-resolution
+    "SRModel": {"``estimate(size)`` is what enlarging": "estimates_one_size_for_all"},
+    "ScaleRange": {"any number from ``min`` to ``max``": "a_range_without_its_default"},
+    "SRModel.scales": {"whole numbers, or a range": "scales_are_a_list a_scale_it_cannot_do"},
+    "SRModel.default_scale": {"The scale of ``upscale(scale=None)``": "another_default_scale"},
+    "SRModel.multiple": {"Sides of a tile must be a multiple": "tiles_of_any_multiple"},
+    "SRModel.tile": {"Side in input pixels of the tile": "any_tile_will_do"},
+    "SRModel.upscale": {
+        "the result is of the input's kind": "swaps_channels keeps_the_graph beyond_one",
+        "scale times as large": "one_row_less",
+        "any of ``scales``, else OptionError": "takes_the_nearest_scale",
+        "(None: ``default_scale``)": "another_default no_seed",
+        "where it takes one (else OptionError)": "drops_the_prompt",
+        "None for one evaluation whatever the size": "tiles_are_cut_off",
+        "Alpha is enlarged beside the colours": "nearly_opaque",
+        "Raises InputError naming what is wrong": "mends_nan takes_float_arrays",
+    },
+    "SRModel.run_check": {"the check image enlarged, all options default": "checks_another_scale"},
+    # vision-language alignment
+    "VLAligner.align": {
+        "Fit on pairs; returns self, fitted.": "returns_none untrained_answers "
+        "pairs_what_there_is",
+        "what a method cannot take is an InputError": "any_features stumbles_over_raw_rows",
+        "integers into ``texts``": "no_labels labels_the_other_way_round labels_from_the_end",
+    },
+    "VLAligner.similarity": {
+        "(N, M) float32": "double_precision transposed",
+        "higher is better": "distances normalised_over_texts",
+    },
+    "VLAligner.embed_images": {"float32 of unit norm": "any_norm"},
+    "VLAligner.embed_texts": {"float32 of unit norm": "any_norm_of_texts another_space"},
+    # quantization
+    "QuantizedModel": {"``interface`` stays None": "quantized_is_a_quantizer"},
+    "QuantizedModel.tokenizer": {"it is saved beside the weights": "ignores_the_tokenizer"},
+    "QuantizedModel.source_model": {
+        "What was quantized": "forgets_what_it_was",
+        "``license``: as the original states it": "forgets_the_licence",
+    },
+    "QuantizedModel.save_files": {"The tokenizer's files": "keeps_no_tokenizer"},
+    "QuantizedModel.__call__": {"same arguments and outputs": "only_logits no_keywords "
+                                "too_few_bits"},
+    "QuantizedModel.generate": {"same arguments and outputs": "new_tokens_only"},
+    "QuantizedModel.report": {
+        "JSON-like": "report_with_a_set",
+        "``bytes_before``: all weights of the original": "bytes_before_1000000",
+        "``bytes_after``: all that ``save_pretrained`` writes": "bytes_after_1",
+        "``layers``": "report_without_layers",
+    },
+    "Quantizer": {"into one of few bits": "rounds_nothing"},
+    "Quantizer.schemes": {
+        "Weight and activation bits": "schemes_are_a_list",
+        "that ``quantize`` can give": "a_scheme_it_cannot_do",
+    },
+    "Quantizer.quantize": {
+        "Hub id, folder, or the module itself": "takes_modules_alone "
+        "stumbles_over_what_is_no_model",
+        "``calibration``: texts, or (N, T) token ids": "ignores_ids ignores_texts any_calibration",
+        "None is the host's own short texts": "texts_of_its_own",
+        "None is the one beside the model": "leaves_the_folders_tokenizer",
+        "Texts without a tokenizer are an InputError": "texts_without_a_tokenizer",
+        "one of ``schemes``, else OptionError": "some_scheme",
+        "its weights, its modes, its hooks": "quantizes_in_place changes_the_originals_mode "
+        "freezes_the_original leaves_a_hook shares_the_embedding",
+        "The result is in eval mode": "result_in_training_mode",
+    },
+    # data selection
+    "DataSelector.fit": {
+        "that serve the small ``target`` set": "the_far_weigh_more nothing_is_enough",
+        "Returns self, fitted.": "fit_returns_the_weights",
+    },
+    "DataSelector.weights": {"(N,) float32 in [0, 1]": "weights_of_double_precision "
+                             "weights_above_one a_column_of_weights weights_of_nothing"},
+    "DataSelector.select": {
+        "(k,) int64 indices": "indices_of_32_bits half_for_every_fraction",
+        "heaviest first, ties by index": "lightest_first ties_from_the_end",
+        "Give one of the two": "takes_what_there_is",
+    },
+    # detection
+    "Detections.boxes": {
+        "(N, 4) float32": "half_pixels",
+        "x1 y1 x2 y2": "centre_and_size corner_and_size rows_before_columns",
+        "in pixels of the image given": "in_another_scale boxes_beyond_the_image "
+        "shrinks_pil_images",
+    },
+    "Detections.scores": {
+        "(N,) float32 in [0, 1]": "scores_of_double_precision",
+        "falling": "scores_that_rise",
+    },
+    "Detections.labels": {"(N,) int64 into ``names``": "labels_of_32_bits labels_without_a_name"},
+    "Detector.names": {"as in the ``names`` of its ``Detections``": "names_are_a_list "
+                       "names_of_another_model"},
+    "Detector.detect": {
+        "``Detections`` for an image, a list of them for a list": "one_for_a_list_of_many "
+        "list_out_of_order stumbles_where_nothing_is",
+        "no scores below ``threshold``": "its_own_threshold",
+        "Raises OptionError for a threshold outside [0, 1]": "any_threshold",
+        "InputError for what is no image": "looks_at_nan",
+    },
+    "Detector.pretrain": {
+        "returns a JSON-like report": "report_of_arrays pretrained_by_chance",
+        "at least 1, not both (OptionError)": "any_number_of_epochs",
+    },
+    "Detector.finetune": {
+        "Learn to find what the labels say": "learns_nothing writes_into_the_labels "
+        "tuned_by_chance forgets_what_it_learnt",
+        "returns self": "finetune_returns_none",
+        "one ``Detections`` for each image of a list": "labels_for_some",
+        "or a COCO JSON": "reads_no_files",
+        "``names`` are the labels' names afterwards": "keeps_its_own_names",
+        "``epochs``, ``steps``: as in ``pretrain``": "ignores_steps",
+    },
+    # question-answer generation
+    "QAPair.nodes": {"Ids of the graph's nodes": "a_node_that_is_not"},
+    "QAPair.kind": {"The question's type": "a_pair_of_no_kind"},
+    "QAPair.edge": {"Index into the graph's ``edges``": "an_edge_that_is_not"},
+    "QAPair.step": {"from 0": "a_step_before_the_first"},
+    "QAPair.end": {
+        "``text[start:end] == answer``": "an_answer_elsewhere",
+        "both None": "half_a_place",
+    },
+    "QASet.graph": {'"edges"': "an_edge_to_nowhere"},
+    "QASet.coverage": {"Share of the graph's nodes": "coverage_of_pairs"},
+    "QASet.text": {"as it was given": "loses_the_text"},
+    "QAGenerator.generate": {
+        "the questions that the text's graph supports": "an_empty_answer stumbles_over_nothing "
+        "questions_by_chance",
+        "a list for a list": "one_for_a_list sets_out_of_order",
+        "No question comes twice": "a_pair_twice",
+        "Raises InputError for what is no text": "any_text",
+    },
+    "QAGenerator.train_reader": {
+        "a ``Model`` with ``answer(question, text) -> str``": "reader_is_no_model "
+        "reader_by_chance",
+        "Raises InputError where there is no question": "reader_of_nothing",
+    },
+    "QAGenerator.answer": {"Answer with the bundled reader": "answers_with_none"},
+}  # fmt: skip
+"""Where in the host's text -> the promise, word for word -> the mutants that break it."""
+
+
 # --- the run --------------------------------------------------------------------------------------
 
 
-def _suite(interface: str, model: str, replacements: dict[str, Any], toy: Any) -> type:
+def _suite(
+    interface: str, model: str, replacements: dict[str, Any], toy: Any, only: str = ""
+) -> type:
+    """The suite on a model; with ``only``, that one test of it: collecting all would take longer
+    than running these.
+    """
     from zoo import testing
 
     def broken(self: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -827,35 +1521,33 @@ def _suite(interface: str, model: str, replacements: dict[str, Any], toy: Any) -
             monkeypatch.setattr(toy, name, value)
 
     base = getattr(testing, f"{interface}Suite")
-    return type("Suite", (base,), {"name": model, "broken": pytest.fixture(autouse=True)(broken)})
+    others = [name for name in dir(base) if name.startswith("test_") and only not in ("", name)]
+    fixture = pytest.fixture(autouse=True)(broken)
+    return type("Suite", (base,), {**dict.fromkeys(others), "name": model, "broken": fixture})
 
 
 def _define() -> None:
-    """The test classes: the six as they are, then the mutants."""
+    """The test classes: the six as they are, their variants, then the mutants."""
     for interface, model in TOYS.items():
         toy = import_module(model.replace("-", "_") + ".model")
         globals()[f"TestGood{interface}"] = _suite(interface, model, {}, toy)
+        for name, (of, make) in VARIANTS.items():
+            if of == interface:
+                changed = {CLASSES[interface]: make(toy, getattr(toy, CLASSES[interface]))}
+                globals()[f"TestGood_{name}"] = _suite(interface, model, changed, toy)
         for name, broken in MUTANTS.items():
             if broken.interface == interface:
                 made = broken.make(toy, getattr(toy, CLASSES[interface]))
-                globals()[f"Test_{name}"] = _suite(interface, broken.model or model, made, toy)
+                globals()[f"Test_{name}"] = _suite(
+                    interface, broken.model or model, made, toy, broken.caught_by
+                )
 
 
 class Outcomes:
-    """Keeps of each mutant the test that must catch it, and notes what every test said."""
+    """Notes what every test said of every model."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, str]] = {}
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if self._wanted(item)]
-
-    def _wanted(self, item: Any) -> bool:
-        name = item.cls.__name__ if item.cls else ""
-        suite = item.parent.name
-        if suite.startswith("TestGood"):
-            return True
-        return bool(name) and item.originalname == MUTANTS[suite.removeprefix("Test_")].caught_by
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         _, suite, test = report.nodeid.split("::", 2)
@@ -870,7 +1562,8 @@ if os.environ.get("ZOO_TEST_MUTANTS"):
 if __name__ == "__main__":
     outcomes = Outcomes()
     status = pytest.main(
-        [__file__, "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-W", "error",
+        [__file__, "-q", "-p", "no:cacheprovider", "-p", "no:logging", "-W", "error",
+         "--import-mode=importlib",
          "--tb=short" if "-v" in sys.argv else "--tb=no", "-c", os.devnull,
          "--rootdir", str(Path(__file__).parent)],
         plugins=[outcomes],

@@ -173,7 +173,7 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("upscale vladva in.png", 1, "vladva is a VLAligner; it does not upscale"),
         ("upscale fam-diffusion in.png", 1, "fam-diffusion is planned"),
         ("upscale doubler none.png", 1, "none.png"),
-        ("upscale doubler in.png --scale x", 2, "'x' is not a valid integer"),
+        ("upscale doubler in.png --scale x", 2, "'x' is not a valid float"),
         ("upscale doubler in.png --tile x", 2, "--tile 'x': expected a number of pixels, auto"),
         ("upscale doubler in.png --device gpu", 2, "device='gpu' is not there"),
         ("upscale doubler in.png -O gain", 2, "-O 'gain': expected KEY=VALUE"),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
 from zoo import images
-from zoo.errors import OutputError, PluginError
+from zoo.errors import InputError, OutputError, PluginError
 
 MODES = {  # mode in -> mode out
     "1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB",
@@ -429,3 +429,35 @@ def test_alpha_is_enlarged_alike_whatever_the_container() -> None:
     tensor = torch.from_numpy(noise).permute(2, 0, 1).float() / 255
     as_tensor = images.transform(tensor, nearest, scale=4)[3].numpy() * 255
     assert np.abs(as_pil.astype(float) - as_tensor).max() <= 1.01  # PIL rounds twice: rows, columns
+
+
+# --- scales that are no whole number, sizes without decoding --------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.5, 0.3, 2.0])
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "uint8 HWC", "uint8 HW4", "float 4HW", "float CHW"])
+def test_any_scale_rounds_each_side(scale: float, kind: str) -> None:
+    from zoo.testing.checks import check_image, make_image
+
+    def resize(colours: torch.Tensor) -> torch.Tensor:
+        size = images.scaled(5, scale), images.scaled(7, scale)
+        return torch.nn.functional.interpolate(colours[None], size)[0]
+
+    made = images.transform(make_image(kind, 7, 5), resize, scale=scale)
+    check_image(kind, made, round(7 * scale), round(5 * scale))
+
+
+def test_a_side_is_never_nothing() -> None:
+    assert [images.scaled(1, 0.1), images.scaled(7, 1.5), images.scaled(3, 4)] == [1, 10, 12]
+
+
+def test_the_size_of_a_file(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    for orientation, size in ((1, (9, 5)), (3, (9, 5)), (6, (5, 9)), (8, (5, 9))):
+        exif[0x0112] = orientation
+        Image.new("RGB", (9, 5)).save(tmp_path / "a.jpg", exif=exif)
+        assert images.size(tmp_path / "a.jpg") == size == images.read(tmp_path / "a.jpg").size
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    for wrong in (tmp_path / "b.png", tmp_path / "none.png", tmp_path):
+        with pytest.raises(InputError):
+            images.size(wrong)

@@ -84,7 +84,7 @@ class TestRaw(VLAlignerSuite):
         monkeypatch.setattr(type(self), "load_with", {"base": base})
 
     def load(self, **options: Any) -> Any:
-        return zoo.load("lfa", device="cpu", **{**self.load_with, **options})
+        return zoo.load("lfa", **{"device": "cpu", **self.load_with, **options})
 
     @pytest.fixture
     def pairs(self) -> tuple[Any, Any]:

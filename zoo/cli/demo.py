@@ -46,9 +46,10 @@ def demo(model: str, out: Path, device: str, force: bool) -> None:
     started = time.perf_counter()
     loaded = load(model, device=device)
     loading = time.perf_counter() - started
-    scale = loaded.scales[0]
+    scale = loaded.default_scale
     bicubic = Image.Resampling.BICUBIC
-    truth = Image.fromarray(data.astronaut()).resize((SMALL * scale, SMALL * scale), bicubic)
+    side = images.scaled(SMALL, scale)
+    truth = Image.fromarray(data.astronaut()).resize((side, side), bicubic)
     small = truth.resize((SMALL, SMALL), bicubic)
     started = time.perf_counter()
     ours = loaded.upscale(small)
@@ -65,7 +66,7 @@ def demo(model: str, out: Path, device: str, force: bool) -> None:
     captions = ["small"]
     for name, image in (("bicubic", plain), (model, ours)):
         a, b = images.to_tensor(image), images.to_tensor(truth)
-        psnr, haarpsi = metrics.psnr_y(a, b, scale), metrics.haarpsi(a, b, scale)
+        psnr, haarpsi = metrics.psnr_y(a, b, round(scale)), metrics.haarpsi(a, b, scale)
         scores = f"PSNR-Y {psnr:.2f} dB, HaarPSI {haarpsi:.3f}"
         click.echo(f"{name:{max(9, len(model))}} {scores}")
         captions.append(f"{name}: {scores}")

@@ -28,7 +28,7 @@ from .options import (
 @model_argument
 @click.argument("inputs", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--out", type=PATH, help="File, or folder for several. Default: INPUT-x4.png.")
-@click.option("--scale", type=int, help="Magnification; default: the model's own.")
+@click.option("--scale", type=float, help="Magnification; default: the model's own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same pixels.")
 @click.option("--tile", default="auto", show_default=True, help="Side of a tile, auto or none.")
 @base_option
@@ -41,7 +41,7 @@ def upscale(
     model: str,
     inputs: tuple[Path, ...],
     out: Path | None,
-    scale: int | None,
+    scale: float | None,
     seed: int,
     tile: str,
     bases: tuple[str, ...],
@@ -72,7 +72,7 @@ def upscale(
             raise OptionError(f"--tile {tile!r}: expected a number of pixels, auto or none.")
         tiled = int(tiled)
     call = {
-        "scale": scale,
+        "scale": int(scale) if scale is not None and scale.is_integer() else scale,
         "seed": seed,
         "tile": tiled,
         "progress": not quiet and not as_json,
@@ -81,7 +81,7 @@ def upscale(
     for path in inputs:
         images.read(path)  # every input is looked at before the first long computation
     loaded: SRModel = load(model, base=parse_bases(bases, entry), device=device, **load_options)
-    targets = _targets(inputs, out, call["scale"] or loaded.scales[0])
+    targets = _targets(inputs, out, call["scale"] or loaded.default_scale)
     for target in targets:
         images.check_output(target, overwrite=force)
     done = []
@@ -106,19 +106,19 @@ def upscale(
         echo_json(done)
 
 
-def _targets(inputs: tuple[Path, ...], out: Path | None, scale: int) -> list[Path]:
+def _targets(inputs: tuple[Path, ...], out: Path | None, scale: float) -> list[Path]:
     """Where each result goes. Raises OutputError where two results would share a name."""
     from ..errors import OutputError
 
     if out is None:
-        targets = [path.with_name(f"{path.stem}-x{scale}.png") for path in inputs]
+        targets = [path.with_name(f"{path.stem}-x{scale:g}.png") for path in inputs]
     elif out.is_dir() or len(inputs) > 1:
         if out.suffix and not out.is_dir():
             raise OutputError(
                 f"{out} is one file, but there are {len(inputs)} inputs. Give a folder."
             )
         out.mkdir(parents=True, exist_ok=True)
-        targets = [out / f"{path.stem}-x{scale}.png" for path in inputs]
+        targets = [out / f"{path.stem}-x{scale:g}.png" for path in inputs]
     else:
         targets = [out]
     if len(set(targets)) < len(targets):

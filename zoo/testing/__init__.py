@@ -2,27 +2,47 @@
 
     from zoo.testing import SRModelSuite
 
-The suites need pytest and are imported when first used. ``zoo.testing.loopback`` is a Hub on this
-machine that the real client talks to; it needs no pytest.
+    class TestMyModel(SRModelSuite):
+        name = "my-model"
+
+That is a whole test file. A model that needs more to be loaded sets ``load_with`` (keywords of
+``zoo.load``) or overrides ``load``; where the sample data does not suit it, its fixture is
+overridden (``pairs``, ``network``, ``task``, ``scenes``, ``known``, ``text``). Further tests of the
+author's own are ordinary methods; they too may ask for ``model`` and ``ready``.
+
+Everything follows from ``zoo.interfaces``; nothing is asked of a model's quality beyond what a toy
+shows: that higher is better, that what is useful weighs more. One file for each interface, and
+``model`` for what all of them share. The suites need pytest and are imported when first used;
+``zoo.testing.loopback`` is a Hub on this machine that the real client talks to, without pytest.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .loopback import FAULTS, LoopbackHub, Request, closed_port, git_hash
 
 if TYPE_CHECKING:
-    from .conformance import (
-        DataSelectorSuite,
-        DetectorSuite,
-        ModelSuite,
-        QAGeneratorSuite,
-        QuantizerSuite,
-        SRModelSuite,
-        VLAlignerSuite,
-    )
+    from .dataselector import DataSelectorSuite, SelectionTask
+    from .detector import DetectorSuite
+    from .model import ModelSuite
+    from .qagenerator import QAGeneratorSuite
+    from .quantizer import QuantizerSuite
+    from .srmodel import SRModelSuite
+    from .vlaligner import VLAlignerSuite
+
+_MODULES = {
+    "DataSelectorSuite": "dataselector",
+    "DetectorSuite": "detector",
+    "ModelSuite": "model",
+    "QAGeneratorSuite": "qagenerator",
+    "QuantizerSuite": "quantizer",
+    "SRModelSuite": "srmodel",
+    "SelectionTask": "dataselector",
+    "VLAlignerSuite": "vlaligner",
+}
 
 __all__ = [
     "FAULTS",
@@ -34,6 +54,7 @@ __all__ = [
     "QuantizerSuite",
     "Request",
     "SRModelSuite",
+    "SelectionTask",
     "VLAlignerSuite",
     "closed_port",
     "git_hash",
@@ -41,13 +62,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module 'zoo.testing' has no attribute {name!r}")
-    if "zoo.testing.conformance" not in sys.modules:
+    if "zoo.testing.checks" not in sys.modules:
         import pytest
 
-        # Before the import: only then do failing asserts in the suites show their values.
-        pytest.register_assert_rewrite("zoo.testing.conformance")
-    from . import conformance
-
-    return getattr(conformance, name)
+        # Before the imports: only then do failing asserts in the suites show their values.
+        for module in ("checks", *_MODULES.values()):
+            pytest.register_assert_rewrite(f"zoo.testing.{module}")
+    return getattr(import_module(f"zoo.testing.{_MODULES[name]}"), name)

@@ -60,7 +60,7 @@ class Nearest(SRModel):
         self,
         images: Images,
         *,
-        scale: int | None = None,
+        scale: int | float | None = None,
         prompt: str | None = None,
         seed: int = 0,
         tile: int | Literal["auto"] | None = "auto",
