@@ -20,6 +20,7 @@ import venv
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -84,7 +85,7 @@ def _top_names(dists: Iterable[metadata.Distribution]) -> set[str]:
     return {file.parts[0] for dist in dists for file in dist.files or ()} - {".."}
 
 
-def pyproject() -> dict:  # type: ignore[type-arg]
+def pyproject() -> dict[str, Any]:
     """The project's pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
@@ -131,13 +132,13 @@ class Environment:
             raise AssertionError(f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
 
-    def code(self, text: str, **options: object) -> str:
+    def code(self, text: str, **options: Any) -> str:
         """Run Python code; what it prints."""
-        return self.run(self.python, "-W", "error", "-c", text, **options).stdout  # type: ignore[arg-type]
+        return self.run(self.python, "-W", "error", "-c", text, **options).stdout
 
     def zoo(self, *args: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the installed command ``zoo``."""
-        return self.run(self.bin / "zoo", *args, ok=ok, **env)
+        return self.run(self.bin / "zoo", *args, ok=ok, **env)  # type: ignore[arg-type]
 
     def install(self, *what: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
         """``pip install`` without any index, dependencies checked against the view."""

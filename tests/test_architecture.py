@@ -16,7 +16,7 @@ import pytest
 
 import zoo
 from tests.overlay import ROOT, SIBLINGS, pyproject
-from zoo import errors, generate, plugins, spec
+from zoo import errors, generate, interfaces, plugins
 from zoo.cli import VERBS
 
 OWN = plugins.own_registry()
@@ -318,7 +318,7 @@ def test_the_class_of_an_entry_is_of_its_interface(name: str) -> None:
     entry = PRESENT[name]
     module, _, attribute = (entry.class_ or "").partition(":")
     found = getattr(importlib.import_module(module), attribute)
-    assert issubclass(found, spec.INTERFACES[entry.interface])
+    assert issubclass(found, interfaces.INTERFACES[entry.interface])
     assert not getattr(found, "__abstractmethods__", None)
     assert found.interface == entry.interface
 

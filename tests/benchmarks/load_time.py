@@ -36,7 +36,7 @@ def main() -> None:
         folder = Path(name)
         network = timm.create_model(NAME)
         file = weights.save_tensors(folder / weights.WEIGHTS, network.state_dict())
-        config = {"architecture": NAME, "num_classes": network.num_classes, "pretrained_cfg": {}}
+        config = {"architecture": NAME, "num_classes": network.num_classes, "pretrained_cfg": {}}  # type: ignore[var-annotated]
         (folder / "config.json").write_text(json.dumps(config))
         size, digest = file.stat().st_size, weights.sha256(file)
         count = sum(p.numel() for p in network.parameters())

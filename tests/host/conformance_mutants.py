@@ -563,7 +563,7 @@ def random_start(toy: Any, cls: Any) -> type:
     class Broken(cls):
         def align(self, images, texts=None, **rest):
             super().align(images, texts, **rest)
-            self._map = self._map + 0.3 * toy.torch.randn(self._map.shape).numpy()
+            self._map = self._map + 0.3 * toy.torch.randn(self._map.shape).numpy()  # type: ignore[has-type]
             return self
 
     return Broken
@@ -955,10 +955,10 @@ def ties_from_the_end(toy: Any, cls: Any) -> type:
 def goes_on_from_the_last_fit(toy: Any, cls: Any) -> type:
     class Broken(cls):
         def fit(self, train, target, **rest):
-            before = self._weights
+            before = self._weights  # type: ignore[has-type]
             super().fit(train, target, **rest)
             if before is not None:
-                self._weights = (self._weights + before**2) / 2
+                self._weights = (self._weights + before**2) / 2  # type: ignore[has-type]
             return self
 
     return Broken
@@ -1062,7 +1062,7 @@ def names_are_a_list(toy: Any, cls: Any) -> type:
     class Broken(cls):
         def __init__(self, request):
             super().__init__(request)
-            self.names = [*self.names]
+            self.names = [*self.names]  # type: ignore[has-type]
 
     return Broken
 

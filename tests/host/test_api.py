@@ -172,7 +172,7 @@ def test_the_public_names() -> None:
     assert zoo.load is api.load
     assert [n for n in zoo.__all__ if n in interfaces.INTERFACES] == [*interfaces.INTERFACES]
     with pytest.raises(AttributeError, match="module 'zoo' has no attribute 'lode'"):
-        zoo.lode  # noqa: B018
+        zoo.lode  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_list_models(tiny: Path) -> None:
@@ -268,7 +268,7 @@ def test_the_request(tiny: Path) -> None:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(frozen, field, None)
     for kind in (hookspecs.BuildRequest, hookspecs.TrainRequest, hookspecs.BenchRequest):
-        assert kind.__dataclass_params__.frozen
+        assert kind.__dataclass_params__.frozen  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+def command(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str]:
     """Exit code and stderr of ``zoo *args``."""
     with pytest.raises(SystemExit) as stopped:
         main(list(map(str, args)))

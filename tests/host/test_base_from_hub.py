@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_base_is_resolved_once_recorded_and_found_again(
     site.plugin("zoo_rider", registry=REGISTRY, init=MINIMAL_INIT, model=MODEL)
     first = hub.add("org/base", checkpoint(0.25))
     out, home = str(tmp_path / "saved"), tmp_path / "home"
-    more = {"PYTHONPATH": str(site.path), "HF_HUB_OFFLINE": "0"}
+    more: dict[str, Any] = {"PYTHONPATH": str(site.path), "HF_HUB_OFFLINE": "0"}
 
     done = hub.run(USE.format(base="org/base", out=out), home=home, **more)
     assert done.returncode == 0, done.stderr
@@ -119,7 +120,7 @@ def test_a_base_of_pickles_is_refused_with_the_way_out(
 ) -> None:
     site.plugin("zoo_rider", registry=REGISTRY, init=MINIMAL_INIT, model=MODEL)
     hub.add("org/old", {"config.json": b"{}", "pytorch_model.bin": b"never fetched"})
-    more = {"PYTHONPATH": str(site.path), "HF_HUB_OFFLINE": "0"}
+    more: dict[str, Any] = {"PYTHONPATH": str(site.path), "HF_HUB_OFFLINE": "0"}
     code = USE.format(base="org/old", out=str(tmp_path / "saved"))
     done = hub.run(code, home=tmp_path / "home", **more)
     assert done.returncode != 0

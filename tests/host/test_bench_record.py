@@ -23,7 +23,7 @@ from zoo.interfaces import Claim, Data, Metric, Results
 RESULTS = Results(
     table={
         "bicubic": {"PSNR": Metric(24.123456), "LPIPS": Metric(0.4)},
-        "ours": {"PSNR": Metric.of([25.0, 26.0]), "LPIPS": Metric(np.float32(0.25), 0.0, 1)},
+        "ours": {"PSNR": Metric.of([25.0, 26.0]), "LPIPS": Metric(np.float32(0.25), 0.0, 1)},  # type: ignore[arg-type]
     },
     claims=[
         Claim("better", "more | better", "mean\nabove", 25.5, 24.1, 0.7, np.bool_(True)),  # type: ignore[arg-type]

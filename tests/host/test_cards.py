@@ -83,7 +83,7 @@ def test_metadata_is_what_the_hub_reads(entry: Entry, folder: Path) -> None:
     assert data["pipeline_tag"] == "image-to-image"
     assert "arxiv:1234.56789" in data["tags"]
     assert data["datasets"] == ["org/more-photos"]  # the other is not on the Hub
-    (result,) = card.data.eval_results
+    (result,) = card.data.eval_results  # type: ignore[attr-defined]
     assert (result.metric_name, result.metric_value) == ("PSNR-Y", 29.2)
     assert result.dataset_name == "Set5"
     # card -> metadata -> card gives equal text

@@ -141,7 +141,10 @@ def documented(module: ModuleType) -> dict[str, str]:
 
 DOCUMENTED = {**documented(entry), **documented(hookspecs), **documented(interfaces)}
 KEPT_BY_THE_HOST = {
-    *(f"Model.{name}" for name in ("entry", "source", "base", "module", "device", "save_files")),
+    *(
+        f"Model.{name}"
+        for name in ("entry", "source", "base", "bases", "module", "device", "save_files")
+    ),
     *("Model.export_report", "Detections.to_supervision", "Detections.to_coco", "QASet.to_squad"),
 }
 """What a plugin inherits as it is: tests of the host's own look at it."""

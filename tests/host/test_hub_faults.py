@@ -884,7 +884,7 @@ def test_a_download_that_was_cut_or_flipped_is_clean_the_next_time(
     process = start(world, script)
     out, err = process.communicate(timeout=60)
     assert err == ""
-    first, second = [], []
+    first, second = [], []  # type: ignore[var-annotated]
     for line in out.splitlines():
         (first if len(first) < 2 else second).append(Outcome(**json.loads(line)))
     assert [o.error for o in first] == ["WeightsError", "HubError"]

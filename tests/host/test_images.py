@@ -10,6 +10,7 @@ import textwrap
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,7 +167,7 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
 
 def test_one_in_one_out_list_in_list_out(tmp_path: Path) -> None:
     picture("RGB", 3, 2).save(tmp_path / "a.png")
-    mixed = [
+    mixed: list[Any] = [
         tmp_path / "a.png",
         str(tmp_path / "a.png"),
         picture("L", 2, 2),
@@ -183,7 +184,7 @@ def test_the_model_cannot_change_its_input() -> None:
     for given_ in (torch.rand(3, 2, 2), torch.rand(2, 1, 2, 2), random_array(0, 2, 2, 3)):
         kept = given_.clone() if isinstance(given_, torch.Tensor) else given_.copy()
         images.transform(given_, lambda x: x.zero_())
-        assert (given_ == kept).all()
+        assert (given_ == kept).all()  # type: ignore[union-attr]
 
 
 def test_out_of_range_is_clamped() -> None:
@@ -213,7 +214,8 @@ def test_orientation_is_applied_once(tmp_path: Path, orientation: int, suffix: s
     exif[0x0112] = orientation
     exif[0x010F] = "a camera"
     path = tmp_path / f"in{suffix}"
-    image.save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+    more: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
+    image.save(path, exif=exif, **more)
     with Image.open(path) as opened:
         upright = ImageOps.exif_transpose(opened).convert("RGB")
         from_pil = images.transform(opened, same)

@@ -138,7 +138,7 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     "a numpy number": (lambda: np.float32(3), "float32 is no image"),
     "a mapping": (lambda: {"image": 1}, "dict is no image"),
     "bytes": (lambda: b"\x89PNG", "io.BytesIO"),
-    "a generator": (lambda: (x for x in ()), "generator is no image"),
+    "a generator": (lambda: (x for x in ()), "generator is no image"),  # type: ignore[var-annotated]
     "a list in a list": (lambda: [[torch.rand(SHAPE)]], "image 0 of the list: list is no image"),
     "the second of two": (lambda: [torch.rand(SHAPE), "none.png"], "image 1 of the list: there is"),
 }

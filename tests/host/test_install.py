@@ -193,12 +193,12 @@ def test_the_first_model_works_from_its_bundle_without_network(full: Environment
 
 def names(env: Environment, **variables: str) -> list[str]:
     """What ``zoo list`` lists."""
-    return [m["name"] for m in json.loads(env.zoo("list", "--json", **variables).stdout)]
+    return [m["name"] for m in json.loads(env.zoo("list", "--json", **variables).stdout)]  # type: ignore[arg-type]
 
 
 def states(env: Environment, *args: str, **variables: str) -> dict[str, str]:
     """The strangers that ``zoo plugins`` shows."""
-    found = json.loads(env.zoo("plugins", "--json", *args, **variables).stdout)
+    found = json.loads(env.zoo("plugins", "--json", *args, **variables).stdout)  # type: ignore[arg-type]
     return {p["package"]: p["state"] for p in found if p["distribution"] != "edgezoo"}
 
 
@@ -287,7 +287,7 @@ def test_a_plugin_of_ours_works_from_a_project_of_its_own(
         + "    if model.entry.check: actions.verify(model)\n"
     )
     dist = f"split-{package}".replace("_", "-")
-    assert text.split() == [w for n in ready for w in (mine[n].class_.split(":")[0], dist)]
+    assert text.split() == [w for n in ready for w in (mine[n].class_.split(":")[0], dist)]  # type: ignore[union-attr]
     suites = workshop / f"contract-{package}" / "test_contract.py"
     suites.parent.mkdir()
     suites.write_text(

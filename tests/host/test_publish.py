@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +90,7 @@ def project(site: Site) -> Path:
 
 
 @pytest.fixture
-def hub() -> LoopbackHub:
+def hub() -> LoopbackHub:  # type: ignore[misc]
     with LoopbackHub() as hub:
         yield hub
 
@@ -97,7 +99,7 @@ def zoo(hub: LoopbackHub, site: Site, *args: str) -> subprocess.CompletedProcess
     env = hub.environment(site.path / "home", HF_TOKEN="hf_loopback")
     env.pop("HF_HUB_OFFLINE", None)
     return subprocess.run(
-        [os.sys.executable, "-c", "from zoo.cli import main; main()", *args],
+        [sys.executable, "-c", "from zoo.cli import main; main()", *args],
         capture_output=True,
         text=True,
         cwd=site.path,
@@ -212,7 +214,7 @@ def test_a_saved_folder_is_published_without_touching_a_registry(
     before = (project / "registry.yaml").read_text("utf-8")
     save = 'import zoo; zoo.load("gain").save_pretrained("mine")'
     run = subprocess.run(
-        [os.sys.executable, "-c", save],
+        [sys.executable, "-c", save],
         cwd=site.path,
         env={**os.environ, "PYTHONPATH": str(site.path)},
         capture_output=True,
@@ -236,7 +238,7 @@ def test_a_saved_folder_is_published_without_touching_a_registry(
     assert 'zoo.load("me/mine")' in snippet
     Image.new("RGB", (4, 4), (200, 100, 0)).save(site.path / "small.png")
     start = f"import os; os.chdir({str(site.path)!r})\n"
-    more = {"PYTHONPATH": str(site.path), "HF_HUB_OFFLINE": "0"}
+    more: dict[str, Any] = {"PYTHONPATH": str(site.path), "HF_HUB_OFFLINE": "0"}
     used = hub.run(start + snippet, home=site.path / "fresh", **more)
     assert used.returncode == 0, used.stderr
     with Image.open(site.path / "large.png") as large:

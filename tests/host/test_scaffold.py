@@ -13,7 +13,8 @@ import pytest
 
 from tests import overlay
 from tests.overlay import Environment
-from zoo import plugins, registry, scaffold, spec
+from zoo import registry, scaffold, spec
+from zoo.entry import API_VERSION
 from zoo.errors import OutputError, UsageError
 from zoo.interfaces import INTERFACES
 
@@ -50,7 +51,7 @@ def test_a_project_is_complete_and_its_registry_valid(
     found = spec.read(folder / package / "registry.yaml", package=package)
     (entry,) = found.models.values()
     assert (entry.name, entry.interface, entry.status) == (NAMES[interface], interface, "ready")
-    assert found.zoo_api == plugins.API_VERSION
+    assert found.zoo_api == API_VERSION
 
 
 @pytest.mark.parametrize("interface", INTERFACES)

@@ -12,9 +12,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from zoo import entry as entry_
 from zoo import plugins, spec
 from zoo.entry import BaseSpec, Option
 from zoo.errors import OptionError, RegistryError
+from zoo.interfaces import INTERFACES
 
 HASH = "0123456789abcdef" * 4
 COMMIT = "0123456789abcdef0123" * 2
@@ -105,18 +107,18 @@ def test_everything_that_a_file_can_say() -> None:
     assert (load["soft"].default, load["mode"].default, load["note"].default) == (False, "no", None)
     assert load["mode"].choices == ("no", "yes")
     assert entry.options["train"]["rate"].default == 0.5
-    assert entry.files[0] == spec.FileSpec("model.safetensors", 12, HASH, "float16")
-    assert entry.hub == spec.HubSpec("org/nearest", COMMIT)
-    assert entry.check == spec.CheckSpec("check/in.png", "check/out.safetensors", 0.001)
+    assert entry.files[0] == entry_.FileSpec("model.safetensors", 12, HASH, "float16")
+    assert entry.hub == entry_.HubSpec("org/nearest", COMMIT)
+    assert entry.check == entry_.CheckSpec("check/in.png", "check/out.safetensors", 0.001)
     assert entry.bases == {"base": BaseSpec("diffusers", None)}
-    assert entry.commands["compare"] == spec.CommandSpec("pkg.cli:compare", "side by side")
+    assert entry.commands["compare"] == entry_.CommandSpec("pkg.cli:compare", "side by side")
     assert read.bases["tiny-base"].plugin == "pkg"
 
 
 def test_our_own_file_is_good() -> None:
     read = spec.read(plugins.first_party_registry())
-    assert read.zoo_api == plugins.API_VERSION
-    assert {e.interface for e in read.models.values()} == set(spec.INTERFACES)
+    assert read.zoo_api == entry_.API_VERSION
+    assert {e.interface for e in read.models.values()} == set(INTERFACES)
     assert len({e.method for e in read.models.values()}) == 10
 
 
@@ -140,7 +142,7 @@ def test_what_is_null_may_be_null() -> None:
     text, _ = changed(f"{{repo: org/nearest, revision: {COMMIT}}}", "null")
     assert parse(text).models["nearest"].hub is None
     text, _ = changed(COMMIT, "null")
-    assert parse(text).models["nearest"].hub == spec.HubSpec("org/nearest", None)
+    assert parse(text).models["nearest"].hub == entry_.HubSpec("org/nearest", None)
 
 
 JSON = st.recursive(

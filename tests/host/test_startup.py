@@ -81,7 +81,7 @@ def listing(site: Path) -> tuple[float, list[dict[str, str]]]:
 
 def test_three_hundred_plugins_are_listed_soon_and_none_is_imported(many: dict[int, Path]) -> None:
     # a generated plugin that is imported ends the process
-    best = {}
+    best = {}  # type: ignore[var-annotated]
     for count, site in many.items():
         for _ in range(3):
             seconds, models = listing(site)
@@ -144,4 +144,4 @@ def test_an_archive_on_the_path_is_left_to_importlib_metadata(
 
 
 def _standard(finder: object) -> bool:
-    return finder is installed.PathFinder or not hasattr(finder, "find_distributions")
+    return finder is installed.PathFinder or not hasattr(finder, "find_distributions")  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ class Net(nn.Module):
         self.register_buffer("steps", torch.zeros(width), persistent=False)
 
     def recompute_buffers(self, device: torch.device | str) -> None:
-        self.steps = torch.arange(self.steps.numel(), device=device).float()
+        self.steps = torch.arange(self.steps.numel(), device=device).float()  # type: ignore[has-type]
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(self.embed(ids) + self.steps))
@@ -65,7 +66,7 @@ def raw(path: Path, header: object, body: bytes = b"") -> Path:
 
 
 def test_loads_the_same_network(saved: Path) -> None:
-    loaded = weights.load_module(Net, saved)
+    loaded: Any = weights.load_module(Net, saved)
     ids = torch.arange(6)
     assert torch.equal(loaded(ids), net()(ids))
     assert not loaded.training
@@ -103,7 +104,7 @@ def test_a_folder_will_do(saved: Path) -> None:
 @pytest.mark.parametrize("asked", ["float16", "float32", "bfloat16"])
 def test_the_asked_dtype_wins(tmp_path: Path, stored: torch.dtype, asked: str) -> None:
     file = weights.save_tensors(tmp_path / "w.safetensors", net().to(stored).state_dict())
-    loaded = weights.load_module(Net, file, dtype=asked)
+    loaded: Any = weights.load_module(Net, file, dtype=asked)
     assert {str(p.dtype) for p in loaded.parameters()} == {f"torch.{asked}"}
     assert loaded.body[1].running_mean.dtype == getattr(torch, asked)
     assert loaded.body[1].num_batches_tracked.dtype == torch.int64
@@ -117,7 +118,7 @@ def test_a_wrong_dtype_is_a_usage_error(saved: Path) -> None:
 
 
 def test_loaded_weights_are_not_tied_to_the_file(saved: Path) -> None:
-    loaded = weights.load_module(Net, saved)
+    loaded: Any = weights.load_module(Net, saved)
     before = loaded.embed.weight.detach().clone()
     size = saved.stat().st_size
     with saved.open("r+b") as file:  # overwritten in place, as cp does
@@ -129,7 +130,7 @@ def test_loaded_weights_are_not_tied_to_the_file(saved: Path) -> None:
 def test_tied_parameters_may_be_stored_once(tmp_path: Path, kept: str) -> None:
     state = {n: t.clone() for n, t in net().state_dict().items()}
     del state[{"embed.weight": "head.weight", "head.weight": "embed.weight"}[kept]]
-    loaded = weights.load_module(Net, weights.save_tensors(tmp_path / "w.safetensors", state))
+    loaded: Any = weights.load_module(Net, weights.save_tensors(tmp_path / "w.safetensors", state))
     assert loaded.head.weight is loaded.embed.weight
     assert torch.equal(loaded.embed.weight, net().embed.weight)
 
@@ -139,7 +140,7 @@ def test_shared_when_saved_but_not_in_the_network(tmp_path: Path) -> None:
     file = weights.save_tensors(
         tmp_path / "w.safetensors", {"1.weight": one, "0.weight": one, "0.bias": torch.ones(3)}
     )
-    loaded = weights.load_module(
+    loaded: Any = weights.load_module(
         lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False)), file
     )
     assert torch.equal(loaded[0].weight, one)
@@ -213,7 +214,7 @@ def test_parts(tmp_path: Path) -> None:
         weights.save_tensors(tmp_path / part, {n: state[n] for n in names if where[n] == part})
     index = tmp_path / weights.INDEX
     index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    loaded = weights.load_module(Net, tmp_path)
+    loaded: Any = weights.load_module(Net, tmp_path)
     assert torch.equal(loaded(torch.arange(6)), net()(torch.arange(6)))
 
     for bad, message in (
@@ -568,7 +569,7 @@ GOOD = {
     "interface": None, "class": "p:C", "config": {}, "options": {}, "bases": {}, "files": {},
 }  # fmt: skip
 HASH = "0" * 64
-BAD_MANIFESTS = {
+BAD_MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "a later format": ({"format": 2}, "format 2; this zoo reads up to 1. Upgrade"),
     "no format": ({"format": None}, "format must be 1"),
     "format as text": ({"format": "1"}, "format must be 1"),

@@ -373,7 +373,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
     train, target, _ = planted(64)
     alone = zoo.load("bayesian-dps", device="cpu", temperature=0.0)
     alone.fit(train, target, epochs=3, batch=16, target_batch=4)
-    processes.spawn(_in_parallel, (str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
+    processes.spawn(_in_parallel, (str(tmp_path / "meet"), str(tmp_path)), nprocs=2)  # type: ignore[attr-defined]
     found = [np.load(tmp_path / f"{rank}.npy") for rank in range(2)]
     assert np.array_equal(found[0], found[1])  # replicas are bit-equal
     # Sums of gradients in another order: float32 rounding, grown over 12 steps.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,13 +151,13 @@ def batch_of(network, size=16):
 
 
 def loss_of(network, batch):
-    job = SimpleNamespace(net=network, autocast=lambda: torch.autocast("cpu", enabled=False))
+    job: Any = SimpleNamespace(net=network, autocast=lambda: torch.autocast("cpu", enabled=False))
     return recipe.unet_loss(job, batch)
 
 
 @pytest.mark.parametrize("config", [SMALL, DIFFUSERS], ids=["tiny", "diffusers"])
 def test_encoder_learns_and_the_target_does_not(config):
-    network = make(config).module
+    network: Any = make(config).module
     for part in (network.lr_encoder, network.unet):
         part.requires_grad_(True)
     loss_of(network, batch_of(network, 32)).backward()
@@ -168,7 +169,7 @@ def test_encoder_learns_and_the_target_does_not(config):
 @pytest.mark.parametrize("path", ["z_t", "concatenation"])
 def test_gradient_reaches_the_encoder_by_each_path(path, monkeypatch):
     monkeypatch.setattr(recipe, "KL_WEIGHT", 0.0)  # it reaches the variance whatever the path
-    network = make().module
+    network: Any = make().module
     network.lr_encoder.requires_grad_(True)
     denoise = network.denoise
     if path == "z_t":
@@ -182,7 +183,7 @@ def test_gradient_reaches_the_encoder_by_each_path(path, monkeypatch):
 
 
 def test_unit_variance_gives_the_variance_head_no_gradient():
-    network = make({**SMALL, "var": "unit"}).module
+    network: Any = make({**SMALL, "var": "unit"}).module
     network.lr_encoder.requires_grad_(True)
     loss_of(network, batch_of(network)).backward()
     assert network.lr_encoder.conv_out.weight.grad[4:].abs().sum() == 0
@@ -270,7 +271,7 @@ def test_back_projection_gives_the_input_back():
     model = make()
     x_h = 0.2 + 0.6 * torch.rand(1, 3, 8, 8)  # far from 0 and 1: nothing is clamped
     x_l = bicubic_up(x_h, 2)[0]  # smooth
-    network = model.module
+    network: Any = model.module
     # A start that bicubic inputs give.
     network.forward = lambda x, eps=None, steps=1: bicubic_up(x, 4)
     made = [model.upscale(x_l, tile=None, consistency=k)[None] for k in range(6)]
@@ -307,8 +308,12 @@ def test_wrong_options_are_named(options, message):
 
 def test_numbers_of_numpy_are_numbers():
     model, x = make(), torch.rand(3, 4, 4)
-    theirs = {"seed": np.int64(3), "noise_scale": np.float32(0.5), "tile": np.int32(4)}
-    ours = {"seed": 3, "noise_scale": 0.5, "tile": 4}
+    theirs: dict[str, Any] = {
+        "seed": np.int64(3),
+        "noise_scale": np.float32(0.5),
+        "tile": np.int32(4),
+    }
+    ours: dict[str, Any] = {"seed": 3, "noise_scale": 0.5, "tile": 4}
     assert torch.equal(model.upscale(x, **theirs), model.upscale(x, **ours))
 
 
@@ -317,6 +322,7 @@ def test_what_comes_back_can_be_a_target_of_training(tile):
     x_h = make().upscale(torch.rand(3, 8, 8), tile=tile)
     x = torch.zeros_like(x_h, requires_grad=True)
     (x * x_h).sum().backward()  # inference tensors would be refused here
+    assert x.grad is not None
     assert torch.equal(x.grad, x_h)
 
 
@@ -327,7 +333,8 @@ def test_estimate_counts_without_running():
     assert estimate.flops == estimate.evaluations * count(build_network(SMALL), 16, 16)[0]
     assert estimate.memory > 0
     assert estimate.seconds > 0
-    for size in ((0, 4), (4,), 4, None):
+    wrong: list[Any] = [(0, 4), (4,), 4, None]
+    for size in wrong:
         with pytest.raises(InputError, match="size="):
             model.estimate(size)
 

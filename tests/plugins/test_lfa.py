@@ -300,7 +300,7 @@ def test_refinement_is_adamw_on_the_loss_as_written() -> None:
     assert (w - start).norm() > 0.1
     torch.testing.assert_close(found, w.detach(), atol=1e-6, rtol=0)
     for change in ({"noise": 0.5}, {"dropout": 0.5}):
-        other = replace(recipe, **change)
+        other = replace(recipe, **change)  # type: ignore[arg-type]
         assert not torch.allclose(lfa.refine(start, x, y, labels, other, 0)[0], found, atol=1e-3)
 
 
@@ -575,7 +575,7 @@ def test_frames_are_combined_before_they_are_normalised() -> None:
     for pool, combined in (("mean", frames.mean(1)), ("max", frames.max(1))):
         a = fresh().align(frames, y, labels=[0, 1, 2] * 2, pool=pool, safe=False)
         b = fresh().align(combined, y, labels=[0, 1, 2] * 2, safe=False)
-        np.testing.assert_allclose(a.w, b.w, atol=1e-5)
+        np.testing.assert_allclose(a.w, b.w, atol=1e-5)  # type: ignore[arg-type]
         same = b.similarity(combined, y)  # the verbs pool as the fit did
         np.testing.assert_allclose(a.similarity(frames, y), same, atol=1e-5)
     crops = fresh().align(frames, y, labels=[0, 1, 2] * 2, pool="crops", iterations=0, safe=False)

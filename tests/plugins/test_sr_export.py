@@ -137,9 +137,9 @@ def test_wrong_options_are_named(tmp_path):
     model = make(SMALL)
     for size in (3, 0, -2, True, [4], [4, 6, 8], [4, 5], "64", 4.0, [2.0, 2.0]):
         with pytest.raises(OptionError, match="multiples of 2"):
-            model.export(tmp_path / "m.onnx", size=size)
+            model.export(tmp_path / "m.onnx", size=size)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="int8=1: expected true or false"):
-        model.export(tmp_path / "m.onnx", int8=1)
+        model.export(tmp_path / "m.onnx", int8=1)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="'onnx'"):
         model.export(tmp_path / "m.trt", format="tensorrt")
     model.module.half()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -264,7 +265,7 @@ def test_the_variance_learns_by_z_t_alone(path, monkeypatch):
     """Without the KL term, which reaches the variance whatever the loss does."""
     monkeypatch.setattr(edge, "KL_WEIGHT", 0.0)
     torch.manual_seed(0)
-    network = build_network(ENTRIES["edge-sd-sr"][1].config).requires_grad_(False)
+    network: Any = build_network(ENTRIES["edge-sd-sr"][1].config).requires_grad_(False)
     for p in network.parameters():
         if p.dim() > 1:
             torch.nn.init.normal_(p, std=0.1)
@@ -276,7 +277,7 @@ def test_the_variance_learns_by_z_t_alone(path, monkeypatch):
         network.denoise = lambda z_t, mu, t: denoise(z_t.detach(), mu, t)
     generator = torch.Generator().manual_seed(0)
     x_h = 2 * torch.rand(2, 3, 64, 64, generator=generator) - 1
-    job = SimpleNamespace(net=network, autocast=lambda: torch.autocast("cpu", enabled=False))
+    job: Any = SimpleNamespace(net=network, autocast=lambda: torch.autocast("cpu", enabled=False))
     edge.unet_loss(job, sr.Batch(x_h, bicubic_down(x_h, 4), None, generator)).backward()
     mean, variance = network.lr_encoder.conv_out.weight.grad.abs().sum((1, 2, 3)).split(4)
     assert (mean > 0).all()

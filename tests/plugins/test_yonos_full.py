@@ -57,7 +57,7 @@ def save_checkpoint(folder: Path, **unet) -> Path:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     torch.manual_seed(0)
-    UNet2DConditionModel(
+    UNet2DConditionModel(  # type: ignore[attr-defined]
         **{
             "sample_size": 16,
             "block_out_channels": (32, 64),
@@ -70,14 +70,14 @@ def save_checkpoint(folder: Path, **unet) -> Path:
             **unet,
         }
     ).save_pretrained(folder / "unet")
-    AutoencoderKL(
+    AutoencoderKL(  # type: ignore[attr-defined]
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
         scaling_factor=0.5,
     ).save_pretrained(folder / "vae")
-    DDIMScheduler(
+    DDIMScheduler(  # type: ignore[attr-defined]
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
@@ -133,7 +133,7 @@ def test_the_sizes_are_those_of_stable_diffusion_2_1():
     with torch.device("meta"):
         full = diffusers_network(ENTRY.config)
     size = [
-        sum(p.numel() for p in part.parameters())
+        sum(p.numel() for p in part.parameters())  # type: ignore[misc, union-attr]
         for part in (full.unet.net, full.unet, full.hr_encoder, full.decoder)
     ]
     assert size[0] == pytest.approx(865.9e6, abs=0.1e6)

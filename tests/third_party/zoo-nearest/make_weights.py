@@ -33,7 +33,7 @@ def main() -> None:
         device="cpu",
         dtype="float32",
     )
-    output = Nearest(request).run_check(FOLDER / "check.png")
+    output = Nearest(request).run_check(FOLDER / "check.png")  # type: ignore[arg-type]
     save_file(dict(output), FOLDER / "check.safetensors")
     for path in sorted(FOLDER.iterdir()):
         data = path.read_bytes()
