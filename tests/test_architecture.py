@@ -29,11 +29,11 @@ LAYERS = [
     {"cli", "generate", "__main__"},
     {"cards", "publish", "bench", "scaffold", "testing"},
     {"api"},
-    {"registry", "hub", "weights", "images", "files"},
+    {"registry", "hub", "weights", "images", "pictures", "files"},
     {"plugins"},
     {"spec", "hookspecs"},
     {"interfaces"},
-    {"errors", "installed", "progress", "metrics", "__init__"},
+    {"errors", "installed", "progress", "metrics", "isolation", "__init__"},
 ]
 """From the top: a module imports from its own row or one below. ``__init__`` is zoo's own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import hub, plugins
 from .errors import DeviceError, NotReadyError, OptionError, PluginError, UsageError
 from .interfaces import INTERFACES, Model, Progress
+from .isolation import isolated
 from .registry import catalogue
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .weights import Saved
 
 
+@isolated()
 def load(
     name: str | Path,
     *,

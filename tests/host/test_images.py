@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, features
 
 from zoo import images
 from zoo.errors import OutputError, PluginError
+from zoo.pictures import WRITABLE
 
 MODES = {  # mode in -> mode out
     "1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB",
@@ -222,7 +223,7 @@ def test_orientation_is_applied_once(tmp_path: Path, orientation: int, suffix: s
     assert np.array_equal(np.asarray(made), np.asarray(upright))
     assert np.array_equal(np.asarray(from_pil), np.asarray(upright))
     # nothing of the EXIF is left to be applied a second time, whatever it is saved as
-    for out in images._WRITE:
+    for out in WRITABLE:
         with Image.open(images.save(made, tmp_path / f"out{out}")) as again:
             assert again.size == made.size
             assert 0x0112 not in again.getexif() or again.getexif()[0x0112] == 1
@@ -233,7 +234,7 @@ def test_orientation_is_applied_once(tmp_path: Path, orientation: int, suffix: s
         assert again.getexif().get(0x0112, 1) == 1
 
 
-@pytest.mark.parametrize("suffix", sorted(images._WRITE))
+@pytest.mark.parametrize("suffix", sorted(WRITABLE))
 def test_an_icc_profile_is_kept(tmp_path: Path, suffix: str) -> None:
     image = picture("RGB", 4, 4)
     image.info["icc_profile"] = b"a profile " * 9
@@ -357,7 +358,7 @@ def test_float_memory_is_bounded_by_a_band() -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [*images._WRITE, ".gif", ".ppm", ".jp2", ".avif"])
+@pytest.mark.parametrize("suffix", [*WRITABLE, ".gif", ".ppm", ".jp2", ".avif"])
 def test_formats_are_read(tmp_path: Path, suffix: str) -> None:
     if suffix == ".avif" and not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
@@ -367,7 +368,7 @@ def test_formats_are_read(tmp_path: Path, suffix: str) -> None:
     assert (made.size, made.mode) == ((48, 48), "RGB")
 
 
-@pytest.mark.parametrize("suffix", sorted(images._WRITE))
+@pytest.mark.parametrize("suffix", sorted(WRITABLE))
 def test_save_and_read(tmp_path: Path, suffix: str) -> None:
     image = Image.new("RGB", (16, 16), (200, 100, 50))
     path = images.save(image, tmp_path / f"a{suffix.upper()}")
