@@ -234,18 +234,6 @@ def test_orientation_is_applied_once(tmp_path: Path, orientation: int, suffix: s
         assert again.getexif().get(0x0112, 1) == 1
 
 
-@pytest.mark.parametrize("suffix", sorted(WRITABLE))
-def test_an_icc_profile_is_kept(tmp_path: Path, suffix: str) -> None:
-    image = picture("RGB", 4, 4)
-    image.info["icc_profile"] = b"a profile " * 9
-    made = images.transform(image, same)
-    with Image.open(images.save(made, tmp_path / f"a{suffix}")) as again:
-        assert suffix == ".bmp" or again.info["icc_profile"] == b"a profile " * 9
-    inks = picture("CMYK", 4, 4)
-    inks.info["icc_profile"] = b"for inks"
-    assert "icc_profile" not in images.transform(inks, same).info
-
-
 def test_a_transparent_colour_becomes_alpha(tmp_path: Path) -> None:
     for mode, transparent, out in (
         ("P", 3, "RGBA"),
