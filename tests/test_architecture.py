@@ -29,17 +29,27 @@ LAYERS = [
     {"actions", "bench", "experiment", "training"},
     {"api"},
     {"bases"},
-    {"registry", "hub", "weights", "images", "files", "arguments", "annotations", "calibration"},
+    {
+        "registry",
+        "hub",
+        "weights",
+        "images",
+        "pictures",
+        "files",
+        "arguments",
+        "annotations",
+        "calibration",
+    },
     {"plugins"},
     {"spec", "hookspecs"},
     {"entry", "interfaces"},
-    {"errors", "installed", "progress", "metrics", "yamltree", "__init__"},
+    {"errors", "installed", "progress", "metrics", "isolation", "yamltree", "__init__"},
 ]
 """From the top: a module imports from its own row or one below. ``__init__`` is zoo's own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "bench"}
 PUBLIC |= {"annotations", "bases", "calibration", "entry", "metrics", "progress", "testing"}
-PUBLIC |= {"training"}
+PUBLIC |= {"isolation", "training"}
 """What a plugin may import of the host."""
 UPWARD = {
     ("interfaces", "save_pretrained", "weights"),
@@ -272,6 +282,27 @@ def test_no_file_runs_what_it_reads(path: Path) -> None:
             if never & {module, *names} or names & ATTRIBUTES.get(module, set()):
                 wrong.append(f"{line}: {ast.unparse(node)}")
     assert wrong == []
+
+
+READERS = {
+    "zoo/pictures.py",  # the one that all others use
+    "zoo/testing",  # makes pictures of every mode, and opens none
+    "plugins/zoo_edge_sd_sr/examples/onnx_upscale.py",  # runs without zoo
+}
+"""Where Pillow may be asked to open or convert a picture."""
+
+
+def test_every_picture_is_opened_by_zoo() -> None:
+    """Pillow's own ``open`` and ``convert`` turn 16 bits white and photographs on their side."""
+    found = set()
+    for path in sources("zoo", "plugins"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if call.endswith(("Image.open", ".convert", "imread")):
+                found.add(path.relative_to(ROOT).as_posix())
+    apart = {name for name in found for listed in READERS if name.startswith(listed)}
+    assert found - apart == set()
+    assert {listed for listed in READERS for name in found if name.startswith(listed)} == READERS
 
 
 def test_no_module_is_a_drawer() -> None:

@@ -13,6 +13,7 @@ from .arguments import as_folder, dtype_name, refuse_bare_folder, torch_device
 from .bases import Given
 from .errors import NotReadyError, OptionError, PluginError, UsageError
 from .interfaces import INTERFACES, Model
+from .isolation import isolated
 from .registry import catalogue
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .weights import Saved
 
 
+@isolated()
 def load(
     name: str | Path,
     *,

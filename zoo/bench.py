@@ -419,12 +419,11 @@ def _photographs(data: Path | None, scale: int, most: int | None) -> Iterator[Im
             Image.fromarray(a) for a in (samples.astronaut(), samples.chelsea(), samples.coffee())
         ]
     else:
-        paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+        paths = images.listed(data, below=True)
         if not paths:
-            raise UsageError(f"--data {data}: there is no .png or .jpg below it.")
-        found = [images.read(path) for path in paths[:most]]
+            raise UsageError(f"--data {data}: there is no picture below it.")
+        found = [images.read(path, "RGB") for path in paths[:most]]
     for image in found[:most]:
-        image = image.convert("RGB")
         yield image.crop((0, 0, image.width // scale * scale, image.height // scale * scale))
 
 

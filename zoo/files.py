@@ -13,7 +13,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,28 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
             aside.rename(real)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """The folder, made with all above it where it is missing, for a command to put files in.
+
+    On any exception what was made and is still empty is removed. Raises OutputError where there is
+    a file, or the folder cannot be made.
+    """
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    try:
+        with _in_words(path):
+            if path.exists() and not path.is_dir():
+                raise OutputError(f"{path} is a file, not a folder. Choose another name.")
+            path.mkdir(parents=True, exist_ok=True)
+        yield path
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # it is not empty, or was never made
+                folder.rmdir()
+        raise
 
 
 def _check_folder(path: Path, real: Path, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""Any image in, the same kind out: the one place that knows files, modes, EXIF, alpha and ranges.
+"""Any image in, the same kind out: containers, ranges, alpha; files and PIL's are in ``pictures``.
 
 ============================  ==============================================================
 in                            out
@@ -10,17 +10,34 @@ list or tuple of these        a list, in order
 ============================  ==============================================================
 
 Whatever else comes in is refused with an InputError of one line: what it was, what to do.
+
+Every picture that zoo or a plugin opens is opened by ``read``; ``listed`` finds the pictures of a
+folder. No pixel depends on the caller's autocast, default dtype or default device.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .errors import InputError, OutputError, PluginError
+from .errors import InputError, PluginError
+from .isolation import isolated
+from .pictures import (
+    ENDINGS,
+    Mode,
+    check_output,
+    hidden,
+    kept_mode,
+    listed,
+    name_of,
+    opened,
+    plain,
+    read,
+    save,
+    size,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,25 +48,15 @@ if TYPE_CHECKING:
 
     Fn: TypeAlias = "Callable[[torch.Tensor], torch.Tensor | Iterable[torch.Tensor]]"
 
-# Pillow reads more, but some of it through other programs (EPS) and most of it is not photographs.
-_READ = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
-_WRITE = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
-# PNG at level 4 takes half of level 6's time (15 % of a small upscaler's) for files 2 % larger.
-_SETTINGS = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "PNG": {"compress_level": 4}}
-# What Pillow raises on damaged files depends on the decoder; these are the ones that were seen.
-_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError)
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap sides
+__all__ = [
+    "ENDINGS", "Mode", "check_output", "each", "hidden", "kept_mode", "listed", "read", "save",
+    "scaled", "size", "to_tensor", "transform",
+]  # fmt: skip
+
 _SLACK = 1e-3  # how far rounding may carry a tensor out of [0, 1] before it is called out of range
 
 
+@isolated()
 def transform(images: Images, fn: Fn, *, scale: int | float = 1) -> Any:
     """Apply ``fn`` to each image's colours; same kind out, ``scale`` times as large.
 
@@ -63,9 +70,12 @@ def transform(images: Images, fn: Fn, *, scale: int | float = 1) -> Any:
     bicubically beside the colours; for ``scale`` > 1 invisible pixels take the colour of their
     visible neighbours first, so that no dark fringe grows out of them. 16 bits stay 16 bits.
 
-    PIL: EXIF orientation is applied and all EXIF dropped, an ICC profile is kept (but for CMYK).
-    1 becomes L, P becomes RGB or RGBA, RGBa RGBA, CMYK and other colour spaces RGB, I (if in the
-    range of 16 bits) I;16. Of an animated file the first frame is taken.
+    PIL: EXIF orientation is applied and all EXIF dropped. 1 becomes L, P becomes RGB or RGBA, RGBa
+    RGBA, I (if in the range of 16 bits) I;16; CMYK and other colour spaces become RGB, through
+    their ICC profile where they have a usable one. A profile is kept if it fits the result: a grey
+    one on grey, an RGB one on colours. Of an animated file the first frame is taken. Pillow has no
+    mode for 16 bits in colours or beside alpha: such files come back with 8, with a warning where
+    PNG, TIFF or PPM tells (pass a uint16 array to keep 16).
 
     Raises InputError for what is no usable image, PluginError where ``fn`` returns something else
     than it should.
@@ -110,115 +120,10 @@ def each(images: Images, fn: Callable[[torch.Tensor], Any]) -> Any:
     return found if getattr(images, "ndim", 0) == 4 else found[0]
 
 
-def read(image: str | Path | Image.Image) -> Image.Image:
-    """The image of a file (or a PIL image), decoded, upright, with its ICC profile and no EXIF.
-
-    The mode is the file's. Raises InputError for what is missing, empty, cut short, not an image,
-    or larger than Pillow's limit on pixels (``PIL.Image.MAX_IMAGE_PIXELS``).
-    """
-    from PIL import Image, ImageOps
-
-    name = "the PIL image" if isinstance(image, Image.Image) else _name(image)
-    if not isinstance(image, Image.Image):
-        _check_file(Path(image), name)
-    with _in_words(name):
-        if isinstance(image, Image.Image):
-            upright = ImageOps.exif_transpose(image)
-        else:
-            with _opened(image) as opened:
-                upright = ImageOps.exif_transpose(opened)
-    if 0 in upright.size:
-        raise InputError(f"{name} has no pixels: its size is {upright.width} x {upright.height}.")
-    profile = upright.info.get("icc_profile")
-    transparency = upright.info.get("transparency")
-    kept = {"icc_profile": profile, "transparency": transparency}
-    upright.info = {key: value for key, value in kept.items() if value is not None}
-    # Pillow keeps the parsed EXIF beside the info and would write it from there.
-    upright.getexif().clear()
-    return upright
-
-
-def size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of a file's image, upright, by its header alone. InputError as ``read``."""
-    name = _name(path)
-    _check_file(Path(path), name)
-    with _in_words(name), _opened(path) as opened:
-        turned = opened.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
-        width, height = opened.size
-    return (height, width) if turned else (width, height)
-
-
-def _opened(path: str | Path) -> Image.Image:
-    from PIL import Image
-
-    Image.init()  # a Pillow without AVIF fails on its name
-    return Image.open(path, formats=[name for name in _READ if name in Image.OPEN])
-
-
-@contextmanager
-def _in_words(name: str) -> Iterator[None]:
-    """What Pillow raises on a file, as an InputError."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            # A warning for us is an error: half of a bomb is one too. Others (odd EXIF) are noise.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(
-            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, as decompression bombs do. "
-            "If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
-        ) from None
-    except UnidentifiedImageError:
-        raise InputError(
-            f"{name} is not an image of a known format ({', '.join(_READ)}). Convert it to PNG."
-        ) from None
-    except _DAMAGED as error:
-        raise InputError(f"{name} is cut short or damaged ({error}). Get it again.") from error
-
-
-def save(image: Image.Image, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a PIL image, whole or not at all; the format is that of the suffix. Returns the path.
-
-    Keeps an ICC profile. JPEG and WebP are written at quality 95. Raises OutputError for an unknown
-    suffix, a mode that the format cannot hold, a place that cannot be written, or an existing file
-    without ``overwrite``.
-    """
-    from .weights import atomic_file
-
-    path = check_output(path, overwrite=overwrite)
-    options: dict[str, Any] = {**_SETTINGS.get(_format(path) or "", {})}
-    if profile := image.info.get("icc_profile"):
-        options["icc_profile"] = profile
-    with atomic_file(path, overwrite=overwrite) as temporary:
-        try:
-            image.save(temporary, format=_format(path), **options)
-        except (OSError, ValueError, KeyError) as error:
-            raise OutputError(
-                f"cannot write {path}: {error}. An image of mode {image.mode} and size "
-                f"{image.width} x {image.height} fits in a .png file."
-            ) from error
-    return path
-
-
-def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
-    """OutputError where ``save`` would refuse this path; call it before long work."""
-    from .weights import check_target
-
-    path = Path(path)
-    if _format(path) is None:
-        raise OutputError(
-            f"cannot write {path}: its ending {path.suffix!r} is no image format that zoo writes. "
-            f"Use one of {', '.join(_WRITE)}."
-        )
-    check_target(path, overwrite=overwrite)
-    return path
-
-
-def _format(path: Path) -> str | None:
-    return _WRITE.get(path.suffix.lower())
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """A PIL image as a float32 tensor (3, H, W) in [0, 1], colours only; 16 bits count in full."""
+    tensor: torch.Tensor = each(image, lambda colours: colours)
+    return tensor
 
 
 # --- one image ------------------------------------------------------------------------------------
@@ -230,7 +135,15 @@ def _one(image: Any, fn: Fn, scale: int | float) -> Any:
     from PIL import Image
 
     if isinstance(image, str | Path | Image.Image):
-        return _pil(read(image), fn, scale)
+        upright, deep = opened(image)
+        if deep:
+            name = "the PIL image" if isinstance(image, Image.Image) else name_of(image)
+            warnings.warn(
+                f"{name} has 16 bits in each channel, of which Pillow reads 8. "
+                "Pass a uint16 array of shape (H, W, C) to use them all.",
+                stacklevel=4,
+            )
+        return _pil(plain(upright), fn, scale)
     if isinstance(image, torch.Tensor):
         return _tensor(image, fn, scale)
     if isinstance(image, np.ndarray):
@@ -247,28 +160,8 @@ def _pil(image: Image.Image, fn: Fn, scale: int | float) -> Image.Image:
     import numpy as np
     from PIL import Image
 
-    mode = image.mode
-    if mode == "F":
-        raise InputError(
-            "an image of mode F holds floats of unknown range; "
-            "convert it to L, or pass a float tensor in [0, 1]."
-        )
-    if mode == "I" or mode.startswith("I;16"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError(
-                f"an image of mode I with values from {values.min()} to {values.max()} does not "
-                "fit 16 bits; bring it to 0 ... 65535."
-            )
-        array = values.astype(np.uint16)
-    else:
-        grey = mode in ("1", "L", "LA", "La")
-        alpha = image.has_transparency_data
-        target = ("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB")
-        array = np.asarray(image if mode == target else image.convert(target))
-    made = Image.fromarray(_array(array, fn, scale))
-    if (profile := image.info.get("icc_profile")) and mode != "CMYK":
-        made.info["icc_profile"] = profile
+    made = Image.fromarray(_array(np.asarray(image), fn, scale))
+    made.info = dict(image.info)
     return made
 
 
@@ -422,32 +315,3 @@ def _bleed(colours: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
         filled = torch.where(weight > 0, filled, mean)
         weight = ((weight > 0) | (near > 0)).float()
     return torch.where(weight > 0, filled, colours[None])[0]
-
-
-def _check_file(path: Path, name: str) -> None:
-    """Say in words what would otherwise be an error of the operating system."""
-    if str(path).startswith(("http:/", "https:/")):
-        raise InputError(f"{name} is an address; download the image and pass its path.")
-    try:
-        size = path.stat().st_size
-    except (OSError, ValueError):  # missing, or text that cannot be a path
-        raise InputError(f"there is no file {name}. Pass the path of an image.") from None
-    if path.is_dir():
-        raise InputError(f"{name} is a folder; pass its files: FOLDER/*.png, path.glob('*.png').")
-    if size == 0:
-        raise InputError(f"{name} is empty (0 bytes). Get it again.")
-
-
-def _name(path: str | Path) -> str:
-    """The path for a message of one line, whatever was handed in as a path."""
-    text = ascii(str(path))[1:-1] if not str(path).isprintable() else str(path)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """A PIL image as a float32 tensor (3, H, W) in [0, 1], colours only."""
-    import numpy as np
-    import torch
-
-    pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

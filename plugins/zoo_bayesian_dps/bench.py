@@ -6,7 +6,6 @@ of one thread.
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo import images
 from zoo.errors import InputError
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Claim, Data, Metric, Results
@@ -242,7 +242,6 @@ def subset(photos: Photographs, texts: Texts, seed: int, quick: bool) -> Task:
 def read_cifar(path: Path, most: int) -> tuple[Tensor, Tensor]:
     """``most`` random photographs (N,3,32,32) in [0,1] of a CIFAR-10 file, and their labels."""
     import numpy as np
-    from PIL import Image
     from pyarrow import parquet
 
     if not path.is_file():
@@ -250,7 +249,7 @@ def read_cifar(path: Path, most: int) -> tuple[Tensor, Tensor]:
     table = parquet.read_table(path, columns=["jpeg", "label"])
     rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[:most]
     chosen = table.take(rows.numpy()).to_pydict()
-    pictures = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in chosen["jpeg"]]
+    pictures = [np.asarray(images.read(data, "RGB")) for data in chosen["jpeg"]]
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
     return x, torch.tensor(chosen["label"]).long()
 

@@ -7,7 +7,6 @@ A row of a file is a mapping with the fields ``image``, ``features``, ``text`` o
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import warnings
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo import images
 from zoo.errors import InputError, MissingDependencyError
 
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -32,7 +32,6 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "source": ("source", "domain", "dataset"),
 }
 """Field -> names of columns, the first that is there is taken."""
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Examples:
@@ -201,13 +200,8 @@ def read(path: Path, what: str) -> Examples:
         lines = sorted(path.glob("*.jsonl"))
         if len(lines) == 1:
             return read(lines[0], what)
-        classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-        pictures = [
-            (file, number)
-            for number, folder in enumerate(classes)
-            for file in sorted(folder.iterdir())
-            if file.suffix.lower() in PICTURES
-        ]
+        classes = sorted(p for p in path.iterdir() if p.is_dir() and not images.hidden(p))
+        pictures = [(file, n) for n, folder in enumerate(classes) for file in images.listed(folder)]
         if pictures:
             rows = [{"image": str(file), "label": classes[n].name} for file, n in pictures]
             return _table(_Columns(rows, ["image", "label"], len(rows)), ["image", "label"], what)
@@ -415,19 +409,10 @@ def check_classes(labels: Tensor | None, target: Tensor | None, names: Sequence[
 
 
 def picture_of(value: Any) -> Any:
-    """A PIL image of bytes, a path, {"bytes": ...} or an image."""
-    from PIL import Image
-
+    """A PIL image, RGB and upright, of bytes, a path, {"bytes": ...} or an image."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    try:
-        if isinstance(value, bytes):
-            return Image.open(io.BytesIO(value)).convert("RGB")
-        if isinstance(value, str | Path):
-            return Image.open(value).convert("RGB")
-        return value.convert("RGB")
-    except (OSError, AttributeError, ValueError) as error:
-        raise InputError(f"a picture cannot be read: {error}.") from None
+    return images.read(value, "RGB")
 
 
 def pixels_of(value: Any, side: tuple[int, int] | None = None) -> Tensor:

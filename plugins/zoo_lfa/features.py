@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.images import hidden, listed
 from zoo.weights import load_tensors
 
 from .lfa import chunks
@@ -223,8 +224,6 @@ def by_chance(x: Tensor, y: Tensor, labels: Tensor) -> bool:
 
 # --- raw rows -------------------------------------------------------------------------------------
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-
 
 def read_rows(path: Path) -> tuple[list[Any], list[str], list[int]]:
     """(images, texts, labels) of a folder with one folder for each class, or of a JSONL file.
@@ -233,11 +232,11 @@ def read_rows(path: Path) -> tuple[list[Any], list[str], list[int]]:
     texts with underscores as spaces.
     """
     if path.is_dir():
-        names = sorted(p.name for p in path.iterdir() if p.is_dir())
+        names = sorted(p.name for p in path.iterdir() if p.is_dir() and not hidden(p))
         images: list[Any] = []
         labels: list[int] = []
         for i, name in enumerate(names):
-            found = sorted(p for p in (path / name).rglob("*") if p.suffix.lower() in IMAGES)
+            found = listed(path / name, below=True)
             images += found
             labels += [i] * len(found)
         if not images:

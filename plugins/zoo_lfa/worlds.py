@@ -9,7 +9,6 @@ letters: two encoders that never met. *Large*: features of ImageNet's size, for 
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zoo import images
 from zoo.errors import InputError, MissingDependencyError
 
 from .lfa import unit
@@ -290,7 +290,6 @@ def read_cifar(path: Path, most: int, seed: int = 0) -> tuple[Tensor, Tensor]:
             "reading CIFAR-10 needs pyarrow. Run: pip install 'edgezoo[vlm]'", name="pyarrow"
         ) from error
     import numpy as np
-    from PIL import Image
 
     if not path.is_file():
         raise InputError(f"--data: expected the CIFAR-10 file {path.name} in {path.parent.name}/.")
@@ -298,7 +297,7 @@ def read_cifar(path: Path, most: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     dice = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(table), generator=dice)[:most]
     chosen = table.take(rows.numpy()).to_pydict()
-    pictures = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in chosen["jpeg"]]
+    pictures = [np.asarray(images.read(data, "RGB")) for data in chosen["jpeg"]]
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
     return x, torch.tensor(chosen["label"])
 

@@ -26,7 +26,7 @@ def compare(model: LatentSR, args: list[str]) -> int:
         from zoo import images
 
         images.check_output(out, overwrite=force)
-        small = images.read(source).convert("RGB")
+        small = images.read(source, "RGB")
         ours = model.upscale(small)
         sheet = Image.new("RGB", (2 * ours.width + 8, ours.height), "white")
         sheet.paste(small.resize(ours.size, Image.Resampling.BICUBIC), (0, 0))

@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from zoo import images
+
 from .pixels import bicubic, bicubic_down
 
 
@@ -320,5 +322,5 @@ def _jpeg(x: Tensor, quality: int) -> Tensor:
     pixels = (x[0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()  # (h,w,3)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    decoded = np.asarray(Image.open(file), dtype=np.float32) / 255
+    decoded = np.asarray(images.read(file.getvalue()), np.float32) / 255
     return torch.from_numpy(decoded).permute(2, 0, 1)[None].to(x)

@@ -19,6 +19,7 @@ from zoo.errors import InputError, NotReadyError, OptionError
 from zoo.hookspecs import BuildRequest
 from zoo.images import transform
 from zoo.interfaces import Estimate, SRModel
+from zoo.isolation import isolated
 from zoo.progress import track
 from zoo.weights import load_module
 
@@ -214,6 +215,7 @@ class LatentSR(SRModel):
     def _grid(self, height: int, width: int, tile: int | None, overlap: int) -> Grid:
         return Grid(height, width, tile, overlap, self.multiple, self.module.scale)
 
+    @isolated()
     def estimate(
         self,
         size: Sequence[int],

@@ -64,14 +64,13 @@ def photographs(folder: Path | None = None) -> list[NDArray[np.float32]]:
         bundled = (data.astronaut, data.camera, data.chelsea, data.coffee, data.rocket)
         pictures = [Image.fromarray(read()) for read in bundled]
     else:
-        endings = {".png", ".jpg", ".jpeg"}
-        paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in endings)
+        paths = images.listed(folder)
         if not paths:
-            raise InputError(f"No .png or .jpg files in {str(folder)!r}: nothing to fit on.")
+            raise InputError(f"No pictures in {str(folder)!r}: nothing to fit on.")
         pictures = [images.read(path) for path in paths]
     grey = []
     for picture in pictures:
-        light = picture.convert("L")
+        light = images.read(picture, "L")
         light.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
         grey.append(np.asarray(light, dtype=np.float32) / np.float32(255))
     return grey

@@ -338,5 +338,5 @@ def test_the_common_metrics(here: Site, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(NotReadyError, match=r"no Detector is ready yet.* for: SRModel"):
         bench.run_interface("Detector", command="c")
     (photos / "a.png").unlink()
-    with pytest.raises(UsageError, match=r"there is no .png or .jpg below it"):
+    with pytest.raises(UsageError, match=r"there is no picture below it"):
         bench.run_interface("SRModel", command="c", data=photos)

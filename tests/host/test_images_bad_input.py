@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import zlib
@@ -14,10 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from zoo import images
 from zoo.errors import InputError
+from zoo.pictures import _READ
 
 
 def photo(path: Path, **options: Any) -> Path:
@@ -182,6 +184,198 @@ def test_a_cut_file_is_an_input_error_or_an_image(
         assert images.read(path).size == (64, 64)
     except InputError as error:
         assert str(path) in str(error)  # noqa: PT017
+
+
+# --- broken metadata on sound pixels --------------------------------------------------------------
+
+
+def chunk(kind: bytes, data: bytes, sound: bool = True) -> bytes:
+    checksum = zlib.crc32(kind + data) ^ (not sound)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def encoded(format: str) -> bytes:
+    y, x = np.mgrid[:12, :16].astype(np.uint8) * 10
+    file = io.BytesIO()
+    Image.fromarray(np.stack([x, y, x + y], 2)).save(file, format)
+    return file.getvalue()
+
+
+SOUND = {name: encoded(name) for name in ("PNG", "JPEG")}
+PIXELS = {name: np.asarray(Image.open(io.BytesIO(data))) for name, data in SOUND.items()}
+ODD_EXIF = Image.Exif()
+ODD_EXIF[0x010F] = "a camera"
+ODD_EXIF[0x8769] = {0x829A: 0.02, 0x9003: "2020:01:01 00:00:00"}
+EXIF = ODD_EXIF.tobytes()
+
+
+def with_metadata(format: str, kind: bytes, data: bytes, sound: bool = True) -> bytes:
+    """The picture with one more PNG chunk, or JPEG segment (``kind``: its marker)."""
+    content = SOUND[format]
+    if format == "JPEG":
+        return content[:2] + segment(kind[0], data) + content[2:]
+    return content[:33] + chunk(kind, data, sound) + content[33:]
+
+
+def unharmed(content: bytes, format: str) -> None:
+    assert np.array_equal(np.asarray(images.read(content)), PIXELS[format])
+
+
+BROKEN: dict[str, tuple[str, bytes, bytes, bool]] = {
+    "EXIF of nonsense": ("JPEG", b"\xe1", b"Exif\0\0" + b"nonsense" * 3, True),
+    "EXIF cut short": ("JPEG", b"\xe1", EXIF[: len(EXIF) // 2], True),
+    "EXIF that points outside": ("JPEG", b"\xe1", b"Exif\0\0MM\0*\xff\xff\xff\xff", True),
+    "no EXIF in its segment": ("JPEG", b"\xe1", b"Exif\0\0", True),
+    "a short JFIF": ("JPEG", b"\xe0", b"JFIF\0", True),
+    "a short Adobe": ("JPEG", b"\xee", b"Adobe", True),
+    "a profile without number": ("JPEG", b"\xe2", b"ICC_PROFILE\0", True),
+    "a profile of one part of many": ("JPEG", b"\xe2", b"ICC_PROFILE\0\7\x09" + bytes(9), True),
+    "an index of no pictures": ("JPEG", b"\xe2", b"MPF\0MM\0*\0\0\0\x08", True),
+    "a Photoshop block": ("JPEG", b"\xed", b"Photoshop 3.0\0008BIM\x04\x04\0\0\xff", True),
+    "XMP that is no XML": ("JPEG", b"\xe1", b"http://ns.adobe.com/xap/1.0/\0<x:x\xff", True),
+    "eXIf of nonsense": ("PNG", b"eXIf", b"nonsense", True),
+    "eXIf with a wrong checksum": ("PNG", b"eXIf", EXIF[6:], False),
+    "text with a wrong checksum": ("PNG", b"tEXt", b"Comment\0hello", False),
+    "a profile that is not packed": ("PNG", b"iCCP", b"name\0\0not zlib", True),
+    "text that unpacks to 9 MB": (
+        "PNG",
+        b"zTXt",
+        b"a\0\0" + zlib.compress(bytes(9_000_000)),
+        True,
+    ),
+    "a size of pixels cut short": ("PNG", b"pHYs", b"\0", True),
+    "a gamma cut short": ("PNG", b"gAMA", b"", True),
+    "an animation of no frames": ("PNG", b"acTL", bytes(8), True),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.filterwarnings("error")
+def test_metadata_that_cannot_be_read_is_ignored(case: str) -> None:
+    format, kind, data, sound = BROKEN[case]
+    unharmed(with_metadata(format, kind, data, sound), format)
+
+
+@given(
+    marker=st.sampled_from([0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE]),
+    head=st.sampled_from([b"", b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0", b"MPF\0", b"JFIF\0"]),
+    tail=st.binary(max_size=60),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_segment_of_a_jpeg_is_ignored(marker: int, head: bytes, tail: bytes) -> None:
+    made = images.read(with_metadata("JPEG", bytes([marker]), head + tail))
+    assert sorted(made.size) == [12, 16]  # an orientation, by chance
+
+
+@given(
+    kind=st.sampled_from(
+        [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"acTL"]
+    ),
+    data=st.binary(max_size=60),
+    sound=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_chunk_of_a_png_is_ignored(kind: bytes, data: bytes, sound: bool) -> None:
+    made = images.read(with_metadata("PNG", kind, data, sound))
+    assert sorted(made.size) == [12, 16]
+
+
+@pytest.mark.parametrize("at", range(6, len(EXIF), 7))
+def test_exif_with_one_wrong_byte_is_ignored(at: int) -> None:
+    content = bytearray(EXIF)
+    content[at] ^= 0xFF
+    unharmed(with_metadata("JPEG", b"\xe1", bytes(content)), "JPEG")
+    unharmed(with_metadata("PNG", b"eXIf", bytes(content[6:])), "PNG")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_an_orientation_is_kept_beside_what_is_broken(format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = exif.tobytes()
+    kind, other = (b"\xe1", (b"\xee", b"Adobe")) if format == "JPEG" else (b"eXIf", (b"gAMA", b""))
+    content = with_metadata(format, kind, data if format == "JPEG" else data[6:])
+    broken = segment(other[0][0], other[1]) if format == "JPEG" else chunk(*other)
+    at = 2 if format == "JPEG" else 33
+    content = content[:at] + broken + content[at:]
+    made = np.asarray(images.read(content))
+    assert np.array_equal(made, np.rot90(PIXELS[format], -1))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_broken_pixels_stay_an_error_beside_broken_metadata(format: str) -> None:
+    kind, data = (b"gAMA", b"") if format == "PNG" else (b"\xee", b"Adobe")
+    content = with_metadata(format, kind, data)
+    with pytest.raises(InputError, match="cut short or damaged"):
+        images.read(content[: len(content) * 3 // 4])
+
+
+@given(at=st.integers(0, 10_000), byte=st.integers(0, 255), name=st.sampled_from(["AVIF", "WEBP"]))
+@settings(max_examples=60, deadline=None)
+def test_a_flipped_byte_in_newer_formats(at: int, byte: int, name: str) -> None:
+    if name == "AVIF" and not features.check("avif"):
+        return
+    content = bytearray(encoded(name))
+    content[at % len(content)] = byte
+    try:
+        images.read(bytes(content), "RGB")
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def filled(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+HIDDEN = (
+    "._a.png", ".b.jpg", "Thumbs.db", "desktop.ini", ".DS_Store", ".ipynb_checkpoints/c.png",
+    "__MACOSX/d.png", "@eaDir/e.png",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_hidden_is_no_picture(tmp_path: Path) -> None:
+    filled(tmp_path, "b.PNG", "a.jpeg", "c.tif", "below/d.webp", *HIDDEN)
+    assert [p.name for p in images.listed(tmp_path)] == ["a.jpeg", "b.PNG", "c.tif"]
+    below = [p.relative_to(tmp_path).as_posix() for p in images.listed(tmp_path, below=True)]
+    assert below == ["a.jpeg", "b.PNG", "below/d.webp", "c.tif"]
+    top = {name.split("/")[0] for name in HIDDEN}
+    assert {p.name for p in tmp_path.iterdir() if images.hidden(p)} == top
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
+    filled(tmp_path, "a.png", "notes.txt", "movie.mp4", "below/x.json", ".hidden.txt")
+    with pytest.warns(UserWarning, match=r"left out 2 of 3 files.*: movie\.mp4, notes\.txt\.$"):
+        images.listed(tmp_path)
+    with pytest.warns(UserWarning, match=r"left out 3 of 4 files.*: below.x\.json, movie"):
+        images.listed(tmp_path, below=True)
+    filled(tmp_path, *(f"{i}.txt" for i in range(9)))
+    with pytest.warns(UserWarning, match=r"left out 11 of 12 .*4\.txt, \.\.\.\.$"):
+        images.listed(tmp_path)
+
+
+def test_what_is_no_folder_of_pictures(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", filled(tmp_path, "a.png") / "a.png"):
+        with pytest.raises(InputError, match="is no folder"):
+            images.listed(path)
+
+
+def test_a_picture_in_every_format_that_is_read_is_listed(tmp_path: Path) -> None:
+    Image.init()
+    known = {end for end, format in Image.EXTENSION.items() if format in _READ}
+    rare = {".jpe", ".dib", ".apng", ".avifs", ".jpc", ".jpf", ".jpx", ".j2c", ".pfm", ".tiff"}
+    assert known - rare <= {*images.ENDINGS}
+    assert {*images.ENDINGS} <= known
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"]))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,11 +26,16 @@ from .options import (
     verb_of,
 )
 
+if TYPE_CHECKING:
+    from ..images import Mode
+
 
 @click.command()
 @model_argument
 @click.argument("inputs", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--out", type=PATH, help="File, or folder for several. Default: INPUT-x4.png.")
+@click.option(
+    "-o", "--out", type=click.Path(), help="File or folder, made if missing. Default: INPUT-x4.png."
+)
 @click.option("--scale", type=float, help="Magnification; default: the model's own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same pixels.")
 @click.option("--tile", default="auto", show_default=True, help="Side of a tile, auto or none.")
@@ -40,7 +48,7 @@ from .options import (
 def upscale(
     model: str,
     inputs: tuple[Path, ...],
-    out: Path | None,
+    out: str | None,
     scale: float | None,
     seed: int,
     tile: str,
@@ -58,6 +66,7 @@ def upscale(
     from .. import images
     from ..api import entry_of, load, require_code
     from ..errors import NotReadyError, OptionError
+    from ..files import new_folder
     from ..interfaces import SRModel
 
     entry = entry_of(model)
@@ -78,49 +87,81 @@ def upscale(
         "progress": not quiet and not as_json,
         **call_options,
     }
-    for path in inputs:
-        images.read(path)  # every input is looked at before the first long computation
-    loaded: SRModel = load(model, base=parse_bases(bases, entry), device=device, **load_options)
-    targets = _targets(inputs, out, call["scale"] or loaded.default_scale)
-    for target in targets:
-        images.check_output(target, overwrite=force)
+    # Every input is looked at before the first long computation, and so is every place.
+    looks = [_look(path) for path in inputs]
+    folder = _folder(inputs, out)
+
+    def places(scale: float) -> list[Path]:
+        targets = _targets(inputs, out, folder, scale)
+        for target, (mode, (width, height)) in zip(targets, looks, strict=True):
+            size = (images.scaled(width, scale), images.scaled(height, scale))
+            images.check_output(target, mode=mode, size=size, overwrite=force)
+        return targets
+
     done = []
-    for source, target in zip(inputs, targets, strict=True):
-        started = time.perf_counter()
-        result = loaded.upscale(source, **call)
-        images.save(result, target, overwrite=force)
-        done.append(
-            {
-                "input": str(source),
-                "output": str(target),
-                "size": list(result.size),
-                "seconds": round(time.perf_counter() - started, 3),
-                "model": loaded.entry.name,
-                "weights": loaded.source,
-            }
-        )
-        if not as_json:
-            wide, high = result.size
-            click.echo(f"{target}: {wide} x {high}, {done[-1]['seconds']:.2f} s")
+    with new_folder(folder) if folder else nullcontext():
+        if scale or (out and not folder):  # before the model is loaded, where names are known
+            places(scale or 1)
+        loaded: SRModel = load(model, base=parse_bases(bases, entry), device=device, **load_options)
+        targets = places(scale or loaded.default_scale)
+        for source, target in zip(inputs, targets, strict=True):
+            started = time.perf_counter()
+            result = loaded.upscale(source, **call)
+            images.save(result, target, overwrite=force)
+            done.append(
+                {
+                    "input": str(source),
+                    "output": str(target),
+                    "size": list(result.size),
+                    "seconds": round(time.perf_counter() - started, 3),
+                    "model": loaded.entry.name,
+                    "weights": loaded.source,
+                }
+            )
+            if not as_json:
+                wide, high = result.size
+                click.echo(f"{target}: {wide} x {high}, {done[-1]['seconds']:.2f} s")
     if as_json:
         echo_json(done)
 
 
-def _targets(inputs: tuple[Path, ...], out: Path | None, scale: float) -> list[Path]:
+def _look(path: Path) -> tuple[Mode, tuple[int, int]]:
+    """Mode that the result will have, and size (width, height) of the input, which is not kept."""
+    from .. import images
+
+    picture = images.read(path)
+    return images.kept_mode(picture), picture.size
+
+
+def _folder(inputs: tuple[Path, ...], out: str | None) -> Path | None:
+    """The folder that ``-o`` names: one that is there, ``results/``, or any name without ending."""
+    from ..errors import OutputError
+    from ..pictures import WRITABLE
+
+    if out is None:
+        return None
+    path = Path(out)
+    if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
+        return path
+    if len(inputs) == 1:
+        return None
+    if path.suffix.lower() in WRITABLE:
+        raise OutputError(f"{out} is one file, but there are {len(inputs)} inputs. Give a folder.")
+    return path
+
+
+def _targets(
+    inputs: tuple[Path, ...], out: str | None, folder: Path | None, scale: float
+) -> list[Path]:
     """Where each result goes. Raises OutputError where two results would share a name."""
     from ..errors import OutputError
 
-    if out is None:
-        targets = [path.with_name(f"{path.stem}-x{scale:g}.png") for path in inputs]
-    elif out.is_dir() or len(inputs) > 1:
-        if out.suffix and not out.is_dir():
-            raise OutputError(
-                f"{out} is one file, but there are {len(inputs)} inputs. Give a folder."
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        targets = [out / f"{path.stem}-x{scale:g}.png" for path in inputs]
+    if folder:
+        targets = [folder / f"{path.stem}-x{scale:g}.png" for path in inputs]
+    elif out:
+        targets = [Path(out)]
     else:
-        targets = [out]
+        targets = [path.with_name(f"{path.stem}-x{scale:g}.png") for path in inputs]
     if len(set(targets)) < len(targets):
         twice = next(t for t in targets if targets.count(t) > 1)
         raise OutputError(f"two inputs would both become {twice}. Run them one at a time with -o.")

@@ -169,6 +169,8 @@ def run(
         return click.echo("\n".join(f"zoo run {model} {k}: {v.help}" for k, v in known.items()))
     if name is None or name not in known:
         raise OptionError(f"{model} has no command {name!r}. It has: {', '.join(known) or 'none'}.")
+    if args[:1] == ("--",):  # what follows is the command's own, whatever it looks like
+        args = args[1:]
     loaded = api.load(model, base=parse_bases(bases, entry))
     command = plugins.import_object(catalogue().owner(entry), known[name].run, entry)
     ctx.exit(int(command(loaded, [*args]) or 0))

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
+from zoo import images
 from zoo.errors import InputError
 from zoo.interfaces import Claim, Data, Metric
 from zoo.metrics import haarpsi, psnr_y, ssim_y
@@ -52,9 +53,7 @@ Values = dict[str, dict[str, dict[str, list[float]]]]
 
 def read_hr(path: Path, scale: int, crop: int | None = None) -> Tensor:
     """(3,H,W) in [0,1], sides cut to multiples of the scale, or a centre crop."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    return cut(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255, scale, crop)
+    return cut(images.to_tensor(images.read(path, "RGB")), scale, crop)
 
 
 def cut(x: Tensor, scale: int, crop: int | None = None) -> Tensor:
@@ -74,7 +73,7 @@ def find_sets(data: Path | None, quick: bool, scale: int) -> dict[str, list[Tens
     sets: dict[str, list[Tensor]] = {}
     for name in ("Set5", "BSD100"):
         for folder in (data / name.lower(), data / "sr-eval" / name.lower(), data):
-            if folder.name == name.lower() and (files := sorted(folder.glob("*.png"))):
+            if folder.name == name.lower() and (files := _pngs(folder)):
                 few = quick and len(files) > 10
                 sets[name] = [read_hr(p, scale) for p in (files[::10] if few else files)]
                 break
@@ -87,6 +86,10 @@ def find_sets(data: Path | None, quick: bool, scale: int) -> dict[str, list[Tens
             f"{', '.join(HELD_OUT)}). Leave --data out to measure on a bundled photograph."
         )
     return sets
+
+
+def _pngs(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.png") if not images.hidden(path))
 
 
 def photos_below(data: Path | None) -> Path | None:

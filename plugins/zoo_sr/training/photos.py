@@ -41,7 +41,7 @@ class OnDisk:
     shape: tuple[int, ...]
 
     def __getitem__(self, where: Any) -> np.ndarray:
-        cut: np.ndarray = _pixels(images.read(self.path).convert("RGB"), self.half)[where]
+        cut: np.ndarray = _pixels(images.read(self.path, "RGB"), self.half)[where]
         return cut
 
 
@@ -57,13 +57,11 @@ class Photos:
     def __init__(self, folder: Path | None) -> None:
         if folder is None:
             raise InputError("Training needs photographs: give a folder of images with --data.")
-        paths = sorted(
-            p for p in Path(folder).glob("*") if p.suffix.lower() in {".png", ".jpg", ".jpeg"}
-        )
+        paths = images.listed(folder)
         if not paths:
             raise InputError(
-                f"No .png or .jpg files in {str(folder)!r} itself (its subfolders are not looked "
-                "at): nothing to train on."
+                f"No pictures in {str(folder)!r} itself (its subfolders are not looked at): "
+                "nothing to train on."
             )
         digest = hashlib.sha256()
         self.train: list[np.ndarray | OnDisk] = []  # (H,W,3) uint8, each at full and at half size
@@ -72,7 +70,7 @@ class Photos:
         room = MEMORY
         for i, path in enumerate(paths):
             digest.update(path.name.encode() + path.read_bytes())
-            rgb = images.read(path).convert("RGB")
+            rgb = images.read(path, "RGB")
             # Somebody else's photos: every tenth is held out, if there are enough.
             if path.stem in HELD_OUT if known else i % 10 == 9 and i < 10 * HELD:
                 self.held_out[path.stem] = np.asarray(rgb)
