@@ -74,43 +74,45 @@ def figure(*panels: Curves | Bars) -> Figure:
         ) from error
     tallest = max([len(p.rows) * _series(p) for p in panels if isinstance(p, Bars)], default=0)
     made = Figure(
-        figsize=(5.6 * len(panels), max(4.0, 1 + 0.16 * tallest)),
+        figsize=(5.6 * len(panels), max(4.4, 1.4 + 0.16 * tallest)),
         facecolor="white",
         layout="constrained",
     )
+    colours: dict[str, int] = {}  # a label has one in all panels
     for axes, panel in zip(made.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         axes.set_title(panel.title, fontsize=10)
         axes.set_xlabel(panel.xlabel)
         if isinstance(panel, Curves):
-            _draw_curves(axes, panel)
+            _draw_curves(axes, panel, colours)
         else:
             _draw_bars(axes, panel)
     return made
 
 
-def _draw_curves(axes: Axes, panel: Curves) -> None:
+def _draw_curves(axes: Axes, panel: Curves, colours: dict[str, int]) -> None:
     axes.set_ylabel(panel.ylabel)
     axes.grid(color="0.92")
     axes.set_xscale("log" if "x" in panel.log else "linear")
     axes.set_yscale("log" if "y" in panel.log else "linear")
     for i, (label, line) in enumerate(panel.lines.items()):
         x, y, *spread = zip(*line, strict=True)
+        number = colours.setdefault(label, len(colours)) if i else 0
         axes.errorbar(
             x,
             y,
             spread[0] if spread else None,
-            color="black" if i == 0 else f"C{(i - 1) % 10}",
-            linestyle=("-", "--", ":")[(i - 1) // 10 % 3] if i else "-",
+            color=f"C{number % 10}" if i else "black",
+            linestyle="" if len(x) == 1 else ("-", "--", ":")[number // 10 % 3],
             linewidth=2 if i == 0 else 1.2,
             marker="x" if len(x) == 1 else "o" if len(x) <= 30 else "",
             markersize=6 if len(x) == 1 else 3.5,
             capsize=2,
             label=label,
         )
-    places = {tuple(point[0] for point in line) for line in panel.lines.values()}
-    if "x" in panel.log and len(places) == 1 and len(ticks := places.pop()) <= 8:
+    places = {point[0] for line in panel.lines.values() for point in line}
+    if "x" in panel.log and len(ticks := sorted(places)) <= 8:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
     _legend(axes, [label for label in panel.lines if label])
@@ -142,12 +144,18 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
 
 
 def _legend(axes: Axes, labels: Sequence[str]) -> None:
-    """Inside where it is short, else below the panel."""
-    if not labels:
-        return
-    if len(labels) <= 4:
-        axes.legend(fontsize=8, framealpha=0.8)
-    else:
+    """Below the panel, where it hides nothing."""
+    from matplotlib.transforms import ScaledTranslation
+
+    if labels:
+        picture = axes.get_figure(root=True)
+        assert picture is not None
+        inches = ScaledTranslation(0, -0.5, picture.dpi_scale_trans)
         axes.legend(
-            fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+            fontsize=8,
+            frameon=False,
+            ncols=min(3, len(labels)),
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            bbox_transform=axes.transAxes + inches,
         )
