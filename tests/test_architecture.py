@@ -26,20 +26,11 @@ PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.is_d
 LAYERS = [
     {"cli", "generate", "__main__"},
     {"cards", "publish", "scaffold", "testing"},
-    {"actions", "bench", "experiment", "training"},
+    {"actions", "bench", "charts", "experiment", "protocols", "training"},
     {"api"},
     {"bases"},
-    {
-        "registry",
-        "hub",
-        "weights",
-        "images",
-        "pictures",
-        "files",
-        "arguments",
-        "annotations",
-        "calibration",
-    },
+    {"registry", "hub", "weights", "images", "pictures", "files", "arguments"}
+    | {"annotations", "calibration"},
     {"plugins"},
     {"spec", "hookspecs"},
     {"entry", "interfaces"},
@@ -49,7 +40,7 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "bench"}
 PUBLIC |= {"annotations", "bases", "calibration", "entry", "metrics", "progress", "testing"}
-PUBLIC |= {"isolation", "training"}
+PUBLIC |= {"experiment", "isolation", "training"}
 """What a plugin may import of the host."""
 UPWARD = {
     ("interfaces", "save_pretrained", "weights"),

@@ -212,7 +212,8 @@ def require_code(entry: Entry) -> Plugin:
 
 def untrained_message(entry: Entry, base: Given = None) -> str:
     """Why an untrained model does not load, and how to get weights for it."""
-    on = f" for the base {str(base)!r}" if base else ""
+    chosen = ", ".join(str(named) for named in bases.asked(entry, base).values())
+    on = f" for the base {chosen!r}" if chosen else ""
     return (
         f"{entry.name} has no trained weights{on}. Train some with "
         f'`{train_command(entry, base)}`, then zoo.load("./runs/{entry.name}/model").'

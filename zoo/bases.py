@@ -23,20 +23,26 @@ from .weights import refuse_pickles
 if TYPE_CHECKING:
     from .weights import Saved
 
-Given: TypeAlias = "str | Path | Mapping[str, str | Path] | None"
+Named: TypeAlias = "str | Path | Base"
+"""One base: as ``resolve`` takes it."""
+Given: TypeAlias = "Named | Mapping[str, Named] | None"
 """``base=``: what stands for the first base, or for each by its name."""
 
 HASHED = (".safetensors", ".json", ".txt", ".model")
 """Files of a base that is a folder whose content counts as the base's."""
 
 
-def resolve(model: str | Path, *, what: str = "model", relative_to: Path | None = None) -> Base:
+def resolve(model: Named, *, what: str = "model", relative_to: Path | None = None) -> Base:
     """The verified folder that a Hub id, a folder or a name under ``bases:`` stands for.
+
+    A base that was found already (that of a request) comes back as it is.
 
     ``what``: the argument's name, for messages. ``relative_to``: where a relative folder begins.
     Raises UsageError for what is none of them, WeightsError for pickles and for files that are not
     what the Hub says, HubError where the Hub cannot be asked.
     """
+    if isinstance(model, Base):
+        return model
     folder = as_folder(model)
     if folder is not None:
         if relative_to is not None and not folder.is_absolute():
@@ -58,7 +64,7 @@ def resolve(model: str | Path, *, what: str = "model", relative_to: Path | None 
     return Base(repo, located.folder, located.revision, None, _license(located.folder))
 
 
-def asked(entry: Entry, given: Given) -> dict[str, str | Path]:
+def asked(entry: Entry, given: Given) -> dict[str, Named]:
     """``base=`` by name. Raises OptionError for a base that the entry does not have."""
     if given is None:
         return {}

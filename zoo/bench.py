@@ -13,30 +13,30 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, api, bases, plugins
+from . import __version__, api, bases, plugins, protocols
 from .arguments import torch_device
 from .bases import Given
-from .errors import InputError, NotReadyError, PluginError, UsageError, ZooError
+from .errors import InputError, PluginError, ZooError
+from .experiment import Book
 from .hookspecs import BenchRequest
 from .interfaces import Claim, Data, Metric, Results
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from .entry import Entry
-    from .interfaces import SRModel
 
 FILE = "results.json"
 KEYS = (
     "model command code date hardware weights seeds data seconds table "
     "higher_is_better claims pictures"
 ).split()
+LATER = {"cells", "compares"}
+"""What a record lacks, or a claim in it, that was written before cells were kept."""
 
 
 def run(
@@ -111,6 +111,8 @@ def record(
         "claims": [asdict(claim) for claim in results.claims],
         "pictures": list(results.pictures),
     }
+    if results.cells:
+        found["cells"] = results.cells
     # Numbers and truth values may come from numpy or torch: to plain ones, as a file has them.
     plain: dict[str, Any] = json.loads(json.dumps(found, default=lambda value: value.item()))
     return plain
@@ -122,7 +124,7 @@ def check(found: Any, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{where}: expected a JSON object.")
     wrong += [f"{key} is missing" for key in KEYS if key not in found]
-    wrong += [f"unknown key {key!r}" for key in found if key not in KEYS]
+    wrong += [f"unknown key {key!r}" for key in found if key not in [*KEYS, "cells"]]
     wrong += [
         f"{key} cannot be {_short(found[key])}"
         for key, fits in _FITS.items()
@@ -143,12 +145,13 @@ def check(found: Any, where: str) -> dict[str, Any]:
 
 def _misfit(value: Any, schema: type[Any], what: str) -> list[str]:
     types = {f.name: str(f.type) for f in fields(schema)}
-    if not isinstance(value, dict) or set(value) != set(types):
-        return [f"{what}: expected the keys {', '.join(sorted(types))}"]
+    needed = set(types) - LATER
+    if not isinstance(value, dict) or not needed <= set(value) <= set(types):
+        return [f"{what}: expected the keys {', '.join(sorted(needed))}"]
     return [
         f"{what}: {name} cannot be {_short(value[name])}"
         for name, kind in types.items()
-        if not _IS[kind](value[name])
+        if name in value and not _IS[kind](value[name])
     ]
 
 
@@ -179,6 +182,7 @@ _IS: Mapping[str, Callable[[Any], bool]] = {
     "int": lambda value: type(value) is int,
     "float": _number,
     "bool | None": lambda value: value is None or isinstance(value, bool),
+    "Mapping[str, Any] | None": lambda value: value is None or isinstance(value, dict),
 }
 _FITS: Mapping[str, Callable[[Any], bool]] = {
     "model": _text,
@@ -194,6 +198,7 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
     "higher_is_better": _dict_of(lambda value: isinstance(value, bool)),
     "claims": _list_of(lambda value: isinstance(value, dict)),
     "pictures": _list_of(_text),
+    "cells": _dict_of(_dict_of(_dict_of(_number))),
 }
 
 
@@ -216,8 +221,27 @@ def write(found: Mapping[str, Any], folder: Path) -> Path:
     check(dict(found), found["model"])
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / FILE) as temporary:
-        temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(_json(found), "utf-8")
     return folder / FILE
+
+
+def _json(found: Mapping[str, Any]) -> str:
+    """Indented, but the numbers of a cell in one line: there are thousands."""
+    plain = {key: value for key, value in found.items() if key != "cells"}
+    text = json.dumps(plain, indent=1, ensure_ascii=False)
+    if "cells" not in found:
+        return text + "\n"
+
+    def line(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    rows = [
+        f"  {line(row)}: {{\n"
+        + ",\n".join(f"   {line(column)}: {line(values)}" for column, values in columns.items())
+        + "\n  }"
+        for row, columns in found["cells"].items()
+    ]
+    return text.removesuffix("\n}") + ',\n "cells": {\n' + ",\n".join(rows) + "\n }\n}\n"
 
 
 # --- how results look -----------------------------------------------------------------------------
@@ -336,95 +360,23 @@ def run_interface(
 
     ``say`` gets one line for each model that is left out, with the reason.
     """
-    measure = _MEASURES.get(interface)
-    if measure is None:
-        raise NotReadyError(
-            f"no {interface} is ready yet, so there are no common metrics for the kind. "
-            f"There are some for: {', '.join(_MEASURES)}."
-        )
+    protocol = protocols.of(interface)
     started = time.perf_counter()
-    names = [n for n in api.list_models(interface=interface) if api.info(n).status == "ready"]
-    results = measure(names, existing(data), quick, device, say)
+    items = protocol.items(existing(data), 2 if quick else None)
+    book = Book(lambda metric: not protocol.HIGHER[metric])
+
+    def measure(row: str, model: Any) -> None:
+        for item, scores in [*protocol.measure(model, items)]:
+            for metric, value in scores.items():
+                book.add(row, metric, value, item)
+
+    for row, reference in protocol.references().items():
+        measure(row, reference)
+    for name in api.list_models(interface=interface):
+        if api.info(name).status == "ready":
+            try:
+                measure(name, api.load(name, device=device))
+            except ZooError as error:
+                say(f"{name}: left out: {error}")
+    results = book.results(data=[protocol.described(data, items)])
     return record(interface, results, command, time.perf_counter() - started)
-
-
-def _measure_sr(
-    names: Sequence[str],
-    data: Path | None,
-    quick: bool,
-    device: str,
-    say: Callable[[str], None],
-) -> Results:
-    """x4 from antialiased bicubic downscaling: PSNR-Y, SSIM, HaarPSI and time, beside bicubic."""
-    from PIL import Image
-
-    from . import metrics
-    from .images import to_tensor
-
-    bicubic = Image.Resampling.BICUBIC  # PIL's is antialiased, as published x4 tables want it
-    scale = 4
-    pairs = [
-        (truth, truth.resize((truth.width // scale, truth.height // scale), bicubic))
-        for truth in _photographs(data, scale, 2 if quick else None)
-    ]
-    measures = {"PSNR-Y": metrics.psnr_y, "SSIM": metrics.ssim_y, "HaarPSI": metrics.haarpsi}
-    table: dict[str, dict[str, Metric]] = {}
-
-    def row(label: str, enlarge: Callable[[Image.Image], Image.Image]) -> None:
-        scores: list[Mapping[str, float]] = []
-        enlarge(pairs[0][1])  # warm up, outside the timing
-        seconds = 0.0
-        for truth, small in pairs:
-            started = time.process_time()
-            big = enlarge(small)
-            seconds += time.process_time() - started
-            x, y = to_tensor(big), to_tensor(truth)
-            scores.append({name: measure(x, y, scale) for name, measure in measures.items()})
-        megapixels = sum(t.width * t.height for t, _ in pairs) / 1e6
-        table[label] = {m: Metric(sum(s[m] for s in scores) / len(scores)) for m in scores[0]}
-        table[label]["CPU-s/megapixel"] = Metric(seconds / megapixels)
-
-    row("bicubic", lambda s: s.resize((s.width * scale, s.height * scale), bicubic))
-    for name in names:
-        try:
-            model: SRModel = api.load(name, device=device)
-            if scale not in model.scales:
-                say(f"{name}: left out, it enlarges by {model.scales}, not by {scale}")
-                continue
-            row(name, lambda s, m=model: m.upscale(s, scale=scale))  # type: ignore[misc]
-        except ZooError as error:
-            say(f"{name}: left out: {error}")
-    source = (
-        Data(str(data.name), "as its owner says", f"{len(pairs)} images")
-        if data
-        else Data("scikit-image photographs", "CC0 / public domain", f"{len(pairs)} images")
-    )
-    return Results(
-        table=table,
-        data=[source],
-        higher_is_better={"PSNR-Y": True, "SSIM": True, "HaarPSI": True, "CPU-s/megapixel": False},
-    )
-
-
-def _photographs(data: Path | None, scale: int, most: int | None) -> Iterator[Image.Image]:
-    """RGB images whose sides are multiples of ``scale``: a folder's, else those of scikit-image."""
-    from PIL import Image
-
-    from . import images
-
-    if data is None:
-        from skimage import data as samples
-
-        found = [
-            Image.fromarray(a) for a in (samples.astronaut(), samples.chelsea(), samples.coffee())
-        ]
-    else:
-        paths = images.listed(data, below=True)
-        if not paths:
-            raise UsageError(f"--data {data}: there is no picture below it.")
-        found = [images.read(path, "RGB") for path in paths[:most]]
-    for image in found[:most]:
-        yield image.crop((0, 0, image.width // scale * scale, image.height // scale * scale))
-
-
-_MEASURES: Mapping[str, Callable[..., Results]] = {"SRModel": _measure_sr}

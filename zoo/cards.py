@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import bench
+from . import bench, experiment
 from .api import train_command
 from .entry import Entry
 from .errors import InputError, NotReadyError, ZooError
@@ -122,7 +122,7 @@ def _measured(entry: Entry, results: Mapping[str, Any] | None) -> str:
     seeds = ", ".join(map(str, results["seeds"])) or "none"
     tables = [bench.table_text(results)]
     if results["claims"]:
-        tables.append(bench.claims_text(results))
+        tables += [experiment.DECIDED, bench.claims_text(results)]
     parts = [table.replace("<", "&lt;") for table in tables]
     parts.append(
         f"Made by the command below on {results['hardware']}, {results['date']}, at "

@@ -133,6 +133,9 @@ class Base:
     license: str | None = None
     """As its model card or registry entry states it."""
 
+    def __str__(self) -> str:
+        return self.id
+
 
 @dataclass(frozen=True)
 class CommandSpec:

@@ -633,8 +633,12 @@ class Claim:
     value: float
     against: float
     spread: float
+    """Standard error of the difference or ratio; 0.0 where there was one run."""
     holds: bool | None
     """True, False, or None: undecided within the noise. Computed by the run, never typed."""
+    compares: Mapping[str, Any] | None = None
+    """What ``zoo.experiment`` compared, to decide it again from the cells; None for a claim that
+    it did not make."""
 
 
 @dataclass(frozen=True)
@@ -660,3 +664,5 @@ class Results:
     """Metric name -> direction, for arrows in tables; metrics not named have none."""
     pictures: Sequence[str] = ()
     """File names under ``request.out``."""
+    cells: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    """Row name -> metric name -> seed or test item -> number, where they were kept."""

@@ -7,9 +7,7 @@ of one thread.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zoo import images
 from zoo.errors import InputError
+from zoo.experiment import Bars, Book, Curves, Line, draw, one_thread, read_cifar, take_turns
 from zoo.hookspecs import BenchRequest
-from zoo.interfaces import Claim, Data, Metric, Results
+from zoo.interfaces import Data, Metric, Results
 from zoo.progress import track
 
 from . import baselines
@@ -86,43 +84,13 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """CPU-seconds compare only at equal thread counts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class Book:
-    """Numbers by row and column, one for each seed."""
-
-    def __init__(self) -> None:
-        self.cells: dict[str, dict[str, list[float]]] = {}
-
-    def add(self, row: str, column: str, value: float) -> None:
-        self.cells.setdefault(row, {}).setdefault(column, []).append(value)
-
-    def get(self, row: str, column: str) -> list[float]:
-        return self.cells[row][column]
-
-    def mean(self, row: str, column: str) -> float:
-        return sum(self.get(row, column)) / len(self.get(row, column))
-
-    def table(self) -> dict[str, dict[str, Metric]]:
-        return {r: {c: Metric.of(v) for c, v in by.items()} for r, by in self.cells.items()}
-
-
 def bench(request: BenchRequest) -> Results:
     """Run every experiment; see the module's docstring."""
     if request.data is None:
         raise InputError("pass --data PATH: a folder with cifar10/ and wikitext-2/.")
     quick = request.quick
     seeds = [request.seed + i for i in range(1 if quick else 3)]
-    book, shown = Book(), {}
+    book, shown = Book(_smaller), {}
     with one_thread():
         photographs = Photographs(request.data, 3000 if quick else 12000, 500 if quick else 2000)
         texts = Texts(request.data)
@@ -134,29 +102,25 @@ def bench(request: BenchRequest) -> Results:
                 task = make(photographs, texts, seed, quick)
                 for row in rows:
                     run = METHODS[row](task, seed)
-                    measure(book, row, name, task, run)
+                    measure(book, row, name, task, run, seed)
                     if (name, row) == (NOISE, OURS):
                         assert run.weights is not None
                         shown = {"weights": run.weights, "good": task.good}
                     advance()
             cost(book, photographs, quick)
             advance()
-    claims = decided(book)
-    request.out.mkdir(parents=True, exist_ok=True)
+    claim(book)
     picture(request.out / "weights.png", book, shown)
-    up = {
-        c: not _smaller(c) for by in book.cells.values() for c in by if not c.startswith("weight")
-    }
     data = [
         Data("CIFAR-10", "research use", "up to 4,000 training and 2,000 test images a setting"),
         Data("WikiText-2", "CC-BY-SA-3.0", "3,000 training lines, a quarter of them as they are"),
     ]
-    return Results(book.table(), claims, data, seeds, up, ["weights.png"])
+    return book.results(data=data, seeds=seeds, pictures=["weights.png"])
 
 
 def _smaller(column: str) -> bool:
     """Is less better?"""
-    return any(word in column for word in ("ratio", "bits", "seconds"))
+    return any(word in column for word in ("ratio", "bits", "bytes", "seconds"))
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -237,21 +201,6 @@ def subset(photos: Photographs, texts: Texts, seed: int, quick: bool) -> Task:
     return photos.task(
         x, y, target, source == 0, steps=60 if quick else 400, keep=0.3, groups=source, shares=None
     )
-
-
-def read_cifar(path: Path, most: int) -> tuple[Tensor, Tensor]:
-    """``most`` random photographs (N,3,32,32) in [0,1] of a CIFAR-10 file, and their labels."""
-    import numpy as np
-    from pyarrow import parquet
-
-    if not path.is_file():
-        raise InputError(f"--data: expected the CIFAR-10 file {path.name} in {path.parent.name}/.")
-    table = parquet.read_table(path, columns=["jpeg", "label"])
-    rows = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[:most]
-    chosen = table.take(rows.numpy()).to_pydict()
-    pictures = [np.asarray(images.read(data, "RGB")) for data in chosen["jpeg"]]
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    return x, torch.tensor(chosen["label"]).long()
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -362,21 +311,24 @@ EXPERIMENTS: Mapping[str, tuple[Callable[..., Task], Sequence[str]]] = {
 }  # fmt: skip
 
 
+RARE = "imbalance: accuracy on rare classes"
+
+
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def measure(book: Book, row: str, name: str, task: Task, run: Run) -> None:
+def measure(book: Book, row: str, name: str, task: Task, run: Run, seed: int) -> None:
     """Test performance, and how well the weights tell what is to be found."""
     score, of_class = tested(task, run.net)
     if name == TEXT:
-        book.add(row, "text mixture: bits a character", score)
+        book.add(row, "text mixture: bits a character", score, seed)
     else:
-        book.add(row, f"{name}: accuracy", score)
+        book.add(row, f"{name}: accuracy", score, seed)
     if name == IMBALANCE:
-        book.add(row, "imbalance: accuracy on rare classes", of_class)
+        book.add(row, RARE, of_class, seed)
     if run.weights is not None:
-        book.add(row, f"{name}: AUROC", auroc(run.weights, task.good))
-    book.add(row, f"{name}: CPU-seconds", run.seconds)
+        book.add(row, f"{name}: AUROC", auroc(run.weights, task.good), seed)
+    book.add(row, f"{name}: CPU-seconds", run.seconds, seed)
 
 
 def tested(task: Task, net: nn.Module) -> tuple[float, float]:
@@ -401,34 +353,35 @@ def auroc(weights: Tensor, good: Tensor) -> float:
 
 # --- cost -----------------------------------------------------------------------------------------
 
+STEP = "step: CPU-milliseconds"
+MEMORY = "step: bytes kept for backward"
+QUARTER = f"{OURS}, quarter target batch"
+
 
 def cost(book: Book, photos: Photographs, quick: bool) -> None:
-    """A step's CPU-seconds and what it keeps for the backward pass, as ratios in one run."""
+    """Steps in turn, and what one keeps for the backward pass; both also as ratios."""
     task = photos.task(
         photos.x[:512], photos.y[:512], torch.arange(512, 768), torch.ones(512).bool()
     )
     task.augment = lambda x, dice: x
-    makers: dict[str, Callable[[], Callable[[], Any]]] = {
-        "uniform": lambda: stepper(task, None, 0),
-        MIXING: lambda: stepper(task, None, 64),
-        OURS: lambda: stepper(task, Recipe(), 64),
-        f"{OURS}, quarter target batch": lambda: stepper(task, Recipe(), 16),
-        CONTRAST: lambda: stepper(task, Recipe(partition="contrast"), 64),
-        BILEVEL: lambda: unrolled_stepper(task, FreeLogits),
-        MWN: lambda: unrolled_stepper(task, MetaWeightNet),
+    steps = {
+        "uniform": stepper(task, None, 0),
+        MIXING: stepper(task, None, 64),
+        OURS: stepper(task, Recipe(), 64),
+        QUARTER: stepper(task, Recipe(), 16),
+        CONTRAST: stepper(task, Recipe(partition="contrast"), 64),
+        BILEVEL: unrolled_stepper(task, FreeLogits),
+        MWN: unrolled_stepper(task, MetaWeightNet),
     }
-    steps = {row: make() for row, make in makers.items()}
-    best = dict.fromkeys(steps, math.inf)
-    for _ in range(5 if quick else 40):  # in turn, so that a busy machine is unfair to none
-        for row, step in steps.items():
-            began = time.process_time()
-            step()
-            best[row] = min(best[row], time.process_time() - began)
+
+    spent = take_turns(steps, rounds=2 if quick else 10, best_of=5)
     memory = {row: kept_bytes(step) for row, step in steps.items()}
     for row in steps:
-        book.add(row, "step: CPU-milliseconds", 1000 * best[row])
-        book.add(row, "step: time ratio to train + target", best[row] / best[MIXING])
-        book.add(row, "step: memory ratio to train + target", memory[row] / memory[MIXING])
+        for run, (seconds, mixing) in enumerate(zip(spent[row], spent[MIXING], strict=True)):
+            book.add(row, STEP, 1000 * seconds, run)
+            book.add(row, f"step: time ratio to {MIXING}", seconds / mixing, run)
+        book.add(row, MEMORY, memory[row])
+        book.add(row, f"step: memory ratio to {MIXING}", memory[row] / memory[MIXING])
 
 
 def stepper(task: Task, recipe: Recipe | None, target: int) -> Callable[[], Any]:
@@ -492,49 +445,6 @@ def kept_bytes(step: Callable[[], Any]) -> int:
 
 # --- claims ---------------------------------------------------------------------------------------
 
-RULE = "mean paired difference over seeds above two standard errors"
-
-
-def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """Mean difference a - b and its standard error (infinite where there is one pair only)."""
-    d = torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)
-    error = float(d.std()) / math.sqrt(len(d)) if len(d) > 1 else math.inf
-    return float(d.mean()), error
-
-
-def decide(difference: float, error: float) -> bool | None:
-    """True or False beyond two standard errors, else undecided."""
-    if not math.isfinite(error) or abs(difference) <= 2 * error:
-        return None
-    return difference > 0
-
-
-def compare(book: Book, identity: str, statement: str, a: str, b: str, column: str) -> Claim:
-    """A claim that row a is better than row b."""
-    mine, theirs = book.get(a, column), book.get(b, column)
-    difference, error = paired(mine, theirs)
-    if _smaller(column):
-        difference = -difference
-    return Claim(
-        identity,
-        statement,
-        RULE,
-        book.mean(a, column),
-        book.mean(b, column),
-        error if math.isfinite(error) else 0.0,
-        decide(difference, error),
-    )
-
-
-def below(
-    book: Book, identity: str, statement: str, a: str, b: str, column: str, most: float
-) -> Claim:
-    """A claim that a's number is at most ``most`` times b's."""
-    ratio = book.mean(a, column) / book.mean(b, column)
-    rule = f"ratio of the two at most {most:g}, in one run"
-    return Claim(identity, statement, rule, ratio, most, 0.0, ratio <= most)
-
-
 SETTINGS = {
     NOISE: ("With 40 % wrong labels", OURS, RETRAIN, f"{NOISE}: accuracy"),
     IMBALANCE: ("With imbalanced classes", BUDGET, GROUP_RETRAIN, f"{IMBALANCE}: accuracy"),
@@ -556,72 +466,64 @@ RIVALS = {
 }
 
 
-def decided(book: Book) -> list[Claim]:
+def claim(book: Book) -> None:
     """Every claim, those that do not hold too."""
-    claims = []
     for setting, (where, variant, retrain, column) in SETTINGS.items():
         tag = setting.replace(" ", "-")
         for said, rival in RIVALS.items():
-            if column not in book.cells[rival]:
-                continue
-            claims.append(
-                compare(
-                    book,
+            if column in book.columns(rival):
+                book.claim(
                     f"{tag}-{rival.replace(' ', '-').lower()}",
                     f"{where}, {variant} tests better than {said}.",
-                    variant,
-                    rival,
-                    column,
+                    book.better(variant, rival, column),
                 )
-            )
-        claims.append(
-            compare(
-                book,
-                f"{tag}-retrain",
-                f"{where}, selecting and retraining tests better than training on both sets for as "
-                "long.",
-                retrain,
-                LONGER,
-                column,
-            )
+        book.claim(
+            f"{tag}-retrain",
+            f"{where}, selecting and retraining tests better than training on both sets for as "
+            "long.",
+            book.better(retrain, LONGER, column),
         )
-        column = f"{setting}: AUROC"
         for said, rival in (("small-loss selection", SMALL), ("the bi-level baseline", BILEVEL)):
-            claims.append(
-                compare(
-                    book,
-                    f"{tag}-auroc-{rival.replace(' ', '-').lower()}",
-                    f"{where}, the weights find what is to be found better than {said}.",
-                    variant,
-                    rival,
-                    column,
-                )
+            book.claim(
+                f"{tag}-auroc-{rival.replace(' ', '-').lower()}",
+                f"{where}, the weights find what is to be found better than {said}.",
+                book.better(variant, rival, f"{setting}: AUROC"),
             )
-    claims.append(
-        compare(
-            book,
-            "starvation-budget",
-            "With imbalanced classes, a budget per class with the loss normalised to the target's "
-            "classes tests better on rare classes than the method as published.",
-            BUDGET,
-            OURS,
-            "imbalance: accuracy on rare classes",
-        )
+    book.claim(
+        "starvation-budget",
+        "With imbalanced classes, a budget per class with the loss normalised to the target's "
+        "classes tests better on rare classes than the method as published.",
+        book.better(BUDGET, OURS, RARE),
     )
-    time_of, memory = "step: time ratio to train + target", "step: memory ratio to train + target"
-    claims += [
-        below(book, "time", "A step costs at most 1.25 times SGD on both sets.", OURS, MIXING,
-              time_of, 1.25),
-        below(book, "time-plain", "With a quarter-size target batch, at most 1.3 times plain SGD.",
-              f"{OURS}, quarter target batch", "uniform", time_of, 1.3),
-        below(book, "time-bilevel", "A step costs at most half of the bi-level baseline's.", OURS,
-              BILEVEL, time_of, 0.5),
-        below(book, "memory", "It keeps at most 1.25 times the memory of SGD on both sets.", OURS,
-              MIXING, memory, 1.25),
-        below(book, "memory-bilevel", "It keeps at most half the memory of the bi-level baseline.",
-              OURS, BILEVEL, memory, 0.5),
-    ]  # fmt: skip
-    return claims
+    for identity, statement, row, rival, most in (
+        ("time", "A step costs at most 1.25 times SGD on both sets.", OURS, MIXING, 1.25),
+        (
+            "time-plain",
+            "With a quarter-size target batch, at most 1.3 times plain SGD.",
+            QUARTER,
+            "uniform",
+            1.3,
+        ),
+        (
+            "time-bilevel",
+            "A step costs at most half of the bi-level baseline's.",
+            OURS,
+            BILEVEL,
+            0.5,
+        ),
+    ):
+        book.claim(identity, statement, book.times(row, rival, STEP, at_most=most))
+    for identity, statement, rival, most in (
+        ("memory", "It keeps at most 1.25 times the memory of SGD on both sets.", MIXING, 1.25),
+        (
+            "memory-bilevel",
+            "It keeps at most half the memory of the bi-level baseline.",
+            BILEVEL,
+            0.5,
+        ),
+    ):
+        wanted = book.times(OURS, rival, MEMORY, at_most=most, test="counted")
+        book.claim(identity, statement, wanted)
 
 
 # --- picture --------------------------------------------------------------------------------------
@@ -629,30 +531,23 @@ def decided(book: Book) -> list[Claim]:
 
 def picture(path: Path, book: Book, shown: Mapping[str, Tensor]) -> None:
     """Left: weights of clean and wrong labels. Right: accuracy by method and setting."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.6))
-    bins = [i / 40 for i in range(41)]
-    for name, mine, colour in (("clean", True, "C0"), ("wrong label", False, "C3")):
-        values = shown["weights"][shown["good"] == mine].tolist()
-        left.hist(values, bins, alpha=0.6, label=name, color=colour)
-    left.set_xlabel("posterior mean weight")
-    left.set_ylabel("training images")
-    left.legend()
+    bins = 40
+    lines: dict[str, Line] = {}
+    for name, mine in (("clean label", True), ("wrong label", False)):
+        counts = torch.histc(shown["weights"][shown["good"] == mine].float(), bins, 0, 1)
+        lines[name] = [((i + 0.5) / bins, count) for i, count in enumerate(counts.tolist())]
+    table = book.table()
     rows = ["uniform", MIXING, "target only", SMALL, BILEVEL, MWN, OURS, BUDGET, CONTRAST, RETRAIN]
-    settings = (NOISE, IMBALANCE, SUBSET)
-    for i, setting in enumerate(settings):
-        column = f"{setting}: accuracy"
-        places = [j + 0.25 * i for j in range(len(rows))]
-        means = [book.mean(r, column) if column in book.cells[r] else 0.0 for r in rows]
-        right.barh(places, means, 0.25, label=setting)
-    right.set_yticks([j + 0.25 for j in range(len(rows))], rows, fontsize=7)
-    right.invert_yaxis()
-    right.set_xlabel("test accuracy in per cent")
-    right.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    bars: dict[str, dict[str, float | Metric]] = {
+        row: {
+            setting: table[row][f"{setting}: accuracy"]
+            for setting in (NOISE, IMBALANCE, SUBSET)
+            if f"{setting}: accuracy" in table[row]
+        }
+        for row in rows
+    }
+    draw(
+        path,
+        Curves(lines, "posterior mean weight", "training images", f"{NOISE}: what {OURS} gives"),
+        Bars(bars, "test accuracy in per cent"),
+    )

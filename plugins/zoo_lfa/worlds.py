@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zoo import images
-from zoo.errors import InputError, MissingDependencyError
+from zoo.experiment import read_cifar
 
 from .lfa import unit
 
@@ -279,27 +278,6 @@ def large(
 CIFAR = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-
-
-def read_cifar(path: Path, most: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """``most`` random photographs (N,3,32,32) in [0,1] of a CIFAR-10 file, and their labels."""
-    try:
-        import pyarrow.parquet as parquet
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "reading CIFAR-10 needs pyarrow. Run: pip install 'edgezoo[vlm]'", name="pyarrow"
-        ) from error
-    import numpy as np
-
-    if not path.is_file():
-        raise InputError(f"--data: expected the CIFAR-10 file {path.name} in {path.parent.name}/.")
-    table = parquet.read_table(path, columns=["jpeg", "label"])
-    dice = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(table), generator=dice)[:most]
-    chosen = table.take(rows.numpy()).to_pydict()
-    pictures = [np.asarray(images.read(data, "RGB")) for data in chosen["jpeg"]]
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    return x, torch.tensor(chosen["label"])
 
 
 def patch_encoder(pictures: Tensor, seed: int = 0, atoms: int = 128) -> Callable[[Tensor], Tensor]:

@@ -96,6 +96,7 @@ def test_its_code_runs_in_order(page: Page) -> None:
         "acme_blur/__init__.py",
         "acme_blur/model.py",
         "acme_blur/train.py",
+        "acme_blur/bench.py",
         "tests/test_blur.py",
     ]
 
@@ -127,7 +128,7 @@ def test_its_commands_work(page: Page, tmp_path: Path) -> None:
         if language == "console"
         for line in text.splitlines()
     ]
-    assert [c[0] for c in commands] == ["new"]
+    assert [c[0] for c in commands] == ["new", "bench"]
     commands[0] += ["-o", str(tmp_path / "made")]
     commands += [["plugins", "--check"], ["info", "acme-blur"]]
     said = []
@@ -136,8 +137,10 @@ def test_its_commands_work(page: Page, tmp_path: Path) -> None:
         assert done.returncode == 0, (command, done.stderr)
         said.append(done.stdout)
     assert (tmp_path / "made" / "my_upscaler" / "model.py").is_file()
-    assert re.search(r"acme_blur\W.*\bok\b", said[1])
-    assert "amount" in said[2]
+    assert re.search(r"nearer to a smooth picture\. *\| holds ", said[1])
+    assert re.search(r"five times as much with a blur\. *\| holds ", said[1])
+    assert re.search(r"acme_blur\W.*\bok\b", said[2])
+    assert "amount" in said[3]
 
 
 def test_it_names_every_interface_hook_request_field_and_state() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import zoo
 from zoo import bench as records
 from zoo.cli import cli
 from zoo.errors import InputError
+from zoo.experiment import decide_again
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -314,20 +316,11 @@ def test_the_unrolled_gradient_is_that_of_finite_differences() -> None:
         assert float(before[i] - made.a[i]) == pytest.approx(expected, rel=1e-4, abs=1e-10)
 
 
-def test_auroc_and_the_rule_of_claims() -> None:
+def test_auroc() -> None:
     good = torch.tensor([True, True, False, False])
     assert bench.auroc(torch.tensor([0.9, 0.8, 0.2, 0.1]), good) == 100
     assert bench.auroc(torch.tensor([0.5, 0.5, 0.5, 0.5]), good) == 50
     assert bench.auroc(torch.tensor([0.9, 0.1, 0.5, 0.0]), good) == 75
-    assert bench.decide(*bench.paired([5, 6, 7], [1, 2, 2])) is True
-    assert bench.decide(*bench.paired([1, 2, 2], [5, 6, 7])) is False
-    assert bench.decide(*bench.paired([5, 1, 3], [4, 3, 2])) is None
-    assert bench.decide(*bench.paired([5], [1])) is None
-    book = bench.Book()
-    for value in (1.0, 1.1, 1.2):
-        book.add("a", "bits", value)
-        book.add("b", "bits", value + 0.5)
-    assert bench.compare(book, "id", "less is better", "a", "b", "bits").holds is True
 
 
 def test_the_benchmark_writes_a_valid_record(
@@ -356,7 +349,11 @@ def test_the_benchmark_writes_a_valid_record(
     assert (tmp_path / "weights.png").stat().st_size > 1000
     claims = {claim["id"]: claim for claim in found["claims"]}
     assert len(claims) == len(found["claims"]) == 36
-    assert all(c["holds"] is None for name, c in claims.items() if "errors" in c["rule"])
+    one_seed = [c["holds"] for c in claims.values() if "one seed alone" in c["rule"]]
+    assert one_seed == [None] * 31
+    assert found["higher_is_better"]["text mixture: bits a character"] is False
+    assert claims["text-mixture-uniform"]["rule"].startswith("95 % interval (Student's t) of the")
+    assert [asdict(claim) for claim in decide_again(found)] == found["claims"]
     assert claims["memory"]["holds"] is True  # counted, not timed
     assert set(found["table"]) == set(bench.METHODS) | {"bayesian-dps, quarter target batch"}
     with pytest.raises(InputError, match="--data"):

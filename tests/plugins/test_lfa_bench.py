@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from zoo_lfa import baselines, bench, lfa, worlds
 
 from zoo.errors import InputError
+from zoo.experiment import Book
+from zoo.interfaces import Claim
 
 
 def test_pictures_show_their_class_and_are_the_same_again() -> None:
@@ -74,57 +77,79 @@ def test_half_of_the_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "by", "holds"),
+    ("seconds", "right", "holds"),
     [
-        ([10, 11, 12], [1, 2, 2], 0, True),
-        ([1, 2, 2], [10, 11, 12], 0, False),
-        ([10, 11, 12], [1, 2, 2], 20, False),
-        ([1, 9, 2], [2, 3, 4], 0, None),
-        ([10], [1], 0, None),
+        ([1, 1, 1.1], 80, True),
+        ([1, 1, 4], 80, None),
+        ([4, 4, 4.1], 80, False),
+        ([1] * 3, 79, False),
     ],
 )
-def test_claims_are_decided_by_paired_differences(
-    a: list[float], b: list[float], by: float, holds: bool | None
+def test_speed_counts_at_equal_accuracy(
+    seconds: list[float], right: float, holds: bool | None
 ) -> None:
-    book = bench.Book()
-    for row, values in (("a", a), ("b", b)):
-        for value in values:
-            book.add(row, "x", value)
-    claim = bench.compare(book, "id", "a is better", "a", "b", ["x"], by)
-    assert claim.holds is holds
-    assert claim.value == pytest.approx(sum(a) / len(a))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "right", "holds"),
-    [([1, 1, 4], 80, True), ([1, 4, 4], 80, False), ([1, 1, 1], 79, False)],
-)
-def test_speed_is_a_median_at_equal_accuracy(
-    seconds: list[float], right: float, holds: bool
-) -> None:
-    book = bench.Book()
-    for value in seconds:
-        book.add("x", "speed: seconds, s", value)
-        book.add(bench.SLOW, "speed: seconds, s", 6)
-        book.add("x", "speed: accuracy, s", right)
-        book.add(bench.SLOW, "speed: accuracy, s", 80)
-    assert bench.faster(book, "x", "s", "id", "so").holds is holds
+    book = Book(lambda column: "seconds" in column)
+    for run, value in enumerate(seconds):
+        book.add("x", "speed: seconds, s", value, run)
+        book.add(bench.SLOW, "speed: seconds, s", 6 + run / 10, run)
+        book.add("x", "speed: accuracy, s", right, run)
+        book.add(bench.SLOW, "speed: accuracy, s", 80, run)
+    assert book.claim("id", "so", *bench.faster(book, "x", "s")).holds is holds
 
 
 def test_one_harm_decides() -> None:
     """The worst cell counts, not the mean."""
-    book = bench.Book()
-    for column, found in (("faint, 1 shot", 48.0), ("held out: a", 60.0), ("held out: b", 47.5)):
-        for name, value in ((bench.OURS, found), (bench.PLAIN, 40.0), ("zero-shot", 48.0)):
-            book.add(name, column, value)
-    assert bench.safety(book)[1].holds
-    book.add(bench.OURS, "held out: b", 44.0)
-    for name in ("zero-shot", bench.PLAIN):
-        book.add(name, "held out: b", 48.0)
-    harm = bench.safety(book)[1]
-    assert harm.holds is False
-    assert harm.value == pytest.approx(-2.25)
-    assert "held out: b" in harm.rule
+
+    def harm(worst: float) -> Claim:
+        book = Book()
+        columns = (("faint, 1 shot", 48.0), ("held out: a", 60.0), ("held out: b", worst))
+        for column, found in columns:
+            for seed in range(3):
+                for name, value in ((bench.OURS, found), (bench.PLAIN, 40.0), ("zero-shot", 48.0)):
+                    book.add(name, column, value + (seed / 10 if name == bench.OURS else 0), seed)
+        bench.claim_safety(book)
+        safe, found_harm = book.claims
+        assert safe.holds is True
+        return found_harm
+
+    assert harm(47.5).holds is True
+    found = harm(44.0)
+    assert found.holds is False
+    assert found.value - found.against == pytest.approx(-3.9)
+    assert "shown is the closest (lfa, held out: b)" in found.rule
+
+
+def test_the_time_to_prompt_learnings_accuracy_is_the_shortest_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of runs whose accuracy is 10, 30, 50, ..., one that reaches 40 is the third."""
+    found = iter(
+        [bench.Run(10.0 + 20 * i, 1.0 + i) for i in range(7)]  # lfa's, longer and longer
+    )
+    monkeypatch.setattr(bench, "tried", lambda method, task: next(found))
+    monkeypatch.setattr(bench, "searched", lambda *args, **options: 0.1)
+    monkeypatch.setattr(bench, "accuracy", lambda scores, task: scores)
+    monkeypatch.setattr(bench, "clip_text_step", lambda classes: lambda: None)
+
+    class Prompts:
+        def __init__(self, net: object) -> None: ...
+
+        def train(self, task: object, lr: float, steps: int, watch: Callable[..., None]) -> None:
+            for step, right in ((10, 20.0), (25, 40.0), (50, 35.0)):
+                watch(step, right)
+
+    class World:
+        net = None
+
+        def task(self, strength: float, shots: int, seed: int) -> worlds.Task:
+            return worlds.large(classes=2, shots=1, d=4, tests=1)
+
+    monkeypatch.setattr(bench, "Prompts", Prompts)
+    book = Book()
+    bench.race(World(), book, 1, 7, quick=True)  # type: ignore[arg-type]
+    assert book.values(bench.PLAIN, bench.SMALL_TOWER) == {7: 3.0}
+    assert book.values(bench.PLAIN, bench.REACHED) == {7: 50.0}
+    assert book.values(bench.PROMPTS, bench.REACHED) == {7: 40.0}
 
 
 def test_renderings_of_a_picture() -> None:

@@ -1,0 +1,110 @@
+"""Super-resolution: x4 from antialiased bicubic shrinking; PSNR-Y, SSIM, HaarPSI and CPU time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import NotReadyError, UsageError
+from ..interfaces import Data
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SCALE = 4
+HIGHER = {"PSNR-Y": True, "SSIM": True, "HaarPSI": True, "CPU-s/megapixel": False}
+EXACT = 100.0
+"""PSNR in dB of a picture that is equal to the truth, as flat ones are: a mean has no infinity."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture and its small version."""
+
+    name: str
+    truth: Image.Image
+    """RGB, sides that are multiples of ``SCALE``."""
+    small: Image.Image
+
+
+def items(data: Path | None, most: int | None = None) -> list[Item]:
+    """The pictures below a folder, else three photographs of scikit-image's.
+
+    Raises UsageError where the folder has none.
+    """
+    from PIL import Image
+
+    from .. import images
+
+    if data is None:
+        from skimage import data as samples
+
+        names = ("astronaut", "chelsea", "coffee")[:most]
+        found = {name: Image.fromarray(getattr(samples, name)()) for name in names}
+    else:
+        paths = images.listed(data, below=True)[:most]
+        if not paths:
+            raise UsageError(f"--data {data}: there is no picture below it.")
+        found = {path.relative_to(data).as_posix(): images.read(path, "RGB") for path in paths}
+    return [_item(name, image) for name, image in found.items()]
+
+
+def _item(name: str, image: Image.Image) -> Item:
+    from PIL import Image
+
+    width, height = (side // SCALE for side in image.size)
+    truth = image.crop((0, 0, width * SCALE, height * SCALE))
+    # PIL's bicubic is antialiased, as published x4 tables want it
+    return Item(name, truth, truth.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def described(data: Path | None, items: Sequence[Item]) -> Data:
+    """The pictures as a record names them."""
+    size = f"{len(items)} images"
+    if data is None:
+        return Data("scikit-image photographs", "CC0 / public domain", size)
+    return Data(str(data.name), "as its owner says", size)
+
+
+class Bicubic:
+    """What any model has to beat."""
+
+    scales = (SCALE,)
+
+    def upscale(self, image: Image.Image, *, scale: int) -> Image.Image:
+        """By PIL's bicubic interpolation."""
+        from PIL import Image
+
+        return image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+
+
+def references() -> dict[str, Bicubic]:
+    """Interpolation."""
+    return {"bicubic": Bicubic()}
+
+
+def measure(model: Any, items: Sequence[Item]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """Each picture enlarged and compared. Raises NotReadyError for a model of other scales."""
+    from .. import metrics
+    from ..images import to_tensor
+
+    if SCALE not in model.scales:
+        raise NotReadyError(f"it enlarges by {model.scales}, not by {SCALE}")
+    model.upscale(items[0].small, scale=SCALE)  # warm up, outside the timing
+    for item in items:
+        started = time.process_time()
+        made = model.upscale(item.small, scale=SCALE)
+        seconds = time.process_time() - started
+        x, y = to_tensor(made), to_tensor(item.truth)
+        yield (
+            item.name,
+            {
+                "PSNR-Y": min(metrics.psnr_y(x, y, SCALE), EXACT),
+                "SSIM": metrics.ssim_y(x, y, SCALE),
+                "HaarPSI": metrics.haarpsi(x, y, SCALE),
+                "CPU-s/megapixel": seconds / (made.width * made.height / 1e6),
+            },
+        )
