@@ -18,27 +18,27 @@ from torch import Tensor, nn
 from zoo_sr.degrade import RealESRGAN
 from zoo_sr.latent import channel_weights
 from zoo_sr.measuring import speed
-from zoo_sr.measuring.quality import RULE, Quality, baselines_for
+from zoo_sr.measuring.quality import Quality, baselines_for
 from zoo_sr.measuring.tables import (
-    CONFIDENT,
-    HIGHER,
+    METRICS,
     X4,
-    better_than_interpolation,
-    compare,
+    claim_better_than_interpolation,
+    columns,
     described,
     find_sets,
     interpolated,
     interpolations,
+    less_is_better,
     measure,
     photos_below,
     picture,
-    table_of,
 )
 from zoo_sr.training.photos import Photos
 
 from zoo.errors import NotReadyError
-from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
-from zoo.interfaces import Claim, Metric, Results
+from zoo.experiment import Book, training
+from zoo.hookspecs import BenchRequest, BuildRequest
+from zoo.interfaces import Results
 from zoo.progress import track
 from zoo.training import Rate, cosine, draw_curve, whole_curve
 
@@ -46,15 +46,8 @@ from .model import EdgeNetwork, EdgeSDSR
 from .train import TINY_RECIPE, recipe, train_lr_encoder, unet_loss
 
 OURS = "edge-sd-sr"
-OPTIONS: Mapping[str, Any] = {
-    "batch": 0,
-    "crop": 0,
-    "texture": 0.0,
-    "degradation": "light",
-    "degraded": 0.0,
-    "distill": False,
-    "precision": "auto",
-}
+OPTIONS: Mapping[str, Any] = {"texture": 0.0, "degraded": 0.0}
+"""Of ``zoo train``, where short trainings differ from the recipe."""
 
 
 def weights_of(name: str) -> Path:
@@ -78,43 +71,26 @@ def bench(request: BenchRequest) -> Results:
 def clean(request: BenchRequest, folder: Path) -> Results:
     """From bicubic inputs: quality, ablations, speed."""
     sets, photos = find_sets(request.data, request.quick, 4), photos_below(request.data)
+    book = Book(less_is_better)
     baselines = None
     if photos is not None:
         with tempfile.TemporaryDirectory() as scratch:
-            asked = TrainRequest(
-                request.entry,
-                Path(scratch),
-                seed=request.seed,
-                device=request.device,
-                options={**OPTIONS, "degraded": 0.15},
-            )
+            asked = training(request, Path(scratch), **{**OPTIONS, "degraded": 0.15})
             baselines = baselines_for(request, recipe(asked, Photos(photos)), Path(scratch))
     quality = Quality(EdgeSDSR, request, folder, baselines)
-    table, claims = quality.measure(sets)
+    quality.measure(book, sets)
     from .full import CONFIG
 
-    rows, more = speed.speed_rows(quality.model, request.quick, CONFIG, request.progress)
+    rows, claims = speed.speed_rows(quality.model, request.quick, CONFIG, request.progress)
     for row, cells in rows.items():
-        table[row] = table.get(row, {}) | cells
-    claims += more
+        for column, metric in cells.items():
+            book.add(row, column, metric.mean)
+    book.claims += claims
     if photos is not None and not request.quick:
-        rows, more = ablations(request, quality.model, photos)
-        for row, cells in rows.items():
-            table[row] = table.get(row, {}) | cells
-        claims += more
+        ablations(book, request, quality.model, photos)
     picture(request.out / "before-after.png", quality.shown(), sets, 4)
-    return Results(
-        table,
-        claims,
-        described(sets),
-        [request.seed] if request.quick else [request.seed + i for i in range(SEEDS)],
-        {
-            **{f"{s} {k}": higher for s in sets for k, higher in HIGHER.items()},
-            **speed.HIGHER,
-            ONE: True,
-            MANY: True,
-        },
-    )
+    seeds = 1 if request.quick else SEEDS
+    return book.results(data=described(sets), seeds=[request.seed + i for i in range(seeds)])
 
 
 def degraded(request: BenchRequest, folder: Path) -> Results:
@@ -125,39 +101,20 @@ def degraded(request: BenchRequest, folder: Path) -> Results:
     other = replace(request.entry, name=OURS)
     plain = EdgeSDSR.build(BuildRequest(other, weights_of(OURS), device=request.device))
     methods = {**interpolations(4), OURS: plain.upscale, name: ours.upscale}
-    real = RealESRGAN(share=1.0)
-    values = measure(methods, sets, 4, request.progress, real)
-    on_clean = measure(methods, sets, 4, request.progress)
-    table = table_of(values)
-    for method, cells in table_of(on_clean, ", clean").items():
-        table[method] |= cells
-    claims = better_than_interpolation(values, name, 4)
-    claims += [
-        compare(
+    real, book = RealESRGAN(share=1.0), Book(less_is_better)
+    measure(book, methods, sets, 4, request.progress, real)
+    measure(book, methods, sets, 4, request.progress, suffix=", clean")
+    claim_better_than_interpolation(book, name, sets, 4)
+    for metric in METRICS:
+        book.claim(
             f"better-on-degraded-{metric.lower()}",
             f"On degraded inputs {name} has a better {metric} than {OURS}, which learnt on nearly "
             "clean ones.",
-            RULE,
-            [v for s in sets for v in values[name][s][metric]],
-            [v for s in sets for v in values[OURS][s][metric]],
-            higher=higher,
+            book.better(name, OURS, columns(sets, metric)),
         )
-        for metric, higher in HIGHER.items()
-    ]
     shown = {m: methods[m] for m in ("bicubic", OURS, name)}
     picture(request.out / "before-after.png", shown, sets, 4, real)
-    return Results(
-        table,
-        claims,
-        described(sets),
-        [0],
-        {
-            f"{s}{suffix} {k}": higher
-            for s in sets
-            for suffix in ("", ", clean")
-            for k, higher in HIGHER.items()
-        },
-    )
+    return book.results(data=described(sets), seeds=[0])
 
 
 # --- ablations: short trainings on the frozen autoencoder -----------------------------------------
@@ -176,9 +133,7 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], bool]] = {
 }
 
 
-def ablations(
-    request: BenchRequest, model: EdgeSDSR, folder: Path
-) -> tuple[dict[str, dict[str, Metric]], list[Claim]]:
+def ablations(book: Book, request: BenchRequest, model: EdgeSDSR, folder: Path) -> None:
     """UNet and E_L trained anew for a few hundred steps, equal for all variants; three seeds.
 
     Too few to reach bicubic, which the table shows: they tell the variants apart, no more.
@@ -189,74 +144,64 @@ def ablations(
         z_h = net.encode_hr(x_h)
     noise = torch.randn(z_h.shape, generator=torch.Generator().manual_seed(request.seed))
     channels = channel_weights(net.decoder_base, z_h, noise.to(z_h))
-    found: dict[str, dict[str, list[float]]] = {v: {ONE: [], MANY: []} for v in VARIANTS}
     with track(SEEDS * len(VARIANTS), request.progress, "ablations") as advance:
         for seed in range(request.seed, request.seed + SEEDS):
             for name, (changes, joint) in VARIANTS.items():
                 made = short_training(request, model, photos, channels, seed, changes, joint)
                 for metric, value in made.items():
-                    found[name][metric].append(value)
+                    book.add(name, metric, value, seed)
                 advance(1)
-    rows = {v: {k: Metric.of(x) for k, x in by.items()} for v, by in found.items()}
     reverse, reverse_less, unit, const, learned, frozen = VARIANTS
-    claims = [
-        compare(
-            identity,
-            statement,
-            f"mean paired difference of PSNR-Y over {SEEDS} seeds, {ABLATION_STEPS} steps each, "
-            f"above {CONFIDENT}",
-            found[a][metric],
-            found[b][metric],
-        )
-        for identity, statement, a, b, metric in (
-            (
-                "joint-encoder",
-                "Training E_L jointly beats an E_L that learnt to imitate E_H and was frozen.",
-                learned,
-                frozen,
-                ONE,
-            ),
-            (
-                "bidirectional",
-                "Bidirectional conditioning (learned s) beats reverse-only (s = 1).",
-                learned,
-                reverse,
-                ONE,
-            ),
-            (
-                "bidirectional-8-steps",
-                "Bidirectional conditioning (learned s) beats reverse-only (s = 1) in eight steps.",
-                learned,
-                reverse,
-                MANY,
-            ),
-            (
-                "mean-shift",
-                "At the same noise (s = 1) shifting its mean to the input beats reverse-only.",
-                unit,
-                reverse,
-                ONE,
-            ),
-            (
-                "mean-shift-8-steps",
-                "At the same noise (s = 0.3) shifting its mean to the input beats reverse-only in "
-                "eight steps.",
-                const,
-                reverse_less,
-                MANY,
-            ),
-            (
-                "less-noise-8-steps",
-                "Without a shift, less noise (s = 0.3) beats s = 1 in eight steps.",
-                reverse_less,
-                reverse,
-                MANY,
-            ),
-            ("variance", "A learned s beats a constant one.", learned, const, ONE),
-        )
-    ]
-    rows["bicubic"] = {ONE: interpolated(photos)[X4]}
-    return rows, claims
+    claims = (
+        (
+            "joint-encoder",
+            "Training E_L jointly beats an E_L that learnt to imitate E_H and was frozen.",
+            learned,
+            frozen,
+            ONE,
+        ),
+        (
+            "bidirectional",
+            "Bidirectional conditioning (learned s) beats reverse-only (s = 1).",
+            learned,
+            reverse,
+            ONE,
+        ),
+        (
+            "bidirectional-8-steps",
+            "Bidirectional conditioning (learned s) beats reverse-only (s = 1) in eight steps.",
+            learned,
+            reverse,
+            MANY,
+        ),
+        (
+            "mean-shift",
+            "At the same noise (s = 1) shifting its mean to the input beats reverse-only.",
+            unit,
+            reverse,
+            ONE,
+        ),
+        (
+            "mean-shift-8-steps",
+            "At the same noise (s = 0.3) shifting its mean to the input beats reverse-only in "
+            "eight steps.",
+            const,
+            reverse_less,
+            MANY,
+        ),
+        (
+            "less-noise-8-steps",
+            "Without a shift, less noise (s = 0.3) beats s = 1 in eight steps.",
+            reverse_less,
+            reverse,
+            MANY,
+        ),
+        ("variance", "A learned s beats a constant one.", learned, const, ONE),
+    )
+    for identity, statement, a, b, metric in claims:
+        note = f"{ABLATION_STEPS} steps each"
+        book.claim(identity, statement, book.better(a, b, metric), note=note)
+    book.add("bicubic", ONE, interpolated(photos)[X4])
 
 
 def short_training(
@@ -271,10 +216,7 @@ def short_training(
     """PSNR-Y on held-out crops after a few hundred steps of UNet and E_L; E_H and D are frozen."""
     with tempfile.TemporaryDirectory() as scratch:
         entry = replace(request.entry, config={**request.entry.config, **changes})
-        job = recipe(
-            TrainRequest(entry, Path(scratch), seed=seed, device=request.device, options=OPTIONS),
-            photos,
-        )
+        job = recipe(training(request, Path(scratch), entry=entry, seed=seed, **OPTIONS), photos)
         net, run = job.net.eval(), job.run
         net.hr_encoder.load_state_dict(model.module.hr_encoder.state_dict())
         net.decoder_base.load_state_dict(model.module.decoder_base.state_dict())

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zoo.errors import MissingDependencyError, NotReadyError, OptionError
+from zoo.experiment import take_turns
 from zoo.metrics import psnr_y
 from zoo.weights import atomic_file
 
 from .degrade import round8
-from .measuring.timing import take_turns
 from .pixels import bicubic_down
 from .tiles import noise_field, reflect
 
@@ -300,7 +300,7 @@ def _calibration(scale: int, height: int, width: int) -> Iterator[Tensor]:
 def report(model: Exportable, path: Path, *, patience: float = 20.0) -> list[str]:
     """Lines: an exported file beside the model in torch, on one photograph.
 
-    Both take turns on one thread (``timing``), for about ``patience`` seconds at most.
+    Both take turns on one thread (``zoo.experiment``), for about ``patience`` seconds at most.
     """
     import onnxruntime
 
@@ -327,9 +327,13 @@ def report(model: Exportable, path: Path, *, patience: float = 20.0) -> list[str
         return torch.from_numpy(session.run(None, fed)[0])
 
     a, b = ours(), theirs()
-    spent = take_turns(
-        {"torch": ours, "onnxruntime": theirs}, model.device, rounds=7, patience=patience
-    )
+    with torch.inference_mode():
+        spent = take_turns(
+            {"torch": ours, "onnxruntime": theirs},
+            rounds=7,
+            device=model.device,
+            patience=patience,
+        )
     rounds = len(spent["torch"])
     torch_s, ort_s = statistics.median(spent["torch"]), statistics.median(spent["onnxruntime"])
     off = (a - b).abs() * 255

@@ -295,7 +295,7 @@ def count(network: LatentNetwork, height: int, width: int) -> tuple[int, int]:
     """FLOPs of one evaluation on an LR tile (height, width), and the largest layer's numbers."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from .measuring.timing import count_flops
+    from .measuring.cost import count_flops
 
     largest = 0
 

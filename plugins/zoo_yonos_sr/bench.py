@@ -10,12 +10,13 @@ import tempfile
 from pathlib import Path
 
 from zoo_sr.measuring.quality import Quality, baselines_for
-from zoo_sr.measuring.tables import HIGHER, described, find_sets, photos_below, picture
+from zoo_sr.measuring.tables import described, find_sets, less_is_better, photos_below, picture
 from zoo_sr.training.photos import Photos
 
 from zoo.errors import NotReadyError
-from zoo.hookspecs import BenchRequest, TrainRequest
-from zoo.interfaces import Claim, Metric, Results
+from zoo.experiment import Book, training
+from zoo.hookspecs import BenchRequest
+from zoo.interfaces import Results
 from zoo.training import draw_curve, whole_curve
 
 from . import controls, linear
@@ -35,44 +36,25 @@ def bench(request: BenchRequest) -> Results:
         )
     sets = find_sets(request.data, request.quick, 4)
     photos = photos_below(request.data)
-    rows: dict[str, dict[str, Metric]] = {}
-    claims: list[Claim] = []
+    book = Book(less_is_better)
     baselines = None
     with tempfile.TemporaryDirectory() as scratch:
         if photos is not None:
-            asked = TrainRequest(
-                request.entry,
-                Path(scratch),
-                seed=request.seed,
-                device=request.device,
-                options={**controls.OPTIONS, "scale": "4", "degraded": 0.15},
-            )
+            options = {**controls.OPTIONS, "degraded": 0.15}
+            asked = training(request, Path(scratch), **options)
             baselines = baselines_for(request, recipe(asked, Photos(photos)), Path(scratch))
     quality = Quality(YonosSR, request, folder, baselines)
-    table, found = quality.measure(sets)
-    rows |= table
-    claims += found
+    quality.measure(book, sets)
+    budget = controls.QUICK if request.quick else controls.Budget()
     if photos is not None:
-        budget = controls.QUICK if request.quick else controls.Budget()
-        more, found = controls.controls(request, photos, quality.model.module, budget)
-        rows |= {row: rows.get(row, {}) | cells for row, cells in more.items()}
-        claims += found
+        controls.controls(book, request, photos, quality.model.module, budget)
     world = linear.run(linear.photographs(None if request.quick else photos), request.seed)
-    more, found = linear.rows_and_claims(world)
-    rows |= more
-    claims += found
+    linear.enter(book, world)
     picture(request.out / "before-after.png", quality.shown(), sets, 4)
     linear.draw(world, request.out / "linear-world.png")
     draw_curve(whole_curve(folder / "train.json"), request.out / "training.png")
-    seeds = 1 if request.quick else controls.Budget().seeds
-    return Results(
-        rows,
-        claims,
-        described(sets),
-        [request.seed + i for i in range(seeds)],
-        {
-            **{f"{s} {k}": higher for s in sets for k, higher in HIGHER.items()},
-            **controls.HIGHER,
-        },
-        ["before-after.png", "training.png", "linear-world.png"],
+    return book.results(
+        data=described(sets),
+        seeds=[request.seed + i for i in range(budget.seeds)],
+        pictures=["before-after.png", "training.png", "linear-world.png"],
     )

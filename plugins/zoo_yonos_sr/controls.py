@@ -28,40 +28,23 @@ from torch import Tensor, nn
 from zoo_sr.degrade import Bicubic
 from zoo_sr.measuring import regression
 from zoo_sr.measuring.gdists import gdists
-from zoo_sr.measuring.tables import CONFIDENT, X4, X4_GDISTS, X4_HAAR, X8, compare, interpolated
+from zoo_sr.measuring.tables import X4, X4_GDISTS, X4_HAAR, X8, interpolated
 from zoo_sr.training.photos import Photos
 from zoo_sr.training.stages import latent_metric, train_decoder
 
-from zoo.hookspecs import BenchRequest, TrainRequest
-from zoo.interfaces import Claim, Metric
+from zoo.experiment import Book, training
+from zoo.hookspecs import BenchRequest
 from zoo.metrics import haarpsi, psnr_y
 from zoo.progress import track
 
 from .train import TINY_RECIPE, YonosRecipe, recipe, scale_loss
 
 WIDTHS = (32, 48, 64)
-OPTIONS: Mapping[str, Any] = {
-    "scale": "4",
-    "autoencoder": False,
-    "batch": 0,
-    "crop": 0,
-    "texture": 0.0,
-    "degradation": "light",
-    "degraded": 0.0,
-    "precision": "auto",
-}
+OPTIONS: Mapping[str, Any] = {"scale": "4", "autoencoder": False, "texture": 0.0, "degraded": 0.0}
+"""Of ``zoo train``, where the controls differ from the recipe."""
 X4_MANY = "held-out x4 PSNR-Y, best of 2, 4, 8 steps"
 X4_MANY_GDISTS = "held-out x4 G-DISTS, best of 2, 4, 8 steps"
 ERROR = "latent error"
-HIGHER = {
-    X4: True,
-    X4_HAAR: True,
-    X4_GDISTS: False,
-    X4_MANY: True,
-    X4_MANY_GDISTS: False,
-    X8: True,
-    ERROR: False,
-}
 STEPS = (2, 4, 8)
 
 
@@ -209,42 +192,31 @@ def one_seed(run: Controls) -> dict[str, dict[str, float]]:
 
 
 def controls(
-    request: BenchRequest, folder: Path, autoencoder: nn.Module, budget: Budget
-) -> tuple[dict[str, dict[str, Metric]], list[Claim]]:
+    book: Book, request: BenchRequest, folder: Path, autoencoder: nn.Module, budget: Budget
+) -> None:
     """Rows and claims over the seeds; ``folder``: photographs; ``autoencoder``: has E and D."""
     photos = Photos(folder)
     frozen = {k: v for k, v in autoencoder.state_dict().items() if not k.startswith("unet.")}
     config = {**request.entry.config, "unet": {"widths": list(WIDTHS)}}
     entry = replace(request.entry, config=config)
-    found: dict[str, list[dict[str, float]]] = {}
+    for column, value in interpolated(photos).items():
+        book.add("bicubic", column, value)
     with track(budget.seeds, request.progress, "controls") as advance:
         for seed in range(request.seed, request.seed + budget.seeds):
             with tempfile.TemporaryDirectory() as scratch:
-                asked = TrainRequest(
-                    entry, Path(scratch), seed=seed, device=request.device, options=OPTIONS
-                )
+                asked = training(request, Path(scratch), entry=entry, seed=seed, **OPTIONS)
                 run = Controls(recipe(asked, photos), frozen, budget)
                 for name, scores in one_seed(run).items():
-                    found.setdefault(name, []).append(scores)
+                    for column, value in scores.items():
+                        book.add(name, column, value, seed)
             advance(1)
-    rows = {
-        name: {metric: Metric.of([s[metric] for s in scores]) for metric in scores[0]}
-        for name, scores in found.items()
-    }
-    return {"bicubic": interpolated(photos)} | rows, claims(found, budget)
+    _claim(book, budget)
 
 
-def claims(found: Mapping[str, list[dict[str, float]]], budget: Budget) -> list[Claim]:
+def _claim(book: Book, budget: Budget) -> None:
     """Scale distillation against each control, decided by the paired differences over seeds."""
-
-    def of(row: str, metric: str) -> list[float]:
-        return [scores[metric] for scores in found[row]]
-
-    rule = (
-        f"mean paired difference over {budget.seeds} seeds above {CONFIDENT}; "
-        f"T = {budget.teacher}, S = {budget.student} steps"
-    )
-    tuning = f"{rule}; the decoder takes {budget.decoder}"
+    note = f"T = {budget.teacher}, S = {budget.student} steps"
+    tuning = f"{note}; the decoder takes {budget.decoder}"
     against = {
         "direct": (DIRECT, "training directly for the student's steps"),
         "direct-longer": (LONGER, "training directly for teacher's and student's steps together"),
@@ -252,79 +224,61 @@ def claims(found: Mapping[str, list[dict[str, float]]], budget: Budget) -> list[
         "fresh-start": (FRESH, "distilling into a fresh network"),
         "regression": (REGRESSION, "plain regression at t = 1"),
     }
-    made = [
-        compare(
+    for name, (row, words) in against.items():
+        book.claim(
             f"scale-distillation-vs-{name}",
             f"At one step, scale distillation has a higher x4 PSNR-Y than {words}.",
-            rule,
-            of(DISTILLED, X4),
-            of(row, X4),
+            book.better(DISTILLED, row, X4),
+            note=note,
         )
-        for name, (row, words) in against.items()
-    ]
-    made += [
-        compare(
-            "scale-distillation-latent-error",
-            "Scale distillation has a lower latent error than training directly for the student's "
-            "steps.",
-            rule,
-            of(DISTILLED, ERROR),
-            of(DIRECT, ERROR),
-            higher=False,
-        ),
-        compare(
-            "progressive-beats-skipping",
-            "At x8, a chain x2, x4, x8 beats one that skips x4.",
-            rule,
-            of(CHAIN, X8),
-            of(SKIP, X8),
-        ),
-        compare(
-            "progressive-beats-direct",
-            "At x8, the chain beats training directly for the student's steps.",
-            rule,
-            of(CHAIN, X8),
-            of(DIRECT8, X8),
-        ),
-        compare(
-            "one-distilled-step-beats-many",
-            "One step of the distilled network has a higher PSNR-Y than 2, 4 or 8 steps from noise "
-            "of the one trained directly for T + S steps. (PSNR favours few steps by itself.)",
-            rule,
-            of(DISTILLED, X4),
-            of(LONGER, X4_MANY),
-        ),
-        compare(
-            "one-distilled-step-beats-many-g-dists",
-            "One step of the distilled network has a better G-DISTS than 2, 4 or 8 steps from "
-            "noise of the one trained directly for T + S steps.",
-            rule,
-            of(DISTILLED, X4_GDISTS),
-            of(LONGER, X4_MANY_GDISTS),
-            higher=False,
-        ),
-        compare(
-            "decoder-tuning-haarpsi",
-            "A decoder tuned on one-step outputs has a higher HaarPSI than the plain one.",
-            tuning,
-            of(TUNED, X4_HAAR),
-            of(DISTILLED, X4_HAAR),
-        ),
-        compare(
-            "decoder-tuning-g-dists",
-            "A decoder tuned on one-step outputs has a better G-DISTS than the plain one.",
-            tuning,
-            of(TUNED, X4_GDISTS),
-            of(DISTILLED, X4_GDISTS),
-            higher=False,
-        ),
-        compare(
-            "texture-term",
-            "Tuned with the texture term the decoder has a better G-DISTS than tuned by L1 alone.",
-            tuning,
-            of(TUNED, X4_GDISTS),
-            of(TUNED_L1, X4_GDISTS),
-            higher=False,
-        ),
-    ]
-    return made
+    book.claim(
+        "scale-distillation-latent-error",
+        "Scale distillation has a lower latent error than training directly for the student's "
+        "steps.",
+        book.better(DISTILLED, DIRECT, ERROR),
+        note=note,
+    )
+    book.claim(
+        "progressive-beats-skipping",
+        "At x8, a chain x2, x4, x8 beats one that skips x4.",
+        book.better(CHAIN, SKIP, X8),
+        note=note,
+    )
+    book.claim(
+        "progressive-beats-direct",
+        "At x8, the chain beats training directly for the student's steps.",
+        book.better(CHAIN, DIRECT8, X8),
+        note=note,
+    )
+    book.claim(
+        "one-distilled-step-beats-many",
+        "One step of the distilled network has a higher PSNR-Y than 2, 4 or 8 steps from noise "
+        "of the one trained directly for T + S steps. (PSNR favours few steps by itself.)",
+        book.better(DISTILLED, LONGER, X4, than_columns=X4_MANY),
+        note=note,
+    )
+    book.claim(
+        "one-distilled-step-beats-many-g-dists",
+        "One step of the distilled network has a better G-DISTS than 2, 4 or 8 steps from "
+        "noise of the one trained directly for T + S steps.",
+        book.better(DISTILLED, LONGER, X4_GDISTS, than_columns=X4_MANY_GDISTS),
+        note=note,
+    )
+    book.claim(
+        "decoder-tuning-haarpsi",
+        "A decoder tuned on one-step outputs has a higher HaarPSI than the plain one.",
+        book.better(TUNED, DISTILLED, X4_HAAR),
+        note=tuning,
+    )
+    book.claim(
+        "decoder-tuning-g-dists",
+        "A decoder tuned on one-step outputs has a better G-DISTS than the plain one.",
+        book.better(TUNED, DISTILLED, X4_GDISTS),
+        note=tuning,
+    )
+    book.claim(
+        "texture-term",
+        "Tuned with the texture term the decoder has a better G-DISTS than tuned by L1 alone.",
+        book.better(TUNED, TUNED_L1, X4_GDISTS),
+        note=tuning,
+    )

@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from zoo_sr.measuring.tables import CONFIDENT, decide, paired
 from zoo_sr.pixels import bicubic_down
 
 from zoo import images
 from zoo.errors import InputError, OptionError
+from zoo.experiment import Book
 from zoo.interfaces import Claim, Metric
 from zoo.weights import atomic_file
 
@@ -294,18 +294,18 @@ def _measure(
 # --- what the run says ----------------------------------------------------------------------------
 
 
-def rows_and_claims(world: LinearWorld) -> tuple[dict[str, dict[str, Metric]], list[Claim]]:
+def enter(book: Book, world: LinearWorld) -> None:
     """Rows (labels) of excess risks as parts of the direct student's, and what they decide."""
-    rows: dict[str, dict[str, Metric]] = {}
-    claims: list[Claim] = []
+    claims = book.claims
     for scale, students in world.students.items():
         for name, predicted in students.predicted.items():
-            row = rows[f"linear x{scale}, {name}"] = {}
+            row = f"linear x{scale}, {name}"
             if name in students.variance:
-                row["label variance"] = Metric(students.variance[name])
-            row["risk, predicted"] = Metric(predicted)
+                book.add(row, "label variance", students.variance[name])
+            book.add(row, "risk, predicted", predicted)
             for k, count in enumerate(world.counts):
-                row[f"risk, n={count}"] = Metric.of(students.ratios(name, k))
+                for i, ratio in enumerate(students.ratios(name, k)):
+                    book.add(row, f"risk, n={count}", ratio, i)
         claims.append(_as_predicted(scale, students))
     every = world.students.values()
     gap = max(abs(students.tower) for students in every)
@@ -340,8 +340,20 @@ def rows_and_claims(world: LinearWorld) -> tuple[dict[str, dict[str, Metric]], l
             abs(farthest - 1) < 1e-3,
         )
     )
-    claims += [_no_skipping(s, scale) for scale, s in world.students.items() if len(s.variance) > 1]
-    return rows, claims
+    for scale, students in world.students.items():
+        if len(students.variance) > 1:
+            near, far = list(students.variance)[:2]
+            book.claim(
+                f"linear-x{scale}-chain-beats-skipping",
+                f"In the linear world a x{scale} student gains more from the {near}, the last of a "
+                f"progressive chain, than from the {far}, which skips a link.",
+                *(
+                    book.better(
+                        f"linear x{scale}, {near}", f"linear x{scale}, {far}", f"risk, n={count}"
+                    )
+                    for count in world.counts
+                ),
+            )
 
 
 def _as_predicted(scale: int, students: Students) -> Claim:
@@ -363,24 +375,6 @@ def _as_predicted(scale: int, students: Students) -> Claim:
         students.predicted[nearest],
         last.std / last.n**0.5,
         bool(np.abs(errors).max() < TOLERANCE),
-    )
-
-
-def _no_skipping(students: Students, scale: int) -> Claim:
-    near, far = list(students.variance)[:2]
-    counts = range(len(students.excess[DIRECT]))
-    pairs = [(students.ratios(far, k), students.ratios(near, k)) for k in counts]
-    leads = [paired(*pair) for pair in pairs]
-    ahead = {decide(*lead, len(pair[0])) for lead, pair in zip(leads, pairs, strict=True)}
-    return Claim(
-        f"linear-x{scale}-chain-beats-skipping",
-        f"In the linear world a x{scale} student gains more from the {near}, the last of a "
-        f"progressive chain, than from the {far}, which skips a link.",
-        f"mean paired difference of the ratios above {CONFIDENT} for every n; shown: largest n",
-        float(np.mean(students.ratios(near, -1))),
-        float(np.mean(students.ratios(far, -1))),
-        leads[-1][1],
-        ahead.pop() if len(ahead) == 1 else None,
     )
 
 

@@ -19,6 +19,7 @@ import zoo_edge_sd_sr.train as recipe
 from PIL import Image
 from torch import nn
 from zoo_edge_sd_sr.model import EdgeSDSR, build_network
+from zoo_sr.measuring.tables import less_is_better
 from zoo_sr.pixels import bicubic_down, bicubic_up
 from zoo_sr.training import photos as pictures
 from zoo_sr.training import recipe as sr
@@ -27,6 +28,7 @@ from zoo_sr.upscaler import count
 import zoo
 from zoo.entry import Entry
 from zoo.errors import InputError, NotReadyError, OptionError, ZooError
+from zoo.experiment import Book
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
 from zoo.training import loop
 from zoo.weights import read_saved
@@ -77,6 +79,7 @@ def entry(config=SMALL, name="edge-sd-sr"):
         "ready",
         "a model for tests",
         config=dict(config),
+        options=zoo.info("edge-sd-sr").options,
         distribution="edgezoo",
     )
 
@@ -701,7 +704,9 @@ def test_ablations_train_every_variant_equally(bundled, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop.Run, "minimise", spied)
     request = BenchRequest(entry(TINY), tmp_path / "out", data=tmp_path)
-    rows, claims = experiment.ablations(request, bundled, tmp_path)
+    book = Book(less_is_better)
+    experiment.ablations(book, request, bundled, tmp_path)
+    rows, claims = book.table(), book.claims
     imitation, joint = (
         ("lr_encoder", 3, 16, ("lr_encoder",)),
         ("unet", 4, 8, ("unet", "lr_encoder")),

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from zoo_sr.measuring.tables import less_is_better
 from zoo_yonos_sr import linear
-from zoo_yonos_sr.linear import DIRECT, Blocks, LinearWorld, fit, rows_and_claims, run
+from zoo_yonos_sr.linear import DIRECT, Blocks, LinearWorld, enter, fit, run
 
 from zoo.errors import InputError, OptionError
+from zoo.experiment import Book
 
 COUNTS = (500, 2000)
 
@@ -120,7 +122,9 @@ def test_same_seed_same_world(photos):
 
 
 def test_claims_hold_on_the_bundled_photographs(world):
-    rows, claims = rows_and_claims(world)
+    book = Book(less_is_better)
+    enter(book, world)
+    rows, claims = book.table(), book.claims
     assert {c.id: c.holds for c in claims} == {
         "linear-x4-risk-as-predicted": True,
         "linear-x8-risk-as-predicted": True,
@@ -141,8 +145,9 @@ def test_claims_can_fail(world):
 
     def verdicts(**changes) -> dict[str, bool | None]:
         changed = dataclasses.replace(x8, **changes)
-        claims = rows_and_claims(dataclasses.replace(world, students={8: changed}))[1]
-        return {c.id.removeprefix("linear-").removeprefix("x8-"): c.holds for c in claims}
+        book = Book(less_is_better)
+        enter(book, dataclasses.replace(world, students={8: changed}))
+        return {c.id.removeprefix("linear-").removeprefix("x8-"): c.holds for c in book.claims}
 
     swapped = x8.excess | {
         "x4 teacher": x8.excess["x2 teacher"],

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from zoo_edge_sd_sr import cli
 from zoo_edge_sd_sr.full import CONFIG
-from zoo_sr.measuring import speed, timing
+from zoo_sr.measuring import speed
 from zoo_sr.measuring.peers import PEERS, Diffusion
 from zoo_sr.measuring.profiler import BETWEEN, READ, TILES, WRITE, Meter, part_of, profile, table
 from zoo_sr.measuring.speed import GFLOP, PARAMETERS, SECONDS, cost, random, speed_rows
 
 import zoo
 from tests.plugins.test_edge_sd_sr import FULL, SMALL, make
+from zoo import experiment
 from zoo.interfaces import Metric
 
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.time = 0.0
-        monkeypatch.setattr(timing, "now", lambda device: self.time)
+        monkeypatch.setattr(experiment, "now", lambda device: self.time)
 
     def work(self, seconds: float) -> None:
         self.time += seconds
@@ -86,17 +87,17 @@ def test_runs_take_turns_on_one_thread(clock):
     order = []
 
     def run(name: str, seconds: float) -> None:
-        order.append((name, torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        order.append((name, torch.get_num_threads()))
         clock.work(seconds)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         runs = {"a": lambda: run("a", 1.0), "b": lambda: run("b", 3.0)}
-        assert timing.take_turns(runs, CPU, rounds=2) == {"a": [1.0, 1.0], "b": [3.0, 3.0]}
-        assert order == [("a", 1, True), ("b", 1, True)] * 3  # the first round warms up
+        assert experiment.take_turns(runs, rounds=2) == {"a": [1.0, 1.0], "b": [3.0, 3.0]}
+        assert order == [("a", 1), ("b", 1)] * 3  # the first round warms up
         assert torch.get_num_threads() == 2
-        once = timing.take_turns(runs, CPU, rounds=5, patience=0)
+        once = experiment.take_turns(runs, rounds=5, patience=0)
         assert once == {"a": [1.0], "b": [3.0]}
     finally:
         torch.set_num_threads(threads)
@@ -105,9 +106,7 @@ def test_runs_take_turns_on_one_thread(clock):
 def test_on_a_cpu_waiting_costs_nothing():
     import time
 
-    (spent,) = timing.take_turns({"wait": lambda: time.sleep(0.2)}, CPU, rounds=1, warm_up=0)[
-        "wait"
-    ]
+    (spent,) = experiment.take_turns({"wait": lambda: time.sleep(0.2)}, rounds=1, warm_up=0)["wait"]
     assert spent < 0.1
 
 

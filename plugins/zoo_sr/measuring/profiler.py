@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.bench import markdown
+from zoo.experiment import now, one_thread
 
-from .timing import count_flops, now, one_thread
+from .cost import count_flops
 
 if TYPE_CHECKING:
     from ..upscaler import LatentSR

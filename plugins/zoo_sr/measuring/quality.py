@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from torch import Tensor
 
+from zoo.experiment import Book
 from zoo.hookspecs import BenchRequest, BuildRequest
-from zoo.interfaces import Claim, Metric
 
 from ..degrade import Degradation
 from ..training.recipe import Recipe
 from ..upscaler import LatentSR
 from . import regression
 from .tables import (
-    CONFIDENT,
-    HIGHER,
     Enlarge,
-    Values,
-    all_of,
-    better_than_interpolation,
-    compare,
+    claim_better_than_interpolation,
+    columns,
     interpolations,
     measure,
-    paired,
-    table_of,
     unsharp,
 )
 
@@ -44,7 +38,6 @@ TEXTURED = f"{PLAIN}, tuned for texture"
 STEPS = (2, 8)
 MARGIN = 0.05
 """dB that count as a match."""
-RULE = f"mean paired difference over all images above {CONFIDENT}"
 
 
 def baselines_for(
@@ -118,114 +111,75 @@ class Quality(Generic[Kind]):
         return {m: methods[m] for m in ("bicubic", PLAIN, self.name) if m in methods}
 
     def measure(
-        self, sets: Mapping[str, Sequence[Tensor]], degradation: Degradation | None = None
-    ) -> tuple[dict[str, dict[str, Metric]], list[Claim]]:
-        """Every method on every set; what of it is claimed."""
+        self,
+        book: Book,
+        sets: Mapping[str, Sequence[Tensor]],
+        degradation: Degradation | None = None,
+    ) -> None:
+        """Enter every method on every set, and what of it is claimed."""
         scale = self.model.module.scale
-        values = measure(self.methods(), sets, scale, self.request.progress, degradation)
-        claims = [
-            *better_than_interpolation(values, self.name, scale),
-            *self._against_regression(values),
-            *self._parts(values),
-        ]
-        return table_of(values), claims
+        measure(book, self.methods(), sets, scale, self.request.progress, degradation)
+        claim_better_than_interpolation(book, self.name, sets, scale)
+        if self.baselines is not None:
+            self._against_regression(book, [*sets], None)  # most images are BSD100's
+            for name in sets:
+                self._against_regression(book, [name], name)
+        self._parts(book, sets)
 
-    def _against_regression(self, values: Values) -> list[Claim]:
-        """On all images (most are BSD100's) and on each set."""
-        if self.baselines is None:
-            return []
-        return [
-            claim
-            for only in (None, *values[self.name])
-            for claim in self._against_regression_on(values, only)
-        ]
-
-    def _against_regression_on(self, values: Values, only: str | None) -> list[Claim]:
+    def _against_regression(self, book: Book, sets: Sequence[str], only: str | None) -> None:
         where = f"On {only}" if only else "Over all images"
         suffix = f"-{only}".lower().replace(" ", "-") if only else ""
 
-        def of(method: str, metric: str) -> list[float]:
-            return all_of(values, method, metric, only)
-
-        def better(identity: str, ours: str, others: Sequence[str], words: str) -> Claim:
-            score = {m: sum(v := of(m, "G-DISTS")) / len(v) for m in others}
-            rival = min(others, key=lambda m: score[m])
-            against = f", against the best of them ({rival})" if len(others) > 1 else ""
-            return compare(
+        def better(identity: str, ours: str, others: Sequence[str], words: str) -> None:
+            book.claim(
                 f"{identity}{suffix}",
                 f"{where}, {ours} has a better G-DISTS (a perceptual score "
                 f"that no network here was trained on) than {words}.",
-                f"mean paired difference above {CONFIDENT}{against}",
-                of(ours, "G-DISTS"),
-                of(rival, "G-DISTS"),
-                higher=HIGHER["G-DISTS"],
+                book.better(ours, others, columns(sets, "G-DISTS")),
             )
 
-        plain = ("bicubic", "bicubic + unsharp", PLAIN)
-        return [
-            compare(
-                f"fidelity-near-regression{suffix}",
-                f"{where}, the fidelity setting of {self.name} (fidelity=0: "
-                f"the decoder before fine-tuning; consistency={CONSISTENCY}: steps of "
-                "back-projection) comes within 0.5 dB of a regression network of its size that "
-                "saw the same photographs and is back-projected too.",
-                f"mean paired PSNR-Y difference plus 0.5 dB above {CONFIDENT}",
-                of(self.fidelity, "PSNR-Y"),
-                of(CONSISTENT, "PSNR-Y"),
-                margin=0.5,
-            ),
-            better(
-                "best-perceptual-score",
-                self.name,
-                plain,
-                "bicubic, with and without unsharp masking, and the regression network",
-            ),
-            better(
-                "best-perceptual-score-back-projected",
-                self.consistent,
-                [CONSISTENT],
-                "the regression network that is back-projected too",
-            ),
-            better(
-                "perceptual-score-without-diffusion",
-                self.name,
-                [SHARPENED, TEXTURED],
-                "the regression network sharpened by unsharp masking or tuned for texture with "
-                "our decoder's loss",
-            ),
-        ]
+        book.claim(
+            f"fidelity-near-regression{suffix}",
+            f"{where}, the fidelity setting of {self.name} (fidelity=0: "
+            f"the decoder before fine-tuning; consistency={CONSISTENCY}: steps of "
+            "back-projection) comes within 0.5 dB of a regression network of its size that "
+            "saw the same photographs and is back-projected too.",
+            book.not_worse(self.fidelity, CONSISTENT, columns(sets, "PSNR-Y"), margin=0.5),
+        )
+        better(
+            "best-perceptual-score",
+            self.name,
+            ("bicubic", "bicubic + unsharp", PLAIN),
+            "bicubic, with and without unsharp masking, and the regression network",
+        )
+        better(
+            "best-perceptual-score-back-projected",
+            self.consistent,
+            [CONSISTENT],
+            "the regression network that is back-projected too",
+        )
+        better(
+            "perceptual-score-without-diffusion",
+            self.name,
+            [SHARPENED, TEXTURED],
+            "the regression network sharpened by unsharp masking or tuned for texture with "
+            "our decoder's loss",
+        )
 
-    def _parts(self, values: Values) -> list[Claim]:
-        def all_images(method: str, metric: str) -> list[float]:
-            return all_of(values, method, metric)
-
-        tuned = [
-            compare(
+    def _parts(self, book: Book, sets: Iterable[str]) -> None:
+        fidelity = columns(sets, "PSNR-Y")
+        for metric in ("HaarPSI", "G-DISTS"):
+            book.claim(
                 f"decoder-fine-tuning-{metric.lower()}",
                 f"Fine-tuning the decoder on one-step outputs improves {metric} and costs at most "
                 "0.3 dB of PSNR.",
-                f"{RULE}, and mean PSNR-Y at most 0.3 dB lower",
-                all_images(self.name, metric),
-                all_images(self.frozen, metric),
-                higher=HIGHER[metric],
+                book.better(self.name, self.frozen, columns(sets, metric)),
+                book.not_worse(self.name, self.frozen, fidelity, margin=0.3),
             )
-            for metric in ("HaarPSI", "G-DISTS")
-        ]
-        loss, _ = paired(all_images(self.frozen, "PSNR-Y"), all_images(self.name, "PSNR-Y"))
-        if loss > 0.3:
-            tuned = [replace(claim, holds=False) for claim in tuned]
-        return [
-            *tuned,
-            *(
-                compare(
-                    f"one-step-matches-{count}",
-                    f"One step matches (within {MARGIN} dB of PSNR-Y) or beats {count} steps of "
-                    "the same network.",
-                    f"mean paired difference over all images plus {MARGIN} dB above {CONFIDENT}",
-                    all_images(self.name, "PSNR-Y"),
-                    all_images(self.steps(count), "PSNR-Y"),
-                    margin=MARGIN,
-                )
-                for count in STEPS
-            ),
-        ]
+        for count in STEPS:
+            book.claim(
+                f"one-step-matches-{count}",
+                f"One step matches (within {MARGIN} dB of PSNR-Y) or beats {count} steps of "
+                "the same network.",
+                book.not_worse(self.name, self.steps(count), fidelity, margin=MARGIN),
+            )

@@ -1,8 +1,8 @@
 """What a model costs beside its peers, 128x128 to 512x512, in one run on one machine.
 
 Parameters and FLOPs are counted on the meta device; of parameters, those that take part. Seconds
-are as ``timing`` measures them. What is quick takes turns; the big peers come one after the other,
-to fit the memory.
+are as ``zoo.experiment`` measures them. What is quick takes turns; the big peers come one after
+the other, to fit the memory.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from zoo.experiment import take_turns
 from zoo.interfaces import Claim, Metric
 from zoo.progress import track
 
 from ..pixels import bicubic_up
+from .cost import count_flops
 from .peers import PEERS, Diffusion
-from .timing import count_flops, take_turns
 
 if TYPE_CHECKING:
     from zoo.progress import Progress
@@ -38,6 +39,7 @@ HIGHER = {PARAMETERS: False, GFLOP: False, SECONDS: False}
 Rows = dict[str, dict[str, Metric]]
 
 
+@torch.inference_mode()
 def speed_rows(
     model: LatentSR,
     quick: bool = False,
@@ -68,7 +70,7 @@ def speed_rows(
     runs[compact] = _run(random(PEERS[compact], device), image)
     rows[compact] = cost(random(PEERS[compact], None))
     with track(1 + len(large), progress, "speed") as advance:
-        for label, spent in take_turns(runs, device, rounds=3 if quick else 7).items():
+        for label, spent in take_turns(runs, rounds=3 if quick else 7, device=device).items():
             rows[label][SECONDS] = _median(spent)
         advance(1)
         for label in large:
@@ -82,6 +84,7 @@ def speed_rows(
     return rows, _claims(rows, about)
 
 
+@torch.inference_mode()
 def _peer(label: str, device: torch.device | None, image: Tensor) -> Rows:
     """Rows of one big peer; None for a device counts only."""
     shapes = random(PEERS[label], None)
@@ -90,7 +93,7 @@ def _peer(label: str, device: torch.device | None, image: Tensor) -> Rows:
         if device is not None:
             network = random(PEERS[label], device)
             row[SECONDS] = _median(
-                take_turns({label: _run(network, image)}, device, rounds=2)[label]
+                take_turns({label: _run(network, image)}, rounds=2, device=device)[label]
             )
         return {label: row}
     once, twice = cost(shapes), cost(shapes, 2)
@@ -102,7 +105,7 @@ def _peer(label: str, device: torch.device | None, image: Tensor) -> Rows:
         z = network.start(image)
         runs = {"step": lambda: network.step(z, image), "decode": lambda: network.decode(z)}
         # No round to warm up: a step alone is many times what starting costs.
-        spent = take_turns(runs, device, rounds=2, warm_up=0)
+        spent = take_turns(runs, rounds=2, warm_up=0, device=device)
         step, decode = (statistics.fmean(spent[part]) for part in ("step", "decode"))
         once[SECONDS] = Metric(step + decode)
         often[SECONDS] = Metric(STEPS * step + decode)

@@ -7,8 +7,7 @@ only those that training never saw are measured.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from torch.nn import functional
 
 from zoo import images
 from zoo.errors import InputError
-from zoo.interfaces import Claim, Data, Metric
+from zoo.experiment import Book
+from zoo.interfaces import Data
 from zoo.metrics import haarpsi, psnr_y, ssim_y
 from zoo.progress import track
 
@@ -44,8 +44,12 @@ LICENSES = {
 }
 Enlarge = Callable[[Tensor], Tensor]
 """x_l (3,h,w) in [0,1] to (3,scale*h,scale*w)."""
-Values = dict[str, dict[str, dict[str, list[float]]]]
-"""method -> set -> metric -> one number for each image."""
+LESS = ("G-DISTS", "latent error", "risk", "parameters", "GFLOP", "seconds", "time, ratio")
+
+
+def less_is_better(column: str) -> bool:
+    """For ``zoo.experiment.Book``: does a smaller number win in this column?"""
+    return any(word in column for word in LESS)
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -128,107 +132,45 @@ def interpolations(scale: int) -> dict[str, Enlarge]:
 
 
 def measure(
+    book: Book,
     methods: Mapping[str, Enlarge],
     sets: Mapping[str, Sequence[Tensor]],
     scale: int,
     progress: Any = False,
     degradation: Degradation | None = None,
-) -> Values:
-    """Each method on each image, shrunk by ``degradation`` (clean bicubic) with seed 0."""
+    suffix: str = "",
+) -> None:
+    """Enter each method on each image, shrunk by ``degradation`` (clean bicubic) with seed 0."""
     degradation = degradation or Bicubic()
-    values: Values = {m: {s: {k: [] for k in METRICS} for s in sets} for m in methods}
     with track(sum(map(len, sets.values())), progress, "measure") as advance:
         for name, images in sets.items():
             rng = np.random.default_rng(0)
-            for x_h in images:
+            for i, x_h in enumerate(images):
                 params = degradation.sample(rng, 1)
                 x_l = degradation.apply(x_h[None], scale, params, scale)[0]  # (3,h,w)
                 for method, enlarge in methods.items():
                     x = enlarge(x_l).clamp(0, 1)
                     for metric, of in METRICS.items():
-                        values[method][name][metric].append(of(x, x_h, scale))
+                        column = f"{name}{suffix} {metric}"
+                        book.add(method, column, of(x, x_h, scale), f"{name} {i + 1}")
                 advance(1)
-    return values
 
 
-def table_of(values: Values, suffix: str = "") -> dict[str, dict[str, Metric]]:
-    """Means over the images of each set."""
-    return {
-        method: {
-            f"{name}{suffix} {metric}": Metric(sum(v) / len(v))
-            for name, by_metric in by_set.items()
-            for metric, v in by_metric.items()
-        }
-        for method, by_set in values.items()
-    }
+def columns(sets: Iterable[str], metric: str) -> list[str]:
+    """The columns of a metric: the images of several sets are compared together."""
+    return [f"{name} {metric}" for name in sets]
 
 
-def all_of(values: Values, method: str, metric: str, only: str | None = None) -> list[float]:
-    """A method's numbers over the images of all sets, or of one."""
-    sets = values[method]
-    return [v for name in sets if only in (None, name) for v in sets[name][metric]]
-
-
-# --- claims: decided here, by the numbers ---------------------------------------------------------
-
-
-def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
-    """Mean difference a - b and its standard error (infinite where there is one pair only)."""
-    d = np.asarray(a) - np.asarray(b)
-    error = float(d.std(ddof=1) / math.sqrt(len(d))) if len(d) > 1 else math.inf
-    return float(d.mean()), error
-
-
-CONFIDENT = "the 95 % confidence interval (Student's t)"
-"""Outside of it a difference must lie: with three seeds 4.3 standard errors, with many images 2."""
-
-
-def decide(difference: float, error: float, count: int) -> bool | None:
-    """Is the difference above 0? None where the interval from ``count`` pairs holds 0."""
-    from scipy.stats import t
-
-    if not math.isfinite(error) or abs(difference) <= float(t.ppf(0.975, count - 1)) * error:
-        return None
-    return difference > 0
-
-
-def compare(
-    identity: str,
-    statement: str,
-    rule: str,
-    a: Sequence[float],
-    b: Sequence[float],
-    *,
-    higher: bool = True,
-    margin: float = 0.0,
-) -> Claim:
-    """The claim that a is better than b, number by number, or at most ``margin`` worse."""
-    difference, error = paired(a, b)
-    holds = decide((difference if higher else -difference) + margin, error, len(a))
-    spread = error if math.isfinite(error) else 0.0
-    return Claim(identity, statement, rule, float(np.mean(a)), float(np.mean(b)), spread, holds)
-
-
-def better_than_interpolation(values: Values, ours: str, scale: int) -> list[Claim]:
+def claim_better_than_interpolation(book: Book, ours: str, sets: Iterable[str], scale: int) -> None:
     """On each set and metric: ours against the better of bicubic and bicubic with unsharp."""
-    claims = []
-    for name in values[ours]:
-        for metric, higher in HIGHER.items():
-            mean = {m: float(np.mean(values[m][name][metric])) for m in interpolations(scale)}
-            rival = (max if higher else min)(mean, key=lambda m: mean[m])
-            claims.append(
-                compare(
-                    f"beats-interpolation-{name}-{metric}".lower().replace(" ", "-"),
-                    f"On {name} x{scale}, {ours} has a better {metric} than bicubic with and "
-                    "without unsharp masking.",
-                    "mean paired difference to the better of the two, over images, above "
-                    f"{CONFIDENT}",
-                    values[ours][name][metric],
-                    values[rival][name][metric],
-                    higher=higher,
-                )
+    for name in sets:
+        for metric in METRICS:
+            book.claim(
+                f"beats-interpolation-{name}-{metric}".lower().replace(" ", "-"),
+                f"On {name} x{scale}, {ours} has a better {metric} than bicubic with and without "
+                "unsharp masking.",
+                book.better(ours, [*interpolations(scale)], f"{name} {metric}"),
             )
-    return claims
 
 
 # --- the held-out photographs' crops, on which short trainings are compared -----------------------
@@ -237,14 +179,14 @@ X4, X4_HAAR = "held-out x4 PSNR-Y", "held-out x4 HaarPSI"
 X4_GDISTS, X8 = "held-out x4 G-DISTS", "held-out x8 PSNR-Y"
 
 
-def interpolated(photos: Photos) -> dict[str, Metric]:
+def interpolated(photos: Photos) -> dict[str, float]:
     """What bicubic interpolation reaches on the same crops: short trainings may be below it."""
     x_h = photos.validation()
     assert x_h is not None
 
-    def mean(of: Callable[[Tensor, Tensor, int], float], scale: int) -> Metric:
+    def mean(of: Callable[[Tensor, Tensor, int], float], scale: int) -> float:
         made = bicubic_up(Bicubic().apply(x_h, scale, [], scale), scale)
-        return Metric(sum(of(a, b, scale) for a, b in zip(made, x_h, strict=True)) / len(x_h))
+        return sum(of(a, b, scale) for a, b in zip(made, x_h, strict=True)) / len(x_h)
 
     return {
         X4: mean(psnr_y, 4),
