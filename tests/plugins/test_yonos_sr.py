@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -304,6 +305,28 @@ def test_a_regression_baseline_that_learnt_nothing_is_refused(photos, tmp_path, 
     with pytest.raises(InputError, match="no better than bicubic after 3 steps"):
         regression.regression(recipe_of(photos, tmp_path), tmp_path / "kept", 3)
     assert not (tmp_path / "kept").exists()
+
+
+def test_an_interrupted_regression_baseline_goes_on(photos, tmp_path, monkeypatch):
+    """By Ctrl-C in each step; after the last one nothing is left to train."""
+    monkeypatch.setattr(regression, "RECIPE", sr.Stage(2, 4e-4, 2, crop=32))
+    whole = regression.regression(recipe_of(photos, tmp_path), tmp_path / "whole", 2)
+    for step in range(2):
+        run, folder = recipe_of(photos, tmp_path), tmp_path / f"cut{step}"
+        calls = iter(range(2))
+
+        def batch(draw, crop=None, plain=run.batch, calls=calls, step=step):
+            if next(calls) == step:
+                signal.raise_signal(signal.SIGINT)
+            return plain(draw, crop)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "batch", batch)
+            with pytest.raises(KeyboardInterrupt):
+                regression.regression(run, folder, 2)
+        made = regression.regression(run, folder, 2)
+        assert all(torch.equal(v, whole.state_dict()[k]) for k, v in made.state_dict().items())
+        assert [path.name for path in folder.iterdir()] == [regression.FILE]
 
 
 def test_the_textured_baseline_goes_on_from_the_plain_one(photos, tmp_path):

@@ -32,6 +32,8 @@ TEXTURE, TEXTURE_STEPS = 0.4, 3000
 """As yonos-sr's decoder stage."""
 LEARNS = 500
 """Steps after which a network that is no better than bicubic has gone wrong."""
+CHECKED = 64
+"""Crops that this is measured on."""
 FILE = "baseline.safetensors"
 TEXTURED = "textured.safetensors"
 
@@ -61,16 +63,15 @@ def regression(job: Recipe, folder: Path, steps: int, progress: bool = False) ->
     """
     torch.manual_seed(job.request.seed)
     network = PlainSR(job.scale)
-    gains: list[float] = []  # bicubic's error less the network's, in each step
 
     def loss(x: Tensor, batch: Batch) -> Tensor:
-        error = (x - batch.x_h).abs().mean()
-        bicubic = (bicubic_up(batch.x_l, job.scale) - batch.x_h).abs().mean()
-        gains.append(float(bicubic - error.detach()))
-        return error
+        return (x - batch.x_h).abs().mean()
 
+    @torch.no_grad()
     def refuse() -> None:
-        gain = sum(gains[-100:]) / len(gains[-100:])
+        batch = job.batch(job.run.draw("regression gain", CHECKED), RECIPE.crop)
+        bicubic = bicubic_up(batch.x_l, job.scale)
+        gain = float(loss(bicubic, batch) - loss(network(batch.x_l), batch))
         if steps >= LEARNS and not gain > 0:
             raise InputError(
                 f"The regression baseline is no better than bicubic after {steps} steps (mean L1 "
@@ -155,8 +156,11 @@ def _trained(
         return loss_of(x.float(), batch)
 
     run.minimise({name: network}, lambda draw: job.batch(draw, RECIPE.crop), loss)
-    shutil.rmtree(out, ignore_errors=True)
-    refuse()
+    try:
+        refuse()
+    except InputError:
+        shutil.rmtree(out, ignore_errors=True)  # its checkpoint would be refused again
+        raise
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(
         path, {k: v.cpu().contiguous() for k, v in network.state_dict().items()}, {**facts}
