@@ -582,6 +582,14 @@ def load(request: BenchRequest, name: str | Path | None = None, **options: Any) 
     return api.load(name, device=request.device, **options)
 
 
+def files(request: BenchRequest) -> Path:
+    """The verified folder of the files of the request's entry, such as its ``train.json``."""
+    folder = actions.pull(f"{request.entry.distribution}:{request.entry.name}").folder
+    if folder is None:
+        raise InputError(f"{request.entry.name} has no files of its own.")
+    return folder
+
+
 def training(
     request: BenchRequest,
     out: Path,

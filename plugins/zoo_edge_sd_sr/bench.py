@@ -35,9 +35,8 @@ from zoo_sr.measuring.tables import (
 )
 from zoo_sr.training.photos import Photos
 
-from zoo.errors import NotReadyError
-from zoo.experiment import Book, training
-from zoo.hookspecs import BenchRequest, BuildRequest
+from zoo.experiment import Book, files, load, training
+from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Results
 from zoo.progress import track
 from zoo.training import Rate, cosine, draw_curve, whole_curve
@@ -50,25 +49,15 @@ OPTIONS: Mapping[str, Any] = {"texture": 0.0, "degraded": 0.0}
 """Of ``zoo train``, where short trainings differ from the recipe."""
 
 
-def weights_of(name: str) -> Path:
-    """The folder of a model's bundled weights."""
-    return Path(__file__).parent / "weights" / name
-
-
 def bench(request: BenchRequest) -> Results:
     """Run the experiment; see the module's docstring."""
-    folder = weights_of(request.entry.name)
-    if not (folder / "model.safetensors").is_file():
-        raise NotReadyError(
-            f"{request.entry.name} has no weights to measure. Train it with "
-            f"`zoo train {request.entry.name}`; `zoo bench {OURS}` measures the small one."
-        )
-    made = clean(request, folder) if request.entry.name == OURS else degraded(request, folder)
-    draw_curve(whole_curve(folder / "train.json"), request.out / "training.png")
+    load(request)  # refuses what has no weights, before minutes of training a baseline
+    made = clean(request) if request.entry.name == OURS else degraded(request)
+    draw_curve(whole_curve(files(request) / "train.json"), request.out / "training.png")
     return replace(made, pictures=["before-after.png", "training.png"])
 
 
-def clean(request: BenchRequest, folder: Path) -> Results:
+def clean(request: BenchRequest) -> Results:
     """From bicubic inputs: quality, ablations, speed."""
     sets, photos = find_sets(request.data, request.quick, 4), photos_below(request.data)
     book = Book(less_is_better)
@@ -77,7 +66,7 @@ def clean(request: BenchRequest, folder: Path) -> Results:
         with tempfile.TemporaryDirectory() as scratch:
             asked = training(request, Path(scratch), **{**OPTIONS, "degraded": 0.15})
             baselines = baselines_for(request, recipe(asked, Photos(photos)), Path(scratch))
-    quality = Quality(EdgeSDSR, request, folder, baselines)
+    quality = Quality(request, baselines)
     quality.measure(book, sets)
     from .full import CONFIG
 
@@ -87,19 +76,17 @@ def clean(request: BenchRequest, folder: Path) -> Results:
             book.add(row, column, metric.mean)
     book.claims += claims
     if photos is not None and not request.quick:
-        ablations(book, request, quality.model, photos)
+        ablations(book, request, load(request), photos)
     picture(request.out / "before-after.png", quality.shown(), sets, 4)
     seeds = 1 if request.quick else SEEDS
     return book.results(data=described(sets), seeds=[request.seed + i for i in range(seeds)])
 
 
-def degraded(request: BenchRequest, folder: Path) -> Results:
+def degraded(request: BenchRequest) -> Results:
     """From inputs as photos on the web are: blurred, resized, noisy, compressed; seed 0."""
     sets = find_sets(request.data, request.quick, 4)
     name = request.entry.name
-    ours = EdgeSDSR.build(BuildRequest(request.entry, folder, device=request.device))
-    other = replace(request.entry, name=OURS)
-    plain = EdgeSDSR.build(BuildRequest(other, weights_of(OURS), device=request.device))
+    ours, plain = load(request), load(request, OURS)
     methods = {**interpolations(4), OURS: plain.upscale, name: ours.upscale}
     real, book = RealESRGAN(share=1.0), Book(less_is_better)
     measure(book, methods, sets, 4, request.progress, real)

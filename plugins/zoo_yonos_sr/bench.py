@@ -13,27 +13,18 @@ from zoo_sr.measuring.quality import Quality, baselines_for
 from zoo_sr.measuring.tables import described, find_sets, less_is_better, photos_below, picture
 from zoo_sr.training.photos import Photos
 
-from zoo.errors import NotReadyError
-from zoo.experiment import Book, training
+from zoo.experiment import Book, files, load, training
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Results
 from zoo.training import draw_curve, whole_curve
 
 from . import controls, linear
-from .model import YonosSR
 from .train import recipe
-
-OURS = "yonos-sr"
 
 
 def bench(request: BenchRequest) -> Results:
     """Run the experiment; see the module's docstring."""
-    folder = Path(__file__).parent / "weights" / request.entry.name
-    if not (folder / "model.safetensors").is_file():
-        raise NotReadyError(
-            f"{request.entry.name} has no weights to measure. Train it with "
-            f"`zoo train {request.entry.name}`; `zoo bench {OURS}` measures the small one."
-        )
+    load(request)  # refuses what has no weights, before minutes of training a baseline
     sets = find_sets(request.data, request.quick, 4)
     photos = photos_below(request.data)
     book = Book(less_is_better)
@@ -43,7 +34,7 @@ def bench(request: BenchRequest) -> Results:
             options = {**controls.OPTIONS, "degraded": 0.15}
             asked = training(request, Path(scratch), **options)
             baselines = baselines_for(request, recipe(asked, Photos(photos)), Path(scratch))
-    quality = Quality(YonosSR, request, folder, baselines)
+    quality = Quality(request, baselines)
     quality.measure(book, sets)
     budget = controls.QUICK if request.quick else controls.Budget()
     if photos is not None:
@@ -52,7 +43,7 @@ def bench(request: BenchRequest) -> Results:
     linear.enter(book, world)
     picture(request.out / "before-after.png", quality.shown(), sets, 4)
     linear.draw(world, request.out / "linear-world.png")
-    draw_curve(whole_curve(folder / "train.json"), request.out / "training.png")
+    draw_curve(whole_curve(files(request) / "train.json"), request.out / "training.png")
     return book.results(
         data=described(sets),
         seeds=[request.seed + i for i in range(budget.seeds)],

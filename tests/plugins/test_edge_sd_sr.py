@@ -681,8 +681,8 @@ def test_quick_benchmark_computes_its_claims(tmp_path):
     assert [d.name for d in results.data] == ["astronaut"]
     with pytest.raises(InputError, match="neither set5"):
         zoo_edge_sd_sr.zoo_bench(BenchRequest(entry(TINY), tmp_path, data=tmp_path, quick=True))
-    with pytest.raises(NotReadyError, match="no weights to measure"):
-        zoo_edge_sd_sr.zoo_bench(BenchRequest(entry(FULL, "edge-sd-sr-full"), tmp_path))
+    with pytest.raises(NotReadyError, match="no trained weights"):
+        zoo_edge_sd_sr.zoo_bench(BenchRequest(zoo.info("edge-sd-sr-full"), tmp_path))
 
 
 def test_ablations_train_every_variant_equally(bundled, tmp_path, monkeypatch):

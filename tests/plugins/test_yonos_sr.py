@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -420,8 +419,8 @@ def test_quick_benchmark_computes_its_claims(tmp_path, monkeypatch):
     assert quality.PLAIN not in results.table  # no photographs to train it on
     with pytest.raises(InputError, match="neither set5"):
         zoo_yonos_sr.zoo_bench(BenchRequest(entry(TINY), tmp_path, data=tmp_path, quick=True))
-    with pytest.raises(NotReadyError, match="no weights to measure"):
-        zoo_yonos_sr.zoo_bench(replace(BenchRequest(entry(TINY, "other"), tmp_path)))
+    with pytest.raises(NotReadyError, match="no trained weights"):
+        zoo_yonos_sr.zoo_bench(BenchRequest(zoo.info("yonos-sr-full"), tmp_path))
 
 
 def test_benchmark_with_photographs_trains_the_baseline(photos, tmp_path):
@@ -434,7 +433,7 @@ def test_benchmark_with_photographs_trains_the_baseline(photos, tmp_path):
         assert (tmp_path / "b" / file).is_file()
     assert not (tmp_path / "scratch").exists()
     folder = make().save_pretrained(tmp_path / "model")
-    measured = quality.Quality(YonosSR, request, folder, made)
+    measured = quality.Quality(request, made, folder)
     x_h = Photos(photos).validation()
     assert x_h is not None
     book = Book(less_is_better)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from zoo.experiment import Book
-from zoo.hookspecs import BenchRequest, BuildRequest
+from zoo.experiment import Book, load
+from zoo.hookspecs import BenchRequest
 
 from ..degrade import Degradation
 from ..training.recipe import Recipe
@@ -55,25 +53,20 @@ def baselines_for(
     return plain, regression.textured(job, plain, folder, steps, texture, request.progress)
 
 
-Kind = TypeVar("Kind", bound=LatentSR)
-
-
-class Quality(Generic[Kind]):
-    """Rows and claims about a bundled model's pictures."""
+class Quality:
+    """Rows and claims about the pictures of a model, or of a saved one of its kind."""
 
     def __init__(
         self,
-        kind: type[Kind],
         request: BenchRequest,
-        folder: Path,
         baselines: tuple[regression.PlainSR, regression.PlainSR] | None,
+        saved: Path | None = None,
     ) -> None:
-        build = BuildRequest(request.entry, folder, device=request.device)
         self.request = request
         self.name = request.entry.name
-        self.model = kind.build(build)
-        self.untuned = kind.build(replace(build, options={"fidelity": 0.0}))
-        self.half = kind.build(replace(build, options={"fidelity": 0.5}))
+        self.model: LatentSR = load(request, saved)
+        self.untuned: LatentSR = load(request, saved, fidelity=0.0)
+        self.half: LatentSR = load(request, saved, fidelity=0.5)
         self.baselines = baselines
         self.consistent = f"{self.name}, {CONSISTENCY} back-projections"
         self.fidelity = f"{self.name}, fidelity setting"
