@@ -25,7 +25,7 @@ from zoo.interfaces import (
     verbs,
 )
 
-REQUEST = SimpleNamespace(entry=SimpleNamespace(name="mine"), options={}, config={})
+REQUEST = SimpleNamespace(entry=SimpleNamespace(name="mine"), options={}, config={}, bases={})
 
 
 @pytest.mark.parametrize(
