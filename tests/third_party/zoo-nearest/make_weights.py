@@ -30,6 +30,7 @@ def main() -> None:
         folder=FOLDER / "model.safetensors",
         config={"factor": 2, "side": 3},
         options={"strength": 1.0},
+        bases={},
         device="cpu",
         dtype="float32",
     )
