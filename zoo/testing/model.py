@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import inspect
 import json
 import socket
@@ -28,7 +29,7 @@ HEAVY = (
 """What importing a plugin's package may not import: `zoo info` and every first use would wait."""
 
 
-class ModelSuite:
+class ModelSuite(abc.ABC):
     """What holds for whatever ``zoo.load`` returns; the suite of each interface builds on it."""
 
     name: ClassVar[str] = ""
@@ -76,9 +77,9 @@ class ModelSuite:
         """What ``outputs`` is asked about."""
         return None
 
+    @abc.abstractmethod
     def outputs(self, ready: Any, sample: Any) -> Any:
         """What a saved and loaded model must give again."""
-        raise NotImplementedError
 
     @pytest.fixture(autouse=True)
     def network_calls(self) -> Iterator[list[str]]:
