@@ -217,6 +217,7 @@ def _claim(book: Book, budget: Budget) -> None:
     """Scale distillation against each control, decided by the paired differences over seeds."""
     note = f"T = {budget.teacher}, S = {budget.student} steps"
     tuning = f"{note}; the decoder takes {budget.decoder}"
+    learns = "At one step, scale distillation has a higher x4 PSNR-Y than"
     against = {
         "direct": (DIRECT, "training directly for the student's steps"),
         "direct-longer": (LONGER, "training directly for teacher's and student's steps together"),
@@ -224,61 +225,60 @@ def _claim(book: Book, budget: Budget) -> None:
         "fresh-start": (FRESH, "distilling into a fresh network"),
         "regression": (REGRESSION, "plain regression at t = 1"),
     }
-    for name, (row, words) in against.items():
-        book.claim(
-            f"scale-distillation-vs-{name}",
-            f"At one step, scale distillation has a higher x4 PSNR-Y than {words}.",
-            book.better(DISTILLED, row, X4),
-            note=note,
-        )
-    book.claim(
-        "scale-distillation-latent-error",
-        "Scale distillation has a lower latent error than training directly for the student's "
-        "steps.",
-        book.better(DISTILLED, DIRECT, ERROR),
-        note=note,
-    )
-    book.claim(
-        "progressive-beats-skipping",
-        "At x8, a chain x2, x4, x8 beats one that skips x4.",
-        book.better(CHAIN, SKIP, X8),
-        note=note,
-    )
-    book.claim(
-        "progressive-beats-direct",
-        "At x8, the chain beats training directly for the student's steps.",
-        book.better(CHAIN, DIRECT8, X8),
-        note=note,
-    )
+    claims = [
+        *(
+            (f"scale-distillation-vs-{name}", f"{learns} {words}.", (DISTILLED, row, X4))
+            for name, (row, words) in against.items()
+        ),
+        (
+            "scale-distillation-latent-error",
+            "Scale distillation has a lower latent error than training directly for the student's "
+            "steps.",
+            (DISTILLED, DIRECT, ERROR),
+        ),
+        (
+            "progressive-beats-skipping",
+            "At x8, a chain x2, x4, x8 beats one that skips x4.",
+            (CHAIN, SKIP, X8),
+        ),
+        (
+            "progressive-beats-direct",
+            "At x8, the chain beats training directly for the student's steps.",
+            (CHAIN, DIRECT8, X8),
+        ),
+    ]
+    for identity, statement, compared in claims:
+        book.claim(identity, statement, book.better(*compared), note=note)
+    many = "2, 4 or 8 steps from noise of the one trained directly for T + S steps."
     book.claim(
         "one-distilled-step-beats-many",
-        "One step of the distilled network has a higher PSNR-Y than 2, 4 or 8 steps from noise "
-        "of the one trained directly for T + S steps. (PSNR favours few steps by itself.)",
+        f"One step of the distilled network has a higher PSNR-Y than {many} "
+        "(PSNR favours few steps by itself.)",
         book.better(DISTILLED, LONGER, X4, than_columns=X4_MANY),
         note=note,
     )
     book.claim(
         "one-distilled-step-beats-many-g-dists",
-        "One step of the distilled network has a better G-DISTS than 2, 4 or 8 steps from "
-        "noise of the one trained directly for T + S steps.",
+        f"One step of the distilled network has a better G-DISTS than {many}",
         book.better(DISTILLED, LONGER, X4_GDISTS, than_columns=X4_MANY_GDISTS),
         note=note,
     )
-    book.claim(
-        "decoder-tuning-haarpsi",
-        "A decoder tuned on one-step outputs has a higher HaarPSI than the plain one.",
-        book.better(TUNED, DISTILLED, X4_HAAR),
-        note=tuning,
-    )
-    book.claim(
-        "decoder-tuning-g-dists",
-        "A decoder tuned on one-step outputs has a better G-DISTS than the plain one.",
-        book.better(TUNED, DISTILLED, X4_GDISTS),
-        note=tuning,
-    )
-    book.claim(
-        "texture-term",
-        "Tuned with the texture term the decoder has a better G-DISTS than tuned by L1 alone.",
-        book.better(TUNED, TUNED_L1, X4_GDISTS),
-        note=tuning,
-    )
+    decoders = [
+        (
+            "decoder-tuning-haarpsi",
+            "A decoder tuned on one-step outputs has a higher HaarPSI than the plain one.",
+            (TUNED, DISTILLED, X4_HAAR),
+        ),
+        (
+            "decoder-tuning-g-dists",
+            "A decoder tuned on one-step outputs has a better G-DISTS than the plain one.",
+            (TUNED, DISTILLED, X4_GDISTS),
+        ),
+        (
+            "texture-term",
+            "Tuned with the texture term the decoder has a better G-DISTS than tuned by L1 alone.",
+            (TUNED, TUNED_L1, X4_GDISTS),
+        ),
+    ]
+    for identity, statement, compared in decoders:
+        book.claim(identity, statement, book.better(*compared), note=tuning)
