@@ -69,7 +69,9 @@ def asked(entry: Entry, given: Given) -> dict[str, Named]:
     if given is None:
         return {}
     if not entry.bases:
-        raise OptionError(f"{entry.name} works on no base model; leave base={str(given)!r} out.")
+        named = given.values() if isinstance(given, Mapping) else [given]
+        shown = ", ".join(map(str, named))
+        raise OptionError(f"{entry.name} works on no base model; leave base={shown!r} out.")
     if not isinstance(given, Mapping):
         return {next(iter(entry.bases)): given}
     for name in given:
@@ -91,7 +93,8 @@ def find(entry: Entry, given: Given, step: str) -> dict[str, Base]:
         if wanted is not None:
             found[name] = resolve(wanted, what="base")
         elif step in spec.needed:
-            raise NotReadyError(missing(entry, name))
+            also = " Or go on from an earlier result: --init FOLDER." if step == "train" else ""
+            raise NotReadyError(missing(entry, name) + also)
     return found
 
 

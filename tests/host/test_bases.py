@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,20 @@ def test_a_missing_base_is_refused_by_the_host(two: Entry) -> None:
         zoo.load("two", base={"ranker": "./clip"})
     with pytest.raises(UsageError, match="there is no such folder"):
         zoo.load("two", base="./none")
+
+
+def test_training_without_a_base_names_both_ways_to_start(two: Entry) -> None:
+    spec = replace(two.bases["lvlm"], needed=("train",))
+    entry = replace(two, bases={"lvlm": spec})
+    with pytest.raises(NotReadyError, match=r"--base ORG/NAME\). Or go on .* --init FOLDER"):
+        bases.find(entry, None, "train")
+    assert bases.find(entry, None, "build") == {}
+
+
+@pytest.mark.parametrize("given", ["org/x", {"base": "org/x"}])
+def test_a_base_for_a_model_without_one_is_named_as_it_was_given(given: Any) -> None:
+    with pytest.raises(OptionError, match="works on no base model; leave base='org/x' out"):
+        bases.asked(zoo.info("edge-sd-sr"), given)
 
 
 def test_both_can_be_moved_together(two: Entry, tmp_path: Path) -> None:
