@@ -115,7 +115,7 @@ def train(checkpoint, photos, out, options=None, **changes) -> Path:
     asked = {
         "data": photos,
         "steps": 2,
-        "bases": {"base": Base("org/sd", checkpoint, "0" * 40)},
+        "bases": {"base": Base("org/sd", checkpoint, "0" * 40)} if checkpoint else {},
         "options": OPTIONS | (options or {}),
         **changes,
     }
