@@ -97,6 +97,12 @@ def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(path: str | Path, *, overwrite: bool = False) -> None:
+    """OutputError where ``atomic_folder`` would refuse this path; call it before long work."""
+    path = Path(path)
+    _check_folder(path, _real(path), overwrite)
+
+
 @contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary folder beside ``path`` that takes its place on success.

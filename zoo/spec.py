@@ -529,6 +529,8 @@ class _Checker:
             return option
         value = self.json(default, what) if kind not in ("str", "choice") else default.value
         try:
+            if kind == "bool" and default.value not in ("true", "false"):  # one spelling in files
+                raise OptionError
             value = option.check(value)
         except OptionError:
             self.wrong(default.line, f"{what}: default {_shown(default)} is not {option.expected}")

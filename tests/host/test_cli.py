@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import pytest
@@ -23,6 +24,7 @@ from tests.conftest import MINIMAL_INIT, MINIMAL_MODEL, MINIMAL_REGISTRY, ROOT, 
 from zoo import cli, errors
 from zoo.cli import options
 from zoo.errors import OptionError
+from zoo.interfaces import INTERFACES
 
 REGISTRY = (
     MINIMAL_REGISTRY.format(name="doubler", package="doubler")
@@ -282,8 +284,47 @@ def test_settings_are_read_as_typed() -> None:
     for text in ("a", "=b", " =b"):
         with pytest.raises(OptionError, match="expected KEY=VALUE"):
             options.parse_settings((text,))
-    read = {"2": 2, "1e-3": 0.001, "true": True, "null": None, "no": "no", "[1]": [1], "": ""}
-    assert {text: options._read(text) for text in read} == read
+
+
+WORDS = {"true": True, "Yes": True, "ON": True, "false": False, "no": False, "Off": False}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "read", "refused"),
+    [
+        ("bool", WORDS, ["1", "maybe", "", "none", "[]"]),
+        ("bool | None", {**WORDS, "None": None, "null": None}, ["1", "maybe"]),
+        (int, {"2": 2, "-3": -3}, ["2.5", "two", "true", "none", "[1]"]),
+        ("float", {"2": 2.0, "1e-3": 0.001}, ["nan", "inf", "x", "off"]),
+        ("int | float | None", {"2": 2, "2.5": 2.5, "none": None}, ["x"]),
+        (int | None, {"2": 2, "NULL": None}, ["x"]),
+        ("str", {"no": "no", "2": "2", "": "", "none": "none"}, []),
+        ("str | None", {"no": "no", "a=b": "a=b"}, []),
+        (
+            'int | Literal["auto"] | None',
+            {"2": 2, "auto": "auto", "none": None, "[1]": [1], '{"a": 1}': {"a": 1}, **WORDS},
+            [],
+        ),
+    ],
+)
+def test_keywords_are_read_by_their_type(
+    annotation: Any, read: dict[str, Any], refused: list[str]
+) -> None:
+    keyword = inspect.Parameter("gain", inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+    found = {text: options.read_value(text, keyword) for text in read}
+    assert found == read
+    assert [type(value) for value in found.values()] == [type(value) for value in read.values()]
+    for text in refused:
+        with pytest.raises(OptionError, match=re.escape(f"gain={text!r}: expected")):
+            options.read_value(text, keyword)
+
+
+@pytest.mark.parametrize("verb", ["upscale", "align", "fit", "quantize", "detect", "generate"])
+def test_progress_is_no_setting(verb: str) -> None:
+    """--quiet says it; a second place would be one too many."""
+    owner = next(cls for cls in INTERFACES.values() if hasattr(cls, verb))
+    with pytest.raises(OptionError, match="no option 'progress'"):
+        options.split_settings({"progress": "true"}, zoo.info("edge-sd-sr"), getattr(owner, verb))
 
 
 def test_run_passes_its_arguments_and_its_exit_code(run: Command) -> None:

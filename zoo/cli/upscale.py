@@ -10,28 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import (
-    PATH,
-    base_option,
-    device_option,
-    echo_json,
-    force_option,
-    json_option,
-    model_argument,
-    parse_bases,
-    parse_settings,
-    quiet_option,
-    set_option,
-    split_settings,
-    verb_of,
-)
+from .options import PATH, echo_json
+from .verbs import Call, verb
 
 if TYPE_CHECKING:
     from ..images import Mode
+    from ..interfaces import SRModel
 
 
-@click.command()
-@model_argument
+@verb("SRModel", "upscale", "upscale")
 @click.argument("inputs", nargs=-1, required=True, type=PATH)
 @click.option(
     "-o", "--out", type=click.Path(), help="File or folder, made if missing. Default: INPUT-x4.png."
@@ -39,53 +26,33 @@ if TYPE_CHECKING:
 @click.option("--scale", type=float, help="Magnification; default: the model's own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same pixels.")
 @click.option("--tile", default="auto", show_default=True, help="Side of a tile, auto or none.")
-@base_option
-@device_option
-@force_option
-@quiet_option
-@set_option
-@json_option
 def upscale(
-    model: str,
+    call: Call,
     inputs: tuple[Path, ...],
     out: str | None,
     scale: float | None,
     seed: int,
     tile: str,
-    bases: tuple[str, ...],
-    device: str,
-    force: bool,
-    quiet: bool,
-    settings: tuple[str, ...],
-    as_json: bool,
 ) -> None:
     """Enlarge the images INPUTS with MODEL.
 
     Example: zoo upscale edge-sd-sr photo.jpg -o large.png
     """
     from .. import images
-    from ..api import entry_of, load, require_code
-    from ..errors import NotReadyError, OptionError
+    from ..errors import OptionError
     from ..files import new_folder
-    from ..interfaces import SRModel
 
-    entry = entry_of(model)
-    if entry.interface != "SRModel":
-        raise NotReadyError(f"{entry.name} is a {entry.interface}; it does not upscale.")
-    require_code(entry)
-    given = parse_settings(settings)
-    load_options, call_options = split_settings(given, entry, verb_of(entry, "upscale"))
     tiled: int | str | None = {"auto": "auto", "none": None}.get(tile, tile)
     if isinstance(tiled, str) and tiled != "auto":
         if not tiled.isdecimal():
             raise OptionError(f"--tile {tile!r}: expected a number of pixels, auto or none.")
         tiled = int(tiled)
-    call = {
+    keywords = {
         "scale": int(scale) if scale is not None and scale.is_integer() else scale,
         "seed": seed,
         "tile": tiled,
-        "progress": not quiet and not as_json,
-        **call_options,
+        "progress": call.progress,
+        **call.keywords,
     }
     # Every input is looked at before the first long computation, and so is every place.
     looks = [_look(path) for path in inputs]
@@ -95,19 +62,19 @@ def upscale(
         targets = _targets(inputs, out, folder, scale)
         for target, (mode, (width, height)) in zip(targets, looks, strict=True):
             size = (images.scaled(width, scale), images.scaled(height, scale))
-            images.check_output(target, mode=mode, size=size, overwrite=force)
+            images.check_output(target, mode=mode, size=size, overwrite=call.force)
         return targets
 
     done = []
     with new_folder(folder) if folder else nullcontext():
         if scale or (out and not folder):  # before the model is loaded, where names are known
             places(scale or 1)
-        loaded: SRModel = load(model, base=parse_bases(bases, entry), device=device, **load_options)
+        loaded: SRModel = call.load()
         targets = places(scale or loaded.default_scale)
         for source, target in zip(inputs, targets, strict=True):
             started = time.perf_counter()
-            result = loaded.upscale(source, **call)
-            images.save(result, target, overwrite=force)
+            result = loaded.upscale(source, **keywords)
+            images.save(result, target, overwrite=call.force)
             done.append(
                 {
                     "input": str(source),
@@ -118,10 +85,10 @@ def upscale(
                     "weights": loaded.source,
                 }
             )
-            if not as_json:
+            if not call.as_json:
                 wide, high = result.size
                 click.echo(f"{target}: {wide} x {high}, {done[-1]['seconds']:.2f} s")
-    if as_json:
+    if call.as_json:
         echo_json(done)
 
 
