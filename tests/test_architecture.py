@@ -17,7 +17,7 @@ import pytest
 import zoo
 from tests.overlay import ROOT, SIBLINGS, pyproject
 from zoo import errors, generate, interfaces, plugins
-from zoo.cli import VERBS
+from zoo.cli import VERBS, command_of
 
 OWN = plugins.own_registry()
 PRESENT = {name: entry for name, entry in OWN.models.items() if entry.status != "planned"}
@@ -26,7 +26,7 @@ PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.is_d
 LAYERS = [
     {"cli", "generate", "__main__"},
     {"cards", "publish", "scaffold", "testing"},
-    {"actions", "bench", "charts", "experiment", "protocols", "training"},
+    {"actions", "bench", "charts", "evaluation", "experiment", "protocols", "training"},
     {"api"},
     {"bases"},
     {"registry", "hub", "weights", "images", "pictures", "files", "arguments"}
@@ -362,7 +362,8 @@ def test_every_package_is_marked_as_typed_and_shipped() -> None:
 
 def test_every_verb_has_a_command_and_one_line_of_help() -> None:
     for verb, (module, line) in VERBS.items():
-        command = getattr(importlib.import_module(f"zoo.cli.{module}"), verb)
+        command = command_of(verb)
+        assert (command.callback or print).__module__ == f"zoo.cli.{module}"
         assert command.name == verb
         assert command.help
         assert line.endswith(".")

@@ -242,6 +242,14 @@ class VLAligner(Model):
 
     interface = "VLAligner"
 
+    temperature: float = 1.0
+    """What ``predict_proba`` divides similarities by: little where they are cosines."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The texts of a fit that had labels, as these number them; () where there are none."""
+        return ()
+
     @abc.abstractmethod
     def align(
         self,
@@ -262,6 +270,23 @@ class VLAligner(Model):
     @abc.abstractmethod
     def similarity(self, images: Any, texts: Any) -> np.ndarray:
         """(N, M) float32, higher is better; raw inputs or features, as ``align`` takes them."""
+
+    def predict_proba(self, images: Any, texts: Any = None) -> np.ndarray:
+        """(N, M) float32: softmax of ``similarity / temperature`` over the texts, default
+        ``classes``.
+
+        Each row sums to 1. Raises NotReadyError where there are neither texts nor classes.
+        """
+        import numpy as np
+
+        if texts is None and not self.classes:
+            raise NotReadyError(
+                f"{self.entry.name} knows no classes (it was not fitted on any): pass texts."
+            )
+        found = self.similarity(images, list(self.classes) if texts is None else texts)
+        scores = found.astype(np.float64) / self.temperature
+        raised = np.exp(scores - scores.max(1, keepdims=True))
+        return (raised / raised.sum(1, keepdims=True)).astype(np.float32)
 
     def embed_images(self, images: Any) -> np.ndarray:
         """(N, d) float32 of unit norm, where the method has embeddings."""

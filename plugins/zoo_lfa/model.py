@@ -119,6 +119,11 @@ class LFA(VLAligner):
         found: Mapping[str, Any] = self.config.get("report", {})
         return found
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The words of the fit's classes; () where it was given features of texts."""
+        return tuple(self.config.get("classes", ()))
+
     # --- fitting ----------------------------------------------------------------------------------
 
     def align(  # type: ignore[override]  # options are spelled out
@@ -228,10 +233,12 @@ class LFA(VLAligner):
         if classes_given or len(y) < len(x):  # N pairs, no two alike, are no classes
             state["prototypes"] = y
         self._state = {name: tensor.contiguous() for name, tensor in state.items()}
+        if len(names) != len(y):  # one text for each image
+            names = list(dict.fromkeys(names))
         self.config = {
             **self.config,
             "report": {**made.report, "notes": notes, "seed": seed},
-            "classes": names if len(names) == len(y) else [],
+            "classes": names if "prototypes" in state else [],
             "encoder": self._encoder.digest if self._encoder else None,
             "pool": pool,
         }

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 @click.option(
     "--texts", "--prototypes", "texts", type=PATH, help="A text in each line, or features."
 )
-@click.option("--labels", type=PATH, help="Numbers into the texts: .npy, or one in each line.")
+@click.option("--labels", help="File of numbers into the texts: .npy, or one in each line.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder for the fitted model.")
 def align(
     call: Call,
     rows: Path | None,
     images: Path | None,
     texts: Path | None,
-    labels: Path | None,
+    labels: str | None,
     out: Path,
 ) -> None:
     """Fit MODEL on ROWS: a folder with one folder for each class, or JSONL with image and text.
@@ -43,7 +43,7 @@ def align(
     call.refuse_taken(out)
     keywords = dict(call.keywords)
     if labels is not None:
-        keywords["labels"] = _labels(labels)
+        keywords["labels"] = _labels(Path(labels))
     loaded: VLAligner = call.load()
     source = rows if images is None else images
     loaded.align(source, texts, progress=call.progress, **keywords)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NotReadyError, UsageError
 from ..interfaces import Data
+from . import Measured
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,7 +48,7 @@ def items(data: Path | None, most: int | None = None) -> list[Item]:
     else:
         paths = images.listed(data, below=True)[:most]
         if not paths:
-            raise UsageError(f"--data {data}: there is no picture below it.")
+            raise UsageError(f"{data}: there is no picture below it.")
         found = {path.relative_to(data).as_posix(): images.read(path, "RGB") for path in paths}
     return [_item(name, image) for name, image in found.items()]
 
@@ -86,7 +87,7 @@ def references() -> dict[str, Bicubic]:
     return {"bicubic": Bicubic()}
 
 
-def measure(model: Any, items: Sequence[Item]) -> Iterator[tuple[str, Mapping[str, float]]]:
+def measure(model: Any, items: Sequence[Item]) -> Iterator[Measured]:
     """Each picture enlarged and compared. Raises NotReadyError for a model of other scales."""
     from .. import metrics
     from ..images import to_tensor
@@ -99,12 +100,10 @@ def measure(model: Any, items: Sequence[Item]) -> Iterator[tuple[str, Mapping[st
         made = model.upscale(item.small, scale=SCALE)
         seconds = time.process_time() - started
         x, y = to_tensor(made), to_tensor(item.truth)
-        yield (
-            item.name,
-            {
-                "PSNR-Y": min(metrics.psnr_y(x, y, SCALE), EXACT),
-                "SSIM": metrics.ssim_y(x, y, SCALE),
-                "HaarPSI": metrics.haarpsi(x, y, SCALE),
-                "CPU-s/megapixel": seconds / (made.width * made.height / 1e6),
-            },
-        )
+        scores = {
+            "PSNR-Y": min(metrics.psnr_y(x, y, SCALE), EXACT),
+            "SSIM": metrics.ssim_y(x, y, SCALE),
+            "HaarPSI": metrics.haarpsi(x, y, SCALE),
+            "CPU-s/megapixel": seconds / (made.width * made.height / 1e6),
+        }
+        yield Measured(item.name, scores, scores["PSNR-Y"])
