@@ -40,7 +40,7 @@ class Labelled:
 @click.argument("photos", nargs=-1, required=True)
 @click.option(
     "--labels",
-    help='Texts, as in "beach, dog, receipt", or a file with one in each line; default: the fit\'s.',
+    help='Texts, as in "beach, dog", or a file with one in each line; default: those of the fit.',
 )
 @click.option("-o", "--out", type=PATH, required=True, help=f"Folder for {TABLE} and {SHEET}.")
 @click.option("--copy", is_flag=True, help=f"Copy the photos to OUT/{COPIES}/LABEL.")
