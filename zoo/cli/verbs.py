@@ -101,7 +101,9 @@ def verb(interface: str, method: str, does: str) -> Callable[[Callable[..., None
             if entry.interface != interface:
                 raise NotReadyError(f"{entry.name} is a {entry.interface}; it does not {does}.")
             require_code(entry)
-            found = split_settings(parse_settings(settings), entry, verb_of(entry, method))
+            found: tuple[Mapping[str, str], Mapping[str, Any]] = {}, {}
+            if settings:  # else the model's code is imported once the inputs have been looked at
+                found = split_settings(parse_settings(settings), entry, verb_of(entry, method))
             body(Call(model, entry, bases, device, force, quiet, as_json, *found), **own)
 
         # click lists parameters from the last to the first that was attached: MODEL, the verb's
