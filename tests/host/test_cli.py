@@ -385,6 +385,14 @@ def test_json_is_json(run: Command, words: str) -> None:
     assert run(*words.split()).code == 0
 
 
+def test_json_is_ascii(run: Command) -> None:
+    """Whatever the terminal's encoding, it arrives as it was."""
+    Image.new("RGB", (2, 2)).save("größe 漢.png")
+    done = run("upscale", "doubler", "größe 漢.png", "--json")
+    assert done.out.isascii()
+    assert json.loads(done.out)[0]["output"] == "größe 漢-x2.png"
+
+
 def test_list_and_info(run: Command) -> None:
     entries = {e["name"]: e for e in json.loads(run("list", "--json").out)}
     assert entries["doubler"]["interface"] == "SRModel"

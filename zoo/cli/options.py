@@ -40,8 +40,8 @@ set_option = click.option(
 
 
 def echo_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print a value as JSON on stdout, in ASCII: no terminal's encoding can change it."""
+    click.echo(json.dumps(value, indent=2, default=str))
 
 
 def parse_bases(given: tuple[str, ...], entry: Entry) -> dict[str, str] | None:
