@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -276,6 +277,19 @@ def test_an_unreadable_input_does_not_stop_the_others(run: Command) -> None:
     assert re.search(r"^zoo: 1 of 2 pictures could not be used: .*bad\.png", done.err, re.MULTILINE)
     done = run("upscale", "doubler", "bad.png", "in.png", "-o", "other", "--json")
     assert (done.code, len(json.loads(done.out))) == (1, 1)
+
+
+def test_a_warning_is_a_line(run: Command) -> None:
+    """Without file and line of our code."""
+    Path("all").mkdir()
+    Image.new("RGB", (2, 2)).save("all/a.png")
+    Path("all/notes.txt").write_text("no picture")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        done = run("upscale", "doubler", "all", "-o", "out")
+    assert done.code == 0
+    assert done.err.startswith("zoo: warning: all: left out 1 of 2 files")
+    assert len(done.err.splitlines()) == 1
 
 
 def test_folders_and_patterns_are_inputs(run: Command) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -124,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         cli.main(args, prog_name="zoo")
     try:
         # Not cli.main: it takes any EOFError for Ctrl-C, and a closed pipe for a failure.
-        with cli.make_context("zoo", args) as context:
+        with warnings.catch_warnings(), cli.make_context("zoo", args) as context:
+            warnings.showwarning = _show_warning
             cli.invoke(context)
         sys.exit(0)
     except click.exceptions.Exit as done:
@@ -156,6 +158,21 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
                 f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)"
             )
         sys.exit(error.exit_code if isinstance(error, ZooError) else 1)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    """A warning to users in words; any other is for programmers, and says where it is from."""
+    if category is UserWarning:
+        _say(f"warning: {message}")
+    else:
+        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True)
 
 
 def _say(text: str) -> None:
