@@ -30,7 +30,7 @@ LAYERS = [
     {"api"},
     {"bases"},
     {"registry", "hub", "weights", "images", "pictures", "files", "arguments"}
-    | {"annotations", "calibration"},
+    | {"annotations", "calibration", "tables", "rowfiles", "columns"},
     {"plugins"},
     {"spec", "hookspecs"},
     {"entry", "interfaces"},
@@ -40,7 +40,7 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "bench"}
 PUBLIC |= {"annotations", "bases", "calibration", "entry", "metrics", "progress", "testing"}
-PUBLIC |= {"experiment", "isolation", "training"}
+PUBLIC |= {"experiment", "isolation", "tables", "training"}
 """What a plugin may import of the host."""
 UPWARD = {
     ("interfaces", "save_pretrained", "weights"),
@@ -52,6 +52,7 @@ AT_ONCE = {("cli", "click"), ("hookspecs", "pluggy"), ("testing", "pytest")}
 AT_ONCE |= {("training", "torch"), ("training", "numpy")}  # only recipes import it
 """(module of the host, package) that may be imported as soon as the module is."""
 HEAVY = {"torch", "numpy", "timm", "transformers", "diffusers", "open_clip", "huggingface_hub"}
+HEAVY |= {"pandas", "pyarrow", "datasets"}
 HEAVY |= {"PIL", "safetensors", "skimage", "scipy", "onnx", "onnxruntime", "matplotlib"}
 
 MEGABYTE = 1024 * 1024
