@@ -43,6 +43,7 @@ class Column:
         """``names``: of the classes that whole numbers stand for. ``cells``: texts of a CSV file,
         which may be numbers."""
         self.data, self.names, self.cells = data, tuple(names), cells
+        self._numbers: tuple[np.ndarray | None] | None = None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -57,7 +58,11 @@ class Column:
             return list(self.data.to_pylist())
         if hasattr(self.data, "dtype") and hasattr(self.data, "tolist") and self.data.ndim == 1:
             return list(self.data.tolist())
-        found = self.take(range(len(self.data)))
+        found = (
+            [*map(_plain, self.data)]
+            if isinstance(self.data, list)
+            else self.take(range(len(self.data)))
+        )
         return _parsed(found) if self.cells else found
 
     def texts(self, name: str, what: str) -> list[str]:
@@ -87,6 +92,11 @@ class Column:
 
     def numbers(self, name: str, what: str) -> np.ndarray | None:
         """(N,) numbers, or None for a column of no numbers. InputError for holes and mixtures."""
+        if self._numbers is None:  # asked for twice: to decide, and to read
+            self._numbers = (self._read_numbers(name, what),)
+        return self._numbers[0]
+
+    def _read_numbers(self, name: str, what: str) -> np.ndarray | None:
         import numpy as np
 
         data = self.data
@@ -99,16 +109,19 @@ class Column:
                 self._require_finite(data, name, what)
             return data
         values = self.values()
-        kinds = [_is_number(v) for v in values]
+        if type(values[0]) in (int, float) and {*map(type, values)} <= {int, float, bool}:
+            kinds = [True]
+        else:
+            kinds = [_is_number(v) for v in values]
         if not any(kinds):
             return None
-        self.require(values, name, what)
-        for i, (value, number) in enumerate(zip(values, kinds, strict=True)):
-            if not number:
-                raise InputError(
-                    f"{what}: {name} is a number in most rows, but {_kind(value)} in row {i}. "
-                    f"{_MEND}"
-                )
+        if not all(kinds):
+            self.require(values, name, what)
+            i = kinds.index(False)
+            raise InputError(
+                f"{what}: {name} is a number in some rows, but {_kind(values[i])} in row {i}. "
+                f"{_MEND}"
+            )
         try:
             made = np.asarray(values, dtype=np.float64)
         except (OverflowError, ValueError, TypeError) as error:
@@ -189,6 +202,8 @@ def is_tensor(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """A scalar of numpy, torch or pyarrow as Python's own; anything else as it is."""
+    if isinstance(value, str | int | float | list):
+        return value
     if hasattr(value, "as_py"):
         return value.as_py()
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):

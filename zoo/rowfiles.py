@@ -15,7 +15,7 @@ from .errors import InputError, MissingDependencyError, WeightsError
 from .images import hidden, listed
 
 PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
-KNOWN = (
+ENDINGS = (
     ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".npy", ".npz", ".safetensors", ".parquet",
     ".arrow",
 )  # fmt: skip
@@ -50,7 +50,7 @@ def opened(path: Path, what: str) -> Any:
             "or the tensors as safetensors."
         )
     raise InputError(
-        f"{what}: {path} is none of {', '.join(KNOWN)}, or a folder of pictures by class. "
+        f"{what}: {path} is none of {', '.join(ENDINGS)}, or a folder of pictures by class. "
         "Save it as CSV or parquet."
     )
 
@@ -322,15 +322,18 @@ def _folder(path: Path, what: str) -> Any:
         if found := [p for p in files if p.is_file() and p.suffix.lower() == ending]:
             return arrow(_arrow(found, what), path)
     rows = [p for p in files if p.is_file() and p.suffix.lower() in (".jsonl", ".ndjson", ".csv")]
-    if len(rows) == 1:
-        return opened(rows[0], what)
+    about = [p for p in rows if p.stem == "metadata"]  # as ``datasets`` names it beside pictures
+    if len(about) == 1:
+        return opened(about[0], what)
     classes = [p for p in files if p.is_dir()]
-    pictures = [(p, [*listed(p, below=True)]) for p in classes]
+    pictures = [(p, listed(p, below=True)) for p in classes]
     filled = [(p, found) for p, found in pictures if found]
+    if not filled and len(rows) == 1:
+        return opened(rows[0], what)
     if not filled:
         raise InputError(
-            f"{what}: {path} has no rows: expected a folder with pictures for each class, "
-            f"one file of {', '.join(('.jsonl', '.csv'))}, or parquet files."
+            f"{what}: {path} has no rows: expected a folder with pictures for each class, one file "
+            "of .jsonl or .csv, or parquet files."
         )
     beside = [p.name for p in files if p.is_file()] + [p.name for p, f in pictures if not f]
     if beside:

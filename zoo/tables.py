@@ -40,12 +40,12 @@ from .columns import (
     stacked,
 )
 from .errors import InputError, OptionError
-from .rowfiles import lines
+from .rowfiles import ENDINGS, lines
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Table", "array", "lines", "matched", "read"]
+__all__ = ["ENDINGS", "Table", "array", "lines", "matched", "read"]
 
 _CHUNK = 8192
 
@@ -205,7 +205,7 @@ def array(value: Any, what: str) -> Any:
 
     if isinstance(value, str | Path):
         path = Path(value)
-        if path.suffix.lower() not in rowfiles.KNOWN or path.is_dir():
+        if path.suffix.lower() not in ENDINGS or path.is_dir():
             return None
         found = rowfiles.opened(path, what)
         return None if isinstance(found, Columns) else array(found, what)
@@ -296,18 +296,40 @@ def _of_datasets(source: Any) -> Any:
     chosen = source.format
     if chosen["type"] == "custom":
         return _Keyless(source)
-    plain = source.with_format("arrow")
-    whole = plain.data.table if source._indices is None else plain[:]
+    plain, about = source.with_format("arrow"), source.features
+    whole = plain.data.table
+    heavy: list[str] = []
+    if source._indices is not None:  # selected or shuffled: copied, but for pictures
+        heavy = [n for n in source.column_names if type(about[n]).__name__ in ("Image", "Value")
+                 and "binary" in str(whole.schema.field(n).type)]  # fmt: skip
+        whole = plain.select_columns([n for n in source.column_names if n not in heavy])[:]
     found = rowfiles.arrow(whole)
-    names = {n: getattr(f, "names", ()) for n, f in source.features.items()}
+    for name in heavy:
+        found.columns[name] = Column(_Cells(plain, name))
     found.columns = {
-        n: Column(c.data, names[n] if type(source.features[n]).__name__ == "ClassLabel" else ())
-        for n, c in found.columns.items()
+        name: Column(
+            found.columns[name].data,
+            about[name].names if type(about[name]).__name__ == "ClassLabel" else (),
+        )
+        for name in source.column_names
     }
     if chosen["columns"] and len(chosen["columns"]) < len(source.column_names):
         found.only = tuple(chosen["columns"])
     found.rows = source
     return found
+
+
+class _Cells:
+    """One column of a ``datasets`` set in arrow's format, a cell at a time."""
+
+    def __init__(self, rows: Any, name: str) -> None:
+        self.data, self.name = rows, name
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.data[i].column(self.name)[0]
 
 
 def _of_pandas(source: Any, what: str) -> Columns:
@@ -622,15 +644,13 @@ def _is_rows_of_pairs(source: Any) -> bool:
 
 
 def _is_row(row: Any) -> bool:
-    """A row of numbers, or of rows of numbers."""
+    """A row of numbers, or of rows of numbers; whole numbers in two dimensions are a picture."""
     row = as_numpy(row)
     if hasattr(row, "dtype"):
-        return row.ndim in (1, 2) and row.dtype.kind in "iuf"
-    return (
-        isinstance(row, list | tuple)
-        and bool(row)
-        and (isinstance(row[0], int | float) or _is_row(row[0]))
-    )
+        return row.ndim in (1, 2) and row.dtype.kind in ("f" if row.ndim == 2 else "iuf")
+    if not isinstance(row, list | tuple) or not row:
+        return False
+    return isinstance(row[0], int | float) or _is_row(row[0])
 
 
 def _of_mappings(source: Any, first: Mapping[Any, Any], what: str) -> Table:
