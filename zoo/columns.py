@@ -32,8 +32,10 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 """What a column is by its name, whatever its capitals; the first that is there is taken."""
 TENSORS = {"input_ids", "pixel_values", "attention_mask", "token_type_ids", "input_features"}
 """Columns that are ready for a network, as transformers names them."""
-_INTEGER = re.compile(r"-?(0|[1-9]\d*)")
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I)
+_INTEGER = re.compile(r"-?(0|[1-9]\d*)", re.A)
+_NUMBER = re.compile(
+    r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I | re.A
+)  # 007 is a name
 
 
 class Column:
@@ -356,8 +358,10 @@ class _Decision:
         if named["messages"] is not None or (prompts and response is not None):
             return self._language(named["messages"], prompts, response)
         name = caption or (prompts[0] if prompts else None)
-        if name is not None and not _is_number(self.table.columns[name].first()):
-            return self._text(name)
+        if name is not None:
+            column = self.table.columns[name]
+            if (column.cells and name == caption) or not _is_number(column.first()):
+                return self._text(name)
         if any(n.lower() in TENSORS for n in self.names):
             return Roles("custom", ())
         return self._flat()

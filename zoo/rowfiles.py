@@ -299,7 +299,13 @@ def arrow(found: Any, folder: Path | None = None) -> Columns:
         return about.get("names", ()) if is_class else ()
 
     columns = {n: Column(found.column(n), names(n)) for n in found.column_names}
-    return Columns(columns, len(found), folder, index=tuple(n for n in index if isinstance(n, str)))
+    ids = None
+    for part in index:  # pandas writes a range of numbers as its ends
+        if isinstance(part, dict) and part.get("kind") == "range" and part.get("start"):
+            ids = [*range(part["start"], part["stop"], part["step"])]
+    ids = ids if ids is not None and len(ids) == len(found) else None
+    named = tuple(n for n in index if isinstance(n, str))
+    return Columns(columns, len(found), folder, ids, named)
 
 
 def _metadata(found: Mapping[bytes, bytes], key: bytes) -> dict[str, Any]:
