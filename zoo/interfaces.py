@@ -262,8 +262,9 @@ class VLAligner(Model):
     ) -> Self:
         """Fit on pairs; returns self, fitted.
 
-        ``images`` and ``texts``: raw images and strings, a folder or JSONL file of rows, or float
-        arrays (N, d_image) and (M, d_text) of features; what a method cannot take is an InputError.
+        ``images`` and ``texts``: raw images and strings, rows of both as ``zoo.tables.read`` takes
+        them (a folder, a file, a DataFrame, ...), or float arrays (N, d_image) and (M, d_text) of
+        features; what a method cannot take is an InputError.
         ``labels``: (N,) integers into ``texts`` where there is not one text for each image.
         """
 
@@ -381,6 +382,9 @@ class DataSelector(Model):
 
     interface = "DataSelector"
 
+    ids: Sequence[Any] | None = None
+    """(N,) what the rows of ``train`` are called, after ``fit`` on rows with ids; else None."""
+
     @abc.abstractmethod
     def fit(
         self,
@@ -395,8 +399,9 @@ class DataSelector(Model):
     ) -> Self:
         """Learn weights for ``train`` (N examples) that serve the small ``target`` set.
 
-        ``model``: a torch module to train with the weights; ``loss``: (output, batch) -> (B,)
-        losses, one for each example. Returns self, fitted.
+        ``train`` and ``target``: what ``zoo.tables.read`` takes. ``model``: a torch module to train
+        with the weights; ``loss``: (output, batch) -> (B,) losses, one for each example. Returns
+        self, fitted.
         """
 
     @property

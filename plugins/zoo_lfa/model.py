@@ -192,6 +192,8 @@ class LFA(VLAligner):
         recipe = self._recipe(init, beta, iterations, loss, k, s, safe, seed)
         _choice("projection", projection, PROJECTIONS)
         _choice("pool", pool, POOLS)
+        if marginals is not None and not unsupervised:
+            raise OptionError("marginals= is for unsupervised=True: with labels they are counted.")
         names: list[str] = []
         if isinstance(texts, str | Path) and numbers(texts, "texts") is None:
             texts = lines(texts, "texts")
