@@ -59,8 +59,11 @@ def select(
     chosen = loaded.select(k=k) if k is not None else loaded.select(fraction=share)
     weights = loaded.weights.tolist()
     picked = chosen.tolist()
-    _lines(out / "weights.jsonl", [{"index": i, "weight": w} for i, w in enumerate(weights)])
-    _lines(out / "selection.jsonl", [{"index": i, "weight": weights[i]} for i in picked])
+    ids = loaded.ids
+    rows = [{"index": i, **({} if ids is None else {"id": ids[i]}), "weight": w}
+            for i, w in enumerate(weights)]  # fmt: skip
+    _lines(out / "weights.jsonl", rows)
+    _lines(out / "selection.jsonl", [rows[i] for i in picked])
     report = getattr(loaded, "report", None)
     summary = dict(report(out, chosen)) if callable(report) else {}
     if call.as_json:
@@ -76,4 +79,4 @@ def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
     from ..files import atomic_file
 
     with atomic_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        temporary.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), "utf-8")
