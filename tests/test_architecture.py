@@ -30,7 +30,7 @@ LAYERS = [
     {"api"},
     {"bases"},
     {"registry", "hub", "weights", "images", "pictures", "files", "arguments"}
-    | {"annotations", "calibration", "tables", "rowfiles", "columns"},
+    | {"annotations", "calibration", "tables", "rowfiles", "frames", "columns"},
     {"plugins"},
     {"spec", "hookspecs"},
     {"entry", "interfaces"},

@@ -473,7 +473,7 @@ class _Decision:
                 f"{self.what}: each of the columns {_join(strong)} is named like a label. "
                 f"Pass label={strong[0]!r} or another."
             )
-        return (strong or found or [None])[0]
+        return next(iter(strong or found), None)
 
     def _is_vector(self, name: str) -> bool:
         return kind_of(self.table.columns[name].first()) == "features" and not _is_number(

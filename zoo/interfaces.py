@@ -382,8 +382,10 @@ class DataSelector(Model):
 
     interface = "DataSelector"
 
-    ids: Sequence[Any] | None = None
-    """(N,) what the rows of ``train`` are called, after ``fit`` on rows with ids; else None."""
+    @property
+    def ids(self) -> Sequence[Any] | None:
+        """(N,) what the rows of ``train`` are called, after ``fit`` on rows with ids; else None."""
+        return None
 
     @abc.abstractmethod
     def fit(

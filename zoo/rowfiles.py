@@ -12,6 +12,7 @@ from typing import Any
 
 from .columns import Column, Columns
 from .errors import InputError, MissingDependencyError, WeightsError
+from .frames import arrow, records, table
 from .images import hidden, listed
 
 PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
@@ -58,35 +59,6 @@ def opened(path: Path, what: str) -> Any:
 def lines(path: str | Path, what: str) -> list[str]:
     """The lines of a UTF-8 file, split at newlines only, without those that are blank."""
     return [line for _, line in _numbered(Path(path), what)]
-
-
-def records(rows: Sequence[Any], what: str, *, folder: Path | None = None) -> Columns:
-    """Columns of mappings; a row that lacks a column has None there."""
-    names: dict[str, None] = {}
-    for i, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise InputError(f"{what}: row {i} is a {type(row).__name__}, the others have columns.")
-        names.update(dict.fromkeys(row))
-    if not names:
-        raise InputError(f"{what}: the rows have no columns.")
-    columns = {str(n): Column([row.get(n) for row in rows]) for n in names}
-    return Columns(columns, len(rows), folder, rows=rows if folder is None else None)
-
-
-def table(found: Mapping[Any, Any], what: str, *, folder: Path | None = None) -> Columns:
-    """Columns of a mapping of them; InputError where their lengths differ."""
-    for name, values in found.items():
-        if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-            raise InputError(
-                f"{what}: {name} is a {type(values).__name__}; expected a mapping of columns, "
-                "such as {'x': x, 'y': y}."
-            )
-    lengths = {str(name): len(values) for name, values in found.items()}
-    if len({*lengths.values()}) > 1:
-        said = ", ".join(f"{name} {n}" for name, n in lengths.items())
-        raise InputError(f"{what}: columns of different lengths: {said}.")
-    count = next(iter(lengths.values()), 0)
-    return Columns({str(n): Column(v) for n, v in found.items()}, count, folder)
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -285,35 +257,6 @@ def _ipc(pyarrow: Any, file: Path) -> Any:
         return pyarrow.ipc.open_stream(source).read_all()
     except pyarrow.ArrowInvalid:
         return pyarrow.ipc.open_file(source).read_all()
-
-
-def arrow(found: Any, folder: Path | None = None) -> Columns:
-    """Columns of a table of pyarrow; bytes stay where they are until a row is asked for."""
-    metadata = found.schema.metadata or {}
-    index = _metadata(metadata, b"pandas").get("index_columns", [])
-    classes = _metadata(metadata, b"huggingface").get("info", {}).get("features", {})
-
-    def names(column: str) -> Sequence[str]:
-        about = classes.get(column)
-        is_class = isinstance(about, dict) and about.get("_type") == "ClassLabel"
-        return about.get("names", ()) if is_class else ()
-
-    columns = {n: Column(found.column(n), names(n)) for n in found.column_names}
-    ids = None
-    for part in index:  # pandas writes a range of numbers as its ends
-        if isinstance(part, dict) and part.get("kind") == "range" and part.get("start"):
-            ids = [*range(part["start"], part["stop"], part["step"])]
-    ids = ids if ids is not None and len(ids) == len(found) else None
-    named = tuple(n for n in index if isinstance(n, str))
-    return Columns(columns, len(found), folder, ids, named)
-
-
-def _metadata(found: Mapping[bytes, bytes], key: bytes) -> dict[str, Any]:
-    try:
-        made = json.loads(found.get(key, b"{}"))
-    except ValueError:
-        return {}
-    return made if isinstance(made, dict) else {}
 
 
 # --- folders --------------------------------------------------------------------------------------

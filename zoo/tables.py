@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import rowfiles
+from . import frames, rowfiles
 from .columns import (
     Column,
     Columns,
@@ -253,17 +253,19 @@ def _opened(source: Any, what: str) -> Any:
     if getattr(source, "shape", None) == () or not len(source):
         raise InputError(f"{what} is empty: there are no examples in it.")
     if hasattr(source, "column_names") and hasattr(source, "with_format"):
-        return _of_datasets(source)
+        if source.format["type"] == "custom":  # a transform of the user's: rows as they come
+            return source
+        return frames.of_datasets(source)
     if isinstance(source, Mapping):
-        return rowfiles.table(source, what)
+        return frames.table(source, what)
     if type(source).__module__.split(".")[0] == "pandas":
-        return _of_pandas(source, what)
+        return frames.of_pandas(source, what)
     if hasattr(source, "column_names") and hasattr(source, "to_pylist"):
-        return rowfiles.arrow(source)
+        return frames.arrow(source)
     if hasattr(source, "to_arrow") and hasattr(source, "columns"):  # polars
-        return rowfiles.arrow(source.to_arrow())
+        return frames.arrow(source.to_arrow())
     if getattr(getattr(source, "dtype", None), "names", None):  # a structured array
-        return rowfiles.table({n: source[n] for n in source.dtype.names}, what)
+        return frames.table({n: source[n] for n in source.dtype.names}, what)
     if (pair := _pair(source)) is not None:
         return _of_pair(*pair, what)
     if not hasattr(source, "__getitem__"):
@@ -275,7 +277,7 @@ def _opened(source: Any, what: str) -> Any:
         and isinstance(source[0], Mapping)
         and not _has_tensors(source[0])
     ):
-        return rowfiles.records(source, what)
+        return frames.records(source, what)
     return source
 
 
@@ -289,80 +291,6 @@ def _refuse_sparse(value: Any, what: str) -> None:
 
 def _has_tensors(row: Mapping[Any, Any]) -> bool:
     return any(is_tensor(v) and v.ndim for v in row.values())
-
-
-def _of_datasets(source: Any) -> Any:
-    """A ``datasets`` set: its columns in bulk; where it has a transform, its rows as they come."""
-    chosen = source.format
-    if chosen["type"] == "custom":
-        return _Keyless(source)
-    plain, about = source.with_format("arrow"), source.features
-    whole = plain.data.table
-    heavy: list[str] = []
-    if source._indices is not None:  # selected or shuffled: copied, but for pictures
-        heavy = [n for n in source.column_names if type(about[n]).__name__ in ("Image", "Value")
-                 and "binary" in str(whole.schema.field(n).type)]  # fmt: skip
-        whole = plain.select_columns([n for n in source.column_names if n not in heavy])[:]
-    found = rowfiles.arrow(whole)
-    for name in heavy:
-        found.columns[name] = Column(_Cells(plain, name))
-    found.columns = {
-        name: Column(
-            found.columns[name].data,
-            about[name].names if type(about[name]).__name__ == "ClassLabel" else (),
-        )
-        for name in source.column_names
-    }
-    if chosen["columns"] and len(chosen["columns"]) < len(source.column_names):
-        found.only = tuple(chosen["columns"])
-    found.rows = source
-    return found
-
-
-class _Cells:
-    """One column of a ``datasets`` set in arrow's format, a cell at a time."""
-
-    def __init__(self, rows: Any, name: str) -> None:
-        self.data, self.name = rows, name
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.data[i].column(self.name)[0]
-
-
-def _of_pandas(source: Any, what: str) -> Columns:
-    if not hasattr(source, "columns"):
-        raise InputError(f"{what}: a pandas {type(source).__name__}; expected a DataFrame.")
-    names = [str(n) for n in source.columns]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(f"{what}: the column {twice[0]!r} is there twice.")
-    columns = {}
-    for i, name in enumerate(names):
-        series = source.iloc[:, i]
-        if getattr(series.dtype, "kind", "O") in "biuf" and hasattr(series.dtype, "newbyteorder"):
-            columns[name] = Column(series.to_numpy())
-        else:  # texts, objects, categories, and pandas' own numbers with room for nulls
-            missing = series.isna().tolist()
-            values = series.astype(object).tolist()
-            columns[name] = Column([None if m else v for v, m in zip(values, missing, strict=True)])
-    index = source.index
-    counted = type(index).__name__ == "RangeIndex" and index.start == 0
-    return Columns(columns, len(source), ids=None if counted else index.tolist())
-
-
-class _Keyless:
-    """A data set that hands out rows of its own making."""
-
-    def __init__(self, rows: Any) -> None:
-        self.data = rows
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.data[i]
 
 
 class _Part:
@@ -549,7 +477,7 @@ def _of_pair(x: Any, y: Any, what: str) -> Table:
     if not len(x):
         raise InputError(f"{what} is empty: there are no examples in it.")
     if hasattr(x, "iloc"):  # pandas
-        columns = _of_pandas(x, what)
+        columns = frames.of_pandas(x, what)
         return dataclasses.replace(
             _of_columns(columns, what, list(columns.columns), None), **_labels_of(y, what)
         )
@@ -755,7 +683,10 @@ def _same_classes(train: Table, target: Table) -> tuple[Table, Table]:
         return dataclasses.replace(train, **bare), dataclasses.replace(target, **bare)
     import numpy as np
 
-    mine, theirs = ([t.values[c] for c in np.unique(t.codes)] for t in (train, target))
+    mine, theirs = (
+        [t.values[c] for c in sorted({*codes.tolist()})]
+        for t, codes in ((train, train.codes), (target, target.codes))
+    )
     more = [value for value in theirs if value not in {*train.values}]
     fewer = [value for value in mine if value not in {*target.values}]
     if not {*mine} & {*theirs}:

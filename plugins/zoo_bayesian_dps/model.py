@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -269,7 +269,7 @@ class BayesianDPS(DataSelector):
                 table.require_labels()
             if rows.codes is None:
                 raise InputError(
-                    f"the labels are numbers with fractions ({rows.labels[0]!r}, ...), no classes. "
+                    "the labels are numbers with fractions, no classes. "
                     "Round them, or pass model= with one output: it learns by the squared error."
                 )
         if self._base is not None:
@@ -601,21 +601,23 @@ def _groups(
     return train, torch.bincount(target, minlength=count).double()
 
 
-def _optimiser(usual: Any, given: Any, lr: Any) -> Callable[[Any], torch.optim.Optimizer]:
+def _optimiser(
+    usual: Callable[[Any], torch.optim.Optimizer], given: Any, lr: Any
+) -> Callable[[Any], torch.optim.Optimizer]:
     """The caller's way to make an optimiser, or the task's own, at a rate of the caller's."""
     if given is not None and not callable(given):
         raise OptionError(
             f"optimizer={given!r:.40}: expected a function from parameters to an optimiser, such "
             "as lambda p: torch.optim.SGD(p, lr=0.1)."
         )
-    make = given or usual
+    make: Callable[[Any], torch.optim.Optimizer] = given or usual
     if lr is None:
-        return make  # type: ignore[no-any-return]
-    if isinstance(lr, bool) or not isinstance(lr, Real) or not lr > 0:
+        return make
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not lr > 0:
         raise OptionError(f"lr={lr!r}: expected a positive number.")
 
     def changed(parameters: Any) -> torch.optim.Optimizer:
-        found: torch.optim.Optimizer = make(parameters)
+        found = make(parameters)
         for group in found.param_groups:
             group["lr"] = float(lr)
         return found

@@ -83,7 +83,7 @@ def hub_set(folder: Path) -> Any:
     return pytest.importorskip("datasets").Dataset.from_list(VECTORS)
 
 
-class Pairs(torch.utils.data.Dataset):
+class Pairs:
     """A data set of torch with labels that it changes on the way."""
 
     def __init__(self, changed: bool = False) -> None:
@@ -288,6 +288,17 @@ def test_columns_without_numbers_are_named_when_left_out() -> None:
     with pytest.warns(UserWarning, match="left out 1 column without numbers: city"):
         found = tables.read([{"a": 1, "city": "x", "label": 0}])
     assert found.columns == ("a",)
+
+
+def test_rows_of_a_transform_are_taken_as_they_come() -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list(VECTORS)
+    made.set_transform(
+        lambda rows: {"features": [torch.tensor(f) for f in rows["features"]], "y": rows["label"]}
+    )
+    found = tables.read(made)
+    assert (found.kind, found.labels) == ("custom", NAMES)
+    assert torch.equal(found[3]["features"], torch.tensor(X[3]))
 
 
 def test_formatted_columns_are_the_features() -> None:
