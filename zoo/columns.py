@@ -114,7 +114,7 @@ class Column:
         if type(values[0]) in (int, float) and {*map(type, values)} <= {int, float, bool}:
             kinds = [True]
         else:
-            kinds = [_is_number(v) for v in values]
+            kinds = [is_number(v) for v in values]
         if not any(kinds):
             return None
         if not all(kinds):
@@ -191,10 +191,16 @@ def listed(rows: Sequence[int]) -> str:
 
 def as_numpy(value: Any) -> Any:
     """A tensor of torch as an array (bfloat16 as float32); anything else as it is."""
-    if is_tensor(value):
+    if not is_tensor(value):
+        return value
+    try:
         value = value.detach().cpu()
         return (value.float() if "bfloat" in str(value.dtype) else value).numpy()
-    return value
+    except (RuntimeError, TypeError) as error:  # meta, quantized, ...
+        raise InputError(
+            f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device} has no values "
+            f"to read ({error})."
+        ) from None
 
 
 def is_tensor(value: Any) -> bool:
@@ -213,7 +219,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """A number of Python's own, a decimal one too."""
     return isinstance(value, int | float) or type(value).__name__ == "Decimal"
 
 
@@ -230,7 +237,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _parsed(cells: Sequence[str | None]) -> list[Any]:
     """Texts of a CSV column: whole numbers or numbers where all are, else the texts."""
-    found = [c for c in cells if c is not None]
+    found = [c.strip() for c in cells if c is not None]
     if found and all(_INTEGER.fullmatch(c) for c in found):
         return [None if c is None else int(c) for c in cells]
     if found and all(_NUMBER.fullmatch(c) for c in found):
@@ -293,6 +300,9 @@ class Columns:
     """Columns that may be input, where the owner has chosen some."""
     rows: Any = field(default=None, repr=False)
     """The rows by index as the user has them; None: mappings of the columns."""
+
+    def __len__(self) -> int:
+        return self.count
 
     def row(self, i: int) -> Any:
         """A row as the user has it."""
@@ -360,7 +370,7 @@ class _Decision:
         name = caption or (prompts[0] if prompts else None)
         if name is not None:
             column = self.table.columns[name]
-            if (column.cells and name == caption) or not _is_number(column.first()):
+            if (column.cells and name == caption) or not is_number(column.first()):
                 return self._text(name)
         if any(n.lower() in TENSORS for n in self.names):
             return Roles("custom", ())
@@ -476,7 +486,7 @@ class _Decision:
         return next(iter(strong or found), None)
 
     def _is_vector(self, name: str) -> bool:
-        return kind_of(self.table.columns[name].first()) == "features" and not _is_number(
+        return kind_of(self.table.columns[name].first()) == "features" and not is_number(
             self.table.columns[name].first()
         )
 
@@ -494,7 +504,7 @@ def kind_of(value: Any) -> str:
         return "text"
     if is_picture(value):
         return "image"
-    if _is_number(value):
+    if is_number(value):
         return "features"
     if hasattr(value, "ndim") and hasattr(value, "dtype"):
         return {1: "features", 2: "features", 3: "image"}.get(value.ndim, "custom")

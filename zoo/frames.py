@@ -30,7 +30,7 @@ def records(rows: Sequence[Any], what: str, *, folder: Path | None = None) -> Co
 def table(found: Mapping[Any, Any], what: str, *, folder: Path | None = None) -> Columns:
     """Columns of a mapping of them; InputError where their lengths differ."""
     for name, values in found.items():
-        if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
             raise InputError(
                 f"{what}: {name} is a {type(values).__name__}; expected a mapping of columns, "
                 "such as {'x': x, 'y': y}."

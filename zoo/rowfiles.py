@@ -129,11 +129,14 @@ def _csv(path: Path, what: str) -> Any:
     text = _text(path, what)
     head = text.split("\n", 1)[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))  # texts may be long
     try:
         reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True)
         rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise InputError(f"{what}: {path}, line {reader.line_num}: {error}.") from None
+    finally:
+        csv.field_size_limit(limit)
     if not rows:
         raise InputError(f"{what} is empty: {path} has no rows.")
     width = len(rows[0][1])
@@ -144,7 +147,7 @@ def _csv(path: Path, what: str) -> Any:
             )
     if all(_number(cell) for cell in rows[0][1]):  # an array, as np.savetxt writes it
         return _matrix(path, rows, what)
-    names = rows[0][1]
+    names = [name.strip() for name in rows[0][1]]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise InputError(f"{what}: {path} has the column {twice[0]!r} twice.")

@@ -31,6 +31,7 @@ from .columns import (
     Column,
     Columns,
     as_numpy,
+    is_number,
     is_picture,
     is_tensor,
     kind_of,
@@ -161,9 +162,9 @@ def read(
     if isinstance(source, Table):
         return dataclasses.replace(source, what=what)
     found = _opened(source, what)
+    if getattr(found, "shape", None) == () or not len(found):
+        raise InputError(f"{what} is empty: there are no examples in it.")
     if isinstance(found, Columns):
-        if not found.count:
-            raise InputError(f"{what} is empty: there are no examples in it.")
         table = _of_columns(found, what, features, label)
         for note in table.notes:
             warnings.warn(note, stacklevel=2)
@@ -209,7 +210,7 @@ def array(value: Any, what: str) -> Any:
             return None
         found = rowfiles.opened(path, what)
         return None if isinstance(found, Columns) else array(found, what)
-    _refuse_sparse(value, what)
+    _refuse_holes(value, what)
     if isinstance(value, np.ndarray):
         if value.dtype.names:
             return None
@@ -239,8 +240,8 @@ def _opened(source: Any, what: str) -> Any:
         if not path.exists() and str(source).startswith(("http:", "https:")):
             raise InputError(f"{what}: {source} is an address; download it and pass its path.")
         return rowfiles.opened(path, what)
-    _refuse_sparse(source, what)
-    if not hasattr(source, "__len__") or isinstance(source, str | bytes):
+    _refuse_holes(source, what)
+    if not hasattr(source, "__len__") or isinstance(source, bytes | type):
         raise InputError(
             f"{what}: {type(source).__name__} has no length or no rows by index, which weights for "
             "each example need. Pass a list, a data set with __len__ and __getitem__, or a path."
@@ -281,10 +282,12 @@ def _opened(source: Any, what: str) -> Any:
     return source
 
 
-def _refuse_sparse(value: Any, what: str) -> None:
+def _refuse_holes(value: Any, what: str) -> None:
     layout = str(getattr(value, "layout", "torch.strided"))
     if is_tensor(value) and layout != "torch.strided":
         raise InputError(f"{what}: a sparse tensor; expected a dense one. Use .to_dense().")
+    if hasattr(value, "filled") and hasattr(value, "mask"):
+        raise InputError(f"{what}: an array with masked values. Use .filled(), or leave them out.")
     if type(value).__module__.startswith("scipy.sparse"):
         raise InputError(f"{what}: a sparse matrix; expected a dense array. Use .toarray().")
 
@@ -389,7 +392,7 @@ class _Rows:
 def _flat(column: Column) -> bool:
     """Is each value one number?"""
     value = column.first()
-    return getattr(column.data, "ndim", 1) == 1 and isinstance(value, int | float)
+    return getattr(column.data, "ndim", 1) == 1 and is_number(value)
 
 
 def _language(columns: Mapping[str, Column], names: Sequence[str], what: str) -> list[Any]:
@@ -471,12 +474,14 @@ def _pair(source: Any) -> tuple[Any, Any] | None:
 
 def _of_pair(x: Any, y: Any, what: str) -> Table:
     for part in (x, y):
-        _refuse_sparse(part, what)
+        _refuse_holes(part, what)
     if len(x) != len(y):
         raise InputError(f"{what}: {len(x)} inputs and {len(y)} labels.")
     if not len(x):
         raise InputError(f"{what} is empty: there are no examples in it.")
-    if hasattr(x, "iloc"):  # pandas
+    if hasattr(x, "iloc") and not hasattr(x, "columns"):  # a Series
+        x = x.tolist()
+    if hasattr(x, "iloc"):
         columns = frames.of_pandas(x, what)
         return dataclasses.replace(
             _of_columns(columns, what, list(columns.columns), None), **_labels_of(y, what)
@@ -507,7 +512,7 @@ def _of_inputs(x: Any, what: str, **known: Any) -> Table:
         found = array(found, what) if found.dtype != np.uint8 else found
         if found is None or found.dtype.kind == "c":
             raise InputError(f"{what}: {x.dtype} of shape {tuple(x.shape)}; expected numbers.")
-        if found.ndim == 4:
+        if found.ndim == 4 or (found.ndim == 3 and found.dtype == np.uint8):
             _require_finite(found, what)
             return Table("image", what, x if is_tensor(x) else found, **known)
         if found.ndim == 2:

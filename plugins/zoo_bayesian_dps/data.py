@@ -79,7 +79,7 @@ def pixels_of(value: Any, side: tuple[int, int] | None = None) -> Tensor:
     if isinstance(value, Tensor):
         return value.float() / 255 if value.dtype == torch.uint8 else value.float()
     if isinstance(value, np.ndarray):
-        if value.dtype == np.uint8 and value.shape[-1] in (1, 3, 4):
+        if value.dtype == np.uint8 and (value.ndim == 2 or value.shape[-1] in (1, 3, 4)):
             found: Tensor = images.each(value, lambda colours: colours)
             return found
         return pixels_of(torch.from_numpy(np.array(value, value.dtype.newbyteorder("="))))

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,10 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "DataFrame": frame,
     "filtered DataFrame": filtered,
     "pandas' own types": lambda f: frame(f).convert_dtypes(),
+    "series": lambda f: (frame(f)[["a", "b", "c"]], frame(f)["label"]),
+    "decimals": lambda f: [
+        {n: Decimal(str(v)) if n in "abc" else v for n, v in row.items()} for row in FLAT
+    ],
     "categories": lambda f: frame(f).astype({"label": "category"}),
     "datasets": hub_set,
     "datasets, pandas": lambda f: hub_set(f).with_format("pandas"),
@@ -387,6 +392,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "sparse": (lambda: (torch.tensor(X).to_sparse(), Y), "to_dense"),
     "empty": (list, "train is empty"),
     "no rows": (lambda: (X[:0], Y[:0]), "train is empty"),
+    "no columns": (lambda: {"a": {"b": 1}}, "mapping of columns"),
+    "no dimension": (lambda: np.array(3.0), "train is empty"),
+    "a class": (lambda: dict, "no length"),
+    "masked": (lambda: (np.ma.masked_array(X, X > 1), Y), "filled"),
+    "on meta": (lambda: (torch.empty(8, 3, device="meta"), Y), "has no values"),
     "an iterator": (lambda: iter(FLAT), "no length"),
     "a set": (lambda: {1, 2}, "by index"),
     "a text": (lambda: b"abc", "no length"),
@@ -512,6 +522,13 @@ def test_delimiters_and_an_array_as_savetxt_writes_it(tmp_path: Path) -> None:
     found = tables.read(tmp_path / "d.csv")
     np.testing.assert_allclose(found.rows(range(8)), X)
     assert found.labels is None
+
+
+def test_spaces_after_the_delimiter_and_long_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a, b, label\n1, 2, x\n3, 4, y\n")
+    assert tables.read(tmp_path / "a.csv").rows([1]).tolist() == [[3, 4]]
+    (tmp_path / "b.csv").write_text(f"text,label\n{'a' * 200_000},x\n")
+    assert len(tables.read(tmp_path / "b.csv")[0]) == 200_000
 
 
 def test_numbers_in_a_column_of_texts_stay_texts(tmp_path: Path) -> None:
