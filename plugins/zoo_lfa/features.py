@@ -22,13 +22,16 @@ from .lfa import chunks
 POOLS = ("mean", "max", "crops")
 
 
-def numbers(value: Any, what: str) -> Any:
-    """The array or tensor that ``value`` is, names or has in its columns; None for no numbers."""
+def numbers(value: Any, what: str, columns: Sequence[str] = ()) -> Any:
+    """The array or tensor that ``value`` is, names or has in its columns; None for no numbers.
+
+    ``columns``: those of the fit, where they had names: the same are taken, in the same order.
+    """
     found = tables.array(value, what)
     if isinstance(value, list | tuple) and found is not None and found.dtype.kind in "iu":
         return found.astype(np.float32)
     if found is None and has_columns(value):
-        table = tables.read(value, what=what)
+        table = tables.read(value, what=what, features=columns or None)
         return table.array if table.kind == "features" else None
     return found
 

@@ -197,7 +197,7 @@ class LFA(VLAligner):
         names: list[str] = []
         if isinstance(texts, str | Path) and numbers(texts, "texts") is None:
             texts = lines(texts, "texts")
-        table = table_of(images, features, label)
+        table, array = table_of(images, features, label), None
         if table is not None:
             texts, own = named_by(table, texts)
             labels = own if labels is None else labels
@@ -259,6 +259,7 @@ class LFA(VLAligner):
             "classes": names if "prototypes" in state else [],
             "encoder": self._encoder.digest if self._encoder else None,
             "pool": pool,
+            "columns": list(table.columns) if table is not None and array is not None else [],
         }
         return self
 
@@ -460,7 +461,7 @@ class LFA(VLAligner):
         return y
 
     def _image_rows(self, images: Any, pool: str) -> Tensor:
-        array = numbers(images, "images")
+        array = numbers(images, "images", self.config.get("columns", ()))
         if array is not None and not self._is_image(array):
             return rows_of(array, "image features", pool=pool, device=str(self._device))
         if isinstance(images, list | tuple) and not images:

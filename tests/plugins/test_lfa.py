@@ -873,6 +873,11 @@ def test_features_of_every_container(tmp_path: Path) -> None:
         fresh().align(X, Y, labels=L.astype(float), iterations=1),
     ):
         np.testing.assert_allclose(made.similarity(X, Y), expected, atol=1e-5)
+    turned = [dict(reversed(row.items())) for row in records]  # columns are matched by name
+    by_name = fresh().align(records, Y, iterations=1)
+    np.testing.assert_allclose(by_name.similarity(turned, Y), expected, atol=1e-5)
+    with pytest.raises(InputError, match="features='c7': images has the columns"):
+        by_name.similarity([{k: v for k, v in row.items() if k != "c7"} for row in records], Y)
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(X)
     found = fresh().align(frame, Y, labels=pandas.Series(L), iterations=1)
