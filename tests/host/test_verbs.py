@@ -171,7 +171,7 @@ def test_quantize_refuses_before_it_writes(llm: Path, run: Run, toy: Callable[[s
     name = toy("Quantizer")
     Path("empty.txt").write_text("\n\n", "utf-8")
     Path("latin.txt").write_bytes("größer".encode("latin-1"))
-    np.save("ids.npy", np.array([["a"]], dtype=object), allow_pickle=True)
+    Path("ids.npy").write_bytes(b"\x93NUMPY and no more")
     for given, words in {
         "empty.txt": "empty",
         "latin.txt": "latin.txt is no UTF-8 text",
@@ -443,8 +443,8 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
     path.write_text("\ufeff" + "\r\n".join(json.dumps(r, ensure_ascii=False) for r in lines))
     rows = alignment.items(path)
     assert (rows.texts, rows.labels) == (["a\u2028dog", "a cat"], [0, 1, 1])
-    assert rows.images[0] == tmp_path / "a.png"
-    assert list(rows) == ["1: a.png", "2: b.png", "3: c.png"]
+    assert Path(rows.images[0]) == tmp_path / "a.png"
+    assert list(rows) == ["a.png", "b.png", "c.png"]
 
     class Sure:
         interface = "VLAligner"
@@ -467,17 +467,16 @@ def test_a_part_of_the_rows(photos: Path) -> None:
 def test_wrong_data_is_refused_in_words(tmp_path: Path, photos: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     for text, words in {
-        '{"image": "a.png"}': "line 1: expected an object with image and text",
+        '{"image": "a.png"}': "images with a text or a label",
         "[]": "line 1",
-        '{"image": 3, "text": "a"}': "line 1",
-        '{"image": "a.png", "text": "a"}': "1 different texts",
-        "": "0 different texts",
+        '{"image": "a.png", "text": "a"}': "one text only",
+        "": "empty",
     }.items():
         broken.write_text(text, "utf-8")
         with pytest.raises(InputError, match=words):
             alignment.items(broken)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="a folder for each class"):
+    with pytest.raises(InputError, match="a folder with pictures for each class"):
         alignment.items(tmp_path / "empty")
     (tmp_path / "one" / "a").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "one" / "a" / "x.png")

@@ -62,6 +62,7 @@ def _labels(path: Path) -> list[Any] | Path:
 
     A safetensors file is the method's to read, as its features are.
     """
+    from .. import tables
     from ..errors import InputError
 
     if path.suffix == ".safetensors":
@@ -71,9 +72,9 @@ def _labels(path: Path) -> list[Any] | Path:
             import numpy as np
 
             return list(np.load(path).tolist())  # pickled arrays are refused by default
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError, EOFError, TypeError) as error:
         raise InputError(f"--labels {path}: cannot be read: {error}.") from None
+    lines = [line.strip() for line in tables.lines(path, "--labels")]
     return [int(line) for line in lines] if all(map(_whole, lines)) else list(lines)
 
 

@@ -93,13 +93,13 @@ def classify(
 
 def _labels(given: str | None) -> list[str]:
     """The texts that the user gave, or none."""
+    from .. import tables
     from ..errors import OptionError
-    from ..files import read_text
 
     if given is None:
         return []
     if Path(given).is_file():
-        texts = [line.strip() for line in read_text(given).strip().split("\n")]
+        texts = [line.strip() for line in tables.lines(given, "--labels")]
     else:
         texts = [text.strip() for text in given.split(",")]
     if len(texts) < 2 or not all(texts) or len({*texts}) < len(texts):

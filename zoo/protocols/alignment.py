@@ -2,7 +2,8 @@
 
 ==============  ==================================================================================
 folder          one folder for each class; its name, underscores as spaces, is the class's text
-``.jsonl``      pairs: an object with ``image`` (a path beside the file) and ``text`` in each line
+rows            of ``zoo.tables``, such as ``.jsonl`` or ``.csv``: ``image`` (a path beside it)
+                and ``text``, or ``label``
 ``.npz``        features: ``images`` (N, d), ``texts`` (C, e), and ``labels`` (N,), whole numbers
                 into the texts; without labels the rows of both are pairs
 ==============  ==================================================================================
@@ -12,7 +13,6 @@ A tie counts as wrong: a model that likes all texts alike knows nothing.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,12 +74,10 @@ def items(data: Path | None, most: int | None = None) -> Rows:
             "zoo brings no labelled photos of its own. Pass --data: a folder with one folder for "
             "each class, or a .jsonl file of image and text."
         )
-    if data.is_dir():
-        found = _folder(data)
-    elif data.suffix == ".npz":
-        found = _features(data)
-    else:
-        found = _pairs(data)
+    found = _features(data) if data.suffix == ".npz" else _pictures(data)
+    if len(found.texts) < 2:
+        what = "class" if found.by_class else "text"
+        raise InputError(f"{data} has one {what} only: nothing to tell apart.")
     if most is None or len(found) <= most:
         return found
     kept = [i * len(found) // most for i in range(most)]
@@ -93,45 +91,30 @@ def items(data: Path | None, most: int | None = None) -> Rows:
     )
 
 
-def _folder(data: Path) -> Rows:
-    from .. import images
+def _pictures(data: Path) -> Rows:
+    from .. import tables
 
-    classes = sorted(p for p in data.iterdir() if p.is_dir() and not images.hidden(p))
-    files = [(path, i) for i, c in enumerate(classes) for path in images.listed(c, below=True)]
-    if not files:
-        raise InputError(f"{data}: expected a folder for each class, with images in it.")
-    if len(classes) < 2:
-        raise InputError(f"{data} has one class only, {classes[0].name}: nothing to tell apart.")
-    return Rows(
-        [path.relative_to(data).as_posix() for path, _ in files],
-        [path for path, _ in files],
-        [c.name.replace("_", " ") for c in classes],
-        [i for _, i in files],
-        True,
-    )
+    table = tables.read(data, what=str(data))
+    if table.kind != "image" or (table.texts is None and table.codes is None):
+        raise InputError(f"{data}: expected images with a text or a label for each.")
+    pictures = table.rows(range(len(table)))
+    names = [_name(picture, data, i) for i, picture in enumerate(pictures)]
+    if len({*names}) < len(names):
+        names = [f"{name} (row {i})" for i, name in enumerate(names)]
+    if table.texts is None:
+        assert table.codes is not None
+        classes = [name.replace("_", " ") for name in table.classes]
+        return Rows(names, pictures, classes, table.codes.tolist(), True)
+    known = {text: i for i, text in enumerate(dict.fromkeys(table.texts))}
+    return Rows(names, pictures, list(known), [known[text] for text in table.texts], False)
 
 
-def _pairs(data: Path) -> Rows:
-    from ..files import read_text
-
-    names, paths, texts = [], [], []
-    for number, line in enumerate(read_text(data).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["image"], row["text"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            name = text = None
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise InputError(f"{data}, line {number}: expected an object with image and text.")
-        names.append(f"{number}: {name}")
-        paths.append(data.parent / name)
-        texts.append(text)
-    known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    if len(known) < 2:
-        raise InputError(f"{data} has {len(known)} different texts: nothing to tell apart.")
-    return Rows(names, paths, list(known), [known[text] for text in texts], False)
+def _name(picture: Any, data: Path, row: int) -> str:
+    """Of a file, its path from where the data lies."""
+    if not isinstance(picture, str | Path):
+        return f"row {row}"
+    folder, path = data if data.is_dir() else data.parent, Path(picture)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _features(data: Path) -> Rows:
