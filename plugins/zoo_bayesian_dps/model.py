@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import wraps
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from zoo.errors import InputError, NotReadyError, OptionError, WeightsError
 from zoo.hookspecs import BuildRequest
 from zoo.interfaces import DataSelector
+from zoo.isolation import learning
 from zoo.progress import track, whole_steps
 from zoo.tables import Table, matched, read
 from zoo.weights import load_module, load_tensors, save_tensors
@@ -40,6 +42,34 @@ if TYPE_CHECKING:
 
 TENSORS = ("weights", "std", "losses", "visits", "labels", "sources")
 NETWORK = "network.safetensors"
+Fit = TypeVar("Fit", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network that a fit trained."""
+
+    net: nn.Module
+    kind: str
+    """As of a ``Task``."""
+    processor: Any
+    """A tokenizer of transformers, or None."""
+
+
+def _or_nothing(fit: Fit) -> Fit:
+    """A fit that is refused or interrupted leaves the last one whole."""
+
+    @wraps(fit)
+    def run(self: Any, *args: Any, **options: Any) -> Any:
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **options)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return cast(Fit, run)
 
 
 class BayesianDPS(DataSelector):
@@ -57,7 +87,7 @@ class BayesianDPS(DataSelector):
         self._dtype = request.dtype
         self._base = request.base.folder if request.base else None
         self._found: dict[str, Tensor] = {}
-        self._task: tasks.Task | None = None
+        self._trained: Trained | None = None
         self._train: Table | None = None
         self._target: Table | None = None
         self._folder: Path | None = None
@@ -74,9 +104,13 @@ class BayesianDPS(DataSelector):
 
     def to(self, device: str | torch.device) -> Self:
         self._device = torch.device(device)
-        if self._task is not None:
-            self._task.net.to(self._device)
+        if self._trained is not None:
+            self._trained.net.to(self._device)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: as in a saved folder, the user's rows are not part of it."""
+        return {**vars(self), "_train": None, "_target": None}
 
     def state(self) -> Mapping[str, Tensor]:
         """``weights``, ``std``, ``losses`` (N,) float32, ``visits`` and, where there are any,
@@ -96,26 +130,26 @@ class BayesianDPS(DataSelector):
 
     def save_files(self, folder: Path) -> None:
         """The trained network, where it is not the caller's own module, beside the weights."""
-        if self._task is None:
+        if self._trained is None:
             for name in (NETWORK, "network"):
                 kept = self._folder / name if self._folder else None
                 if kept is not None and kept.is_file():
                     shutil.copyfile(kept, folder / name)
                 elif kept is not None and kept.is_dir():
                     shutil.copytree(kept, folder / name)
-        elif self._task.kind == "transformers":
-            self._task.net.save_pretrained(folder / "network")  # type: ignore[operator]
-            if self._task.processor is not None:
-                self._task.processor.save_pretrained(folder / "network")
-        elif self._task.kind in tasks.BUNDLED:
-            save_tensors(folder / NETWORK, self._task.net.state_dict())
+        elif self._trained.kind == "transformers":
+            self._trained.net.save_pretrained(folder / "network")  # type: ignore[operator]
+            if self._trained.processor is not None:
+                self._trained.processor.save_pretrained(folder / "network")
+        elif self._trained.kind in tasks.BUNDLED:
+            save_tensors(folder / NETWORK, self._trained.net.state_dict())
 
     @property
     def network(self) -> nn.Module:
         """The trained network, in eval mode. NotReadyError before ``fit``, and for a selection
         loaded from a folder whose network was the caller's own."""
-        if self._task is not None:
-            return self._task.net
+        if self._trained is not None:
+            return self._trained.net
         made = self.config.get("network", {})
         if self._folder is not None and made.get("kind") in tasks.BUNDLED:
             build = tasks.BUNDLED[made["kind"]]
@@ -130,6 +164,8 @@ class BayesianDPS(DataSelector):
 
     # --- fitting ----------------------------------------------------------------------------------
 
+    @learning()
+    @_or_nothing
     def fit(  # options are spelled out
         self,
         train: Any,
@@ -174,7 +210,6 @@ class BayesianDPS(DataSelector):
         goes on with ``resume``. Raises InputError for data that cannot be used.
         """
         started = time.perf_counter()
-        self._found, self._task, self._folder = {}, None, None
         seed = _whole("seed", seed, 0)
         share = isinstance(retrain, int | float) and not isinstance(retrain, bool)
         if retrain is not None and not (share and 0 < retrain <= 1):
@@ -194,7 +229,7 @@ class BayesianDPS(DataSelector):
         if origin is not None and len(origin) != len(rows):
             raise InputError(f"sources: {len(origin)} for {len(rows)} training examples.")
         for note in notes:
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, stacklevel=4)  # beyond the decorators
         recipe = self._recipe()
         task = self._task_for(rows, wanted, model, loss, collate, weight_features, recipe)
         if optimizer is not None or lr is not None:
@@ -230,7 +265,8 @@ class BayesianDPS(DataSelector):
             chosen = torch.from_numpy(self.select(fraction=retrain)).sort().values
             history += self._retrain(both, task, chosen, plan, progress)
         task.net.eval()
-        self._task, self._train, self._target = task, rows, wanted
+        self._trained, self._folder = Trained(task.net, task.kind, task.processor), None
+        self._train, self._target = rows, wanted
         self.bases = {}  # the trained network is in the saved folder
         names = list(rows.classes)
         summary = reports.summary(self._found, sampler, plan.steps, notes, names, origins)

@@ -198,7 +198,7 @@ def warn_of(y: Tensor, labels: Tensor, names: Sequence[str]) -> list[str]:
             a, b = (int(i) for i in same[0])
             notes.append(f"classes {name(a)} and {name(b)} have the same text features.")
     for note in notes:
-        warnings.warn(note, stacklevel=4)
+        warnings.warn(note, stacklevel=4)  # warn_of, align, its decorator
     return notes
 
 

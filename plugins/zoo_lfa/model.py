@@ -21,6 +21,7 @@ from zoo.errors import (
 )
 from zoo.hookspecs import BuildRequest
 from zoo.interfaces import VLAligner
+from zoo.isolation import isolated, learning
 from zoo.progress import track
 from zoo.tables import lines
 from zoo.weights import atomic_file, load_tensors, save_tensors
@@ -137,6 +138,7 @@ class LFA(VLAligner):
 
     # --- fitting ----------------------------------------------------------------------------------
 
+    @learning()
     def align(  # type: ignore[override]  # options are spelled out
         self,
         images: Any,
@@ -343,6 +345,7 @@ class LFA(VLAligner):
 
     # --- use --------------------------------------------------------------------------------------
 
+    @isolated()
     def similarity(self, images: Any, texts: Any, *, average: bool = False) -> np.ndarray:
         """(N,M) float32 cosines in [-1,1]; raw inputs or features, as ``align`` takes them.
 
@@ -357,14 +360,17 @@ class LFA(VLAligner):
             out[part] = (x[part] @ y.T).cpu().numpy()
         return out
 
+    @isolated()
     def embed_images(self, images: Any) -> np.ndarray:
         """(N,d) float32 of unit norm: norm(xW)."""
         return self._embedded(images, False).cpu().numpy()
 
+    @isolated()
     def embed_texts(self, texts: Any) -> np.ndarray:
         """(M,d) float32 of unit norm: the texts are not changed."""
         return self._texts_in(texts).cpu().numpy()
 
+    @isolated()
     def predict_proba(
         self, images: Any, texts: Any = None, *, temperature: float = TEMPERATURE
     ) -> np.ndarray:
@@ -377,6 +383,7 @@ class LFA(VLAligner):
         _comparable(x, y)
         return ((x @ y.T) / temperature).softmax(1).cpu().numpy()
 
+    @isolated()
     def fold(self, texts: Any = None) -> np.ndarray:
         """(C,d_x) float32: the texts with the map in them, for a server that is there already.
 
