@@ -287,7 +287,7 @@ def claims_text(found: Mapping[str, Any]) -> str:
         ]
         for claim in found["claims"]
     ]
-    return markdown(["claim", "", "measured", "rule"], rows)
+    return markdown(["claim", "", "measured (± standard error)", "rule"], rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
