@@ -183,7 +183,7 @@ class Run(Generic[AnyStage]):
 
         ``stages``: name -> what runs it. ``model``: what is saved in the end. Raises OptionError
         where the run cannot start so: a checkpoint without ``resume``, a later stage with nothing
-        to start from; KeyboardInterrupt, with a checkpoint, after Ctrl-C.
+        to start from; KeyboardInterrupt, which says where the checkpoint is, after Ctrl-C.
         """
         request = self.request
         if request.resume:
@@ -367,7 +367,10 @@ class Run(Generic[AnyStage]):
                     pause = SAVE_SECONDS * max(1.0, (time.monotonic() - now) / 3)
                 if stop:
                     self.processes.wait()  # for the first one to have written
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(
+                        f"Step {self.step} of {stage.steps} of stage {self.stage!r} is kept in "
+                        f"{str(self.out)!r}: the same command with --resume goes on from it."
+                    )
                 advance(1)
         self.seconds += time.monotonic() - saved_at
         with torch.no_grad():
@@ -491,10 +494,14 @@ class Run(Generic[AnyStage]):
         """OptionError where ``current``, or another stage that has begun, ran with other steps."""
         for name in self.ran.keys() & self.stages.keys():
             ran, asked = self.ran[name], _plain(self.stages[name])
-            if name == current and ran != asked:
+            differing = [
+                f"{k}={ran.get(k)!r}, not {v!r}" for k, v in asked.items() if ran.get(k) != v
+            ]
+            if name == current and differing:
                 raise OptionError(
                     f"The checkpoint in {str(self.out)!r} is in the middle of stage {name!r} with "
-                    f"{ran}: resume with the same --steps, or start in another folder."
+                    f"{'; '.join(differing)}: resume with the same (--steps), or start in another "
+                    "folder."
                 )
             # Without --steps, a recipe goes on after a stage that was run shorter on purpose.
             if self.request.steps not in (None, ran["steps"]):
