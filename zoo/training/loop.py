@@ -93,11 +93,13 @@ class Run(Generic[AnyStage]):
     ``modules``: what checkpoints hold, by name; all are moved to the device and frozen, each stage
     thaws what it trains. ``stages``: all of the recipe, in order; ``skip``: those that the options
     leave out. ``facts``: JSON-like, must agree when a run is resumed, beside seed and options; but
-    for the options named in ``how``, which say how a step is computed and not what. ``about``:
+    for the options named in ``how``, which say how a step is computed. ``about``:
     further things for ``train.json``.
 
     Options that the loop knows where an entry declares them: the fields of ``Stage``, ``precision``
-    (auto, float32, bfloat16, float16) and ``micro`` (items computed at once).
+    (auto, float32, bfloat16, float16) and ``micro`` (items computed at once, and drawn at once: on
+    any number of processes a run is the same where it is given, up to the order of sums; without
+    it, or with another one, steps are of other items).
 
     Raises OptionError for a stage that there is not or a batch that cannot be divided.
     """
