@@ -225,7 +225,7 @@ def test_what_other_methods_were_measured_by_is_another_table(found: dict[str, A
 def test_the_claims(found: dict[str, Any]) -> None:
     lines = bench.claims_text(found).splitlines()
     cells = [[c.strip() for c in line.replace("\\|", "¦").strip("|").split("|")] for line in lines]
-    assert cells[0] == ["claim", "", "measured", "rule"]
+    assert cells[0] == ["claim", "", "measured (± standard error)", "rule"]
     assert cells[2] == ["more ¦ better", "holds", "25.5 against 24.1 (± 0.7)", "mean above"]
     assert [row[1] for row in cells[2:]] == ["holds", "does not hold", "undecided"]
     assert len({len(line) for line in lines}) == 1

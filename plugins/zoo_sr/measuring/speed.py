@@ -8,7 +8,7 @@ big peers come one after the other, to fit the memory.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +35,7 @@ BEST_OF = 3
 """Of what takes a second or less."""
 PARAMETERS, GFLOP = "parameters (M)", "GFLOP 128 to 512"
 SECONDS = "seconds of one thread, 128 to 512"
-Rows = dict[str, dict[str, Sequence[float]]]
+Rows = dict[str, dict[str, list[float]]]
 """Row -> column -> a number, or one for each round."""
 
 
@@ -161,7 +161,7 @@ def _run(network: nn.Module, image: Tensor) -> Callable[[], Tensor]:
     return lambda: network(given)
 
 
-def cost(network: nn.Module, *arguments: Any) -> dict[str, Sequence[float]]:
+def cost(network: nn.Module, *arguments: Any) -> dict[str, list[float]]:
     """Parameters and FLOPs of ``network(image, *arguments)``: no weight is copied or computed with.
 
     Parameters are those of the modules that ran.
