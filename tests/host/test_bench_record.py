@@ -362,6 +362,32 @@ def test_the_common_metrics(here: Site, tmp_path: Path, monkeypatch: pytest.Monk
         bench.run_interface("SRModel", command="c", data=photos)
 
 
+def test_models_are_timed_on_one_thread(tmp_path: Path) -> None:
+    """Threads that wait for each other compute nothing and count all the same."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("piq")
+    Image.new("RGB", (64, 64), (90, 90, 90)).save(tmp_path / "a.png")
+    protocol = protocols.of("SRModel")
+    reference, threads = protocol.references()["bicubic"], []
+
+    class Spy:
+        scales = (4,)
+
+        def upscale(self, image: Image.Image, *, scale: int) -> Image.Image:
+            threads.append(torch.get_num_threads())
+            made: Image.Image = reference.upscale(image, scale=scale)
+            return made
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert [*protocol.measure(Spy(), protocol.items(tmp_path))]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert {*threads} == {1}
+
+
 def test_a_flat_picture_has_a_finite_score(tmp_path: Path) -> None:
     """Its enlargement is exact; names are those below the folder, and so no two are alike."""
     pytest.importorskip("piq")
