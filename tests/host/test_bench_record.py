@@ -234,6 +234,7 @@ def test_the_claims(found: dict[str, Any]) -> None:
 def test_numbers_for_people() -> None:
     assert bench.number({"mean": 0.000123456, "std": 0.0, "n": 1}) == "0.0001235"
     assert bench.number({"mean": 12.3456, "std": 0.0123, "n": 3}) == "12.35 ± 0.012"
+    assert bench.measured({"value": 21.8, "against": 19.2, "spread": 0.0}) == "21.8 against 19.2"
     assert bench.number({"mean": 12.3456, "std": 0.0, "n": 3}) == "12.35 ± 0"
 
 
