@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,21 @@ def forget() -> None:
 
     plugins._managers.clear()
     registry.forget()
+
+
+def install(site: Path, project: Path) -> Path:
+    """Put a project's package where it is found, with the metadata that pip would write."""
+    (package,) = (path.parent for path in project.glob("*/registry.yaml"))
+    shutil.copytree(package, site / package.name)
+    info = site / f"{package.name}-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project.name}\nVersion: 0.1.0\n", "utf-8"
+    )
+    (info / "entry_points.txt").write_text(
+        f"[zoo.plugins]\n{package.name} = {package.name}\n", "utf-8"
+    )
+    return site / package.name
 
 
 class Site:

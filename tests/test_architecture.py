@@ -17,7 +17,7 @@ import pytest
 import zoo
 from tests.overlay import ROOT, SIBLINGS, pyproject
 from zoo import errors, generate, interfaces, plugins
-from zoo.cli import VERBS
+from zoo.cli import VERBS, command_of
 
 OWN = plugins.own_registry()
 PRESENT = {name: entry for name, entry in OWN.models.items() if entry.status != "planned"}
@@ -26,11 +26,11 @@ PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.is_d
 LAYERS = [
     {"cli", "generate", "__main__"},
     {"cards", "publish", "scaffold", "testing"},
-    {"actions", "bench", "charts", "experiment", "protocols", "training"},
+    {"actions", "bench", "charts", "evaluation", "experiment", "protocols", "training"},
     {"api"},
     {"bases"},
     {"registry", "hub", "weights", "images", "pictures", "files", "arguments"}
-    | {"annotations", "calibration"},
+    | {"annotations", "calibration", "tables", "rowfiles", "frames", "columns"},
     {"plugins"},
     {"spec", "hookspecs"},
     {"entry", "interfaces"},
@@ -40,7 +40,7 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "bench"}
 PUBLIC |= {"annotations", "bases", "calibration", "entry", "metrics", "progress", "testing"}
-PUBLIC |= {"experiment", "isolation", "training"}
+PUBLIC |= {"experiment", "isolation", "tables", "training"}
 """What a plugin may import of the host."""
 UPWARD = {
     ("interfaces", "save_pretrained", "weights"),
@@ -52,6 +52,7 @@ AT_ONCE = {("cli", "click"), ("hookspecs", "pluggy"), ("testing", "pytest")}
 AT_ONCE |= {("training", "torch"), ("training", "numpy")}  # only recipes import it
 """(module of the host, package) that may be imported as soon as the module is."""
 HEAVY = {"torch", "numpy", "timm", "transformers", "diffusers", "open_clip", "huggingface_hub"}
+HEAVY |= {"pandas", "pyarrow", "datasets"}
 HEAVY |= {"PIL", "safetensors", "skimage", "scipy", "onnx", "onnxruntime", "matplotlib"}
 
 MEGABYTE = 1024 * 1024
@@ -362,7 +363,8 @@ def test_every_package_is_marked_as_typed_and_shipped() -> None:
 
 def test_every_verb_has_a_command_and_one_line_of_help() -> None:
     for verb, (module, line) in VERBS.items():
-        command = getattr(importlib.import_module(f"zoo.cli.{module}"), verb)
+        command = command_of(verb)
+        assert (command.callback or print).__module__ == f"zoo.cli.{module}"
         assert command.name == verb
         assert command.help
         assert line.endswith(".")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import images as _images
 from .errors import InputError
+from .files import read_text
 from .interfaces import Detections
 
 if TYPE_CHECKING:
@@ -217,21 +218,12 @@ def _listed(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text ({error.reason}).") from None
-
-
 # --- COCO -----------------------------------------------------------------------------------------
 
 
 def _coco(path: Path, folder: Path) -> _Found:
     try:
-        data = json.loads(_text(path))
+        data = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}.") from None
     for key in ("images", "annotations", "categories"):
@@ -404,7 +396,7 @@ def _yolo_yaml(path: Path, split: str) -> _Found:
         raise InputError(f"{path}:{line}: {text}.")
 
     try:
-        root = tree(_text(path), wrong)
+        root = tree(read_text(path), wrong)
     except MalformedError as error:
         raise InputError(f"{path}:{error.line}: {error.text}.") from None
     keys = root.value
@@ -424,7 +416,7 @@ def _yolo_yaml(path: Path, split: str) -> _Found:
         if place.is_dir():
             images += _listed(place)
         elif place.suffix == ".txt" and place.is_file():
-            for number, line in enumerate(_text(place).splitlines(), 1):
+            for number, line in enumerate(read_text(place).split("\n"), 1):
                 if line.strip():
                     images.append(_image(place.parent, line.strip(), f"{place}:{number}"))
         else:
@@ -449,7 +441,7 @@ def _yaml_names(path: Path, node: Node | None) -> list[str]:
 def _yolo_names(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def _yolo(images: Sequence[Path], labels: Sequence[Path], names: list[str]) -> _Found:
@@ -460,7 +452,7 @@ def _yolo(images: Sequence[Path], labels: Sequence[Path], names: list[str]) -> _
         if not file.is_file():
             continue  # an image without objects
         size = _images.size(image)
-        for number, line in enumerate(_text(file).splitlines(), 1):
+        for number, line in enumerate(read_text(file).split("\n"), 1):
             if line.strip():
                 label, corners = _yolo_box(line, f"{file}:{number}", size)
                 if names and label >= len(names):

@@ -372,9 +372,9 @@ def run_interface(
     book = Book(lambda metric: not protocol.HIGHER[metric])
 
     def measure(row: str, model: Any) -> None:
-        for item, scores in [*protocol.measure(model, items)]:
-            for metric, value in scores.items():
-                book.add(row, metric, value, item)
+        for measured in [*protocol.measure(model, items)]:
+            for metric, value in measured.scores.items():
+                book.add(row, metric, value, measured.item)
 
     for row, reference in protocol.references().items():
         measure(row, reference)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+from .files import read_text
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +20,24 @@ def texts() -> list[str]:
     """The host's own short texts: stories, instructions, letters, a little code and JSON."""
     text = _FILE.read_text("utf-8").partition("\n\n")[2]  # the first paragraph says whose they are
     return [part.strip("\n") for part in text.split("\n\n")]
+
+
+def read(path: str | Path) -> Any:
+    """What a file holds for ``token_ids``: texts of a UTF-8 file, which empty lines divide, or the
+    (N, T) ids of a ``.npy`` file. Raises InputError.
+    """
+    path = Path(path)
+    if path.suffix == ".npy":
+        import numpy as np
+
+        try:
+            return np.load(path)  # pickled arrays are refused by default
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"calibration: {path} is no plain .npy array: {error}.") from None
+    parts = [part.strip("\n") for part in re.split(r"\n(?:[ \t]*\n)+", read_text(path))]
+    if not (found := [part for part in parts if part.strip()]):
+        raise InputError(f"calibration: {path} is empty.")
+    return found
 
 
 def token_ids(calibration: Any, tokenizer: Any = None, *, length: int = 128) -> torch.Tensor:

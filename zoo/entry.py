@@ -31,8 +31,11 @@ class Option:
     help: str = ""
 
     def check(self, value: Any) -> Any:
-        """The value in its declared type, text read as the command reads it; or OptionError."""
-        if value is None and self.default is None:
+        """The value in its declared type, text read as the command reads it; or OptionError.
+
+        ``WORDS`` in any case are what they say. An option without a default may be None.
+        """
+        if self.default is None and (value is None or self._is_none(value)):
             return None
         parsed = self._read(value)
         if parsed is None:
@@ -49,7 +52,7 @@ class Option:
         if self.type == "str":
             return value if isinstance(value, str) else None
         if self.type == "bool":
-            return value if isinstance(value, bool) else _BOOLEANS.get(str(value))
+            return value if isinstance(value, bool) else WORDS.get(str(value).lower())
         if isinstance(value, bool):
             return None
         try:
@@ -59,6 +62,11 @@ class Option:
         except (TypeError, ValueError, OverflowError):
             return None
         return number if math.isfinite(number) else None
+
+    def _is_none(self, value: Any) -> bool:
+        """Is it text that says so, and no value of an option that takes text?"""
+        number = self.type not in ("str", "choice")
+        return number and isinstance(value, str) and value.lower() in NONE
 
     @property
     def expected(self) -> str:
@@ -74,7 +82,15 @@ class Option:
         return f"{text}, at most {self.max:g}" if self.max is not None else text
 
 
-_BOOLEANS: Mapping[Any, bool] = {"true": True, "false": False}
+WORDS: Mapping[str, bool] = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+NONE = ("none", "null")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError, WeightsError, WeightsNotFoundError, ZooError
+from .errors import InputError, OutputError, WeightsError, WeightsNotFoundError, ZooError
 
 MANIFEST = "zoo.json"
 """What makes a folder a saved model: only such a folder is ever replaced."""
@@ -95,6 +95,12 @@ def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
             temporary.replace(real)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(path: str | Path, *, overwrite: bool = False) -> None:
+    """OutputError where ``atomic_folder`` would refuse this path; call it before long work."""
+    path = Path(path)
+    _check_folder(path, _real(path), overwrite)
 
 
 @contextmanager
@@ -203,6 +209,24 @@ def _sync(path: Path) -> None:
     # "r+b": Windows syncs only what is open for writing.
     with path.open("r+b") as file:
         os.fsync(file.fileno())
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, with or without a byte-order mark. Raises InputError.
+
+    Lines end at newlines alone: split it by ``"\\n"``, as ``splitlines`` also does at characters
+    that a text may contain.
+    """
+    path = Path(path)
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is no UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8."
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot read {path}: {reason}.") from error
 
 
 def opened(path: Path) -> Any:

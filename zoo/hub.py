@@ -215,25 +215,33 @@ def bar() -> bool:
 
 
 def cache_folder() -> Path:
-    """Where fetched files are kept: huggingface_hub's cache (HF_HOME, HF_HUB_CACHE)."""
+    """Where fetched files are kept: huggingface_hub's cache (HF_HOME, HF_HUB_CACHE).
+
+    Raises UsageError where a file is in the way.
+    """
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
+    folder = Path(constants.HF_HUB_CACHE)
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise UsageError(
+                f"fetched files are kept in {folder}, but {place} is a file. "
+                "Set HF_HOME (or HF_HUB_CACHE) to a folder."
+            )
+    return folder
 
 
 def reachable() -> str | None:
     """None where the Hub answers, else why it does not, within ``ZOO_HUB_TIMEOUT`` seconds."""
     if _offline():
         return "not asked, because HF_HUB_OFFLINE is set"
-    from huggingface_hub import constants
-
-    seconds = _patience()
-    answers = _get(f"{constants.ENDPOINT}/api/models", {"limit": "1"}, seconds)
+    seconds, endpoint = _patience(), _endpoint()
+    answers = _get(f"{endpoint}/api/models", {"limit": "1"}, seconds)
     if not answers or "Timeout" in type(answers[0]).__name__:
-        return f"{constants.ENDPOINT} did not answer within {seconds:g} s"
+        return f"{endpoint} did not answer within {seconds:g} s{_through()}"
     if isinstance(answers[0], Exception):
         why = (str(answers[0]) or type(answers[0]).__name__).splitlines()[0]
-        return f"{constants.ENDPOINT} gave no answer: {why}"
+        return f"{endpoint} gave no answer: {why}{_through()}"
     return None
 
 
@@ -367,9 +375,7 @@ def _check_shards(repo: str, snapshot: Path, files: Sequence[_File]) -> None:
 
 
 def _storage(repo: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--"))
+    return cache_folder() / ("models--" + repo.replace("/", "--"))
 
 
 def _recorded_commit(storage: Path, ref: str) -> str | None:
@@ -465,10 +471,39 @@ def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _where(repo: str) -> str:
+def _endpoint() -> str:
+    """The Hub's address. Raises UsageError where HF_ENDPOINT is none."""
+    from urllib.parse import urlsplit
+
     from huggingface_hub import constants
 
-    return f"{constants.ENDPOINT}/{repo}"
+    text = constants.ENDPOINT
+    with suppress(ValueError):  # of a port that is no number
+        parts = urlsplit(text)
+        if parts.scheme in ("http", "https") and parts.hostname and not re.search(r"\s", text):
+            _ = parts.port
+            return text
+    raise UsageError(
+        f"HF_ENDPOINT={text!r} is no address: expected https://host, without spaces. "
+        "Unset it for the public Hub."
+    )
+
+
+def _through() -> str:
+    """ " through the proxy ..." where one is set for the Hub; "" else."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(_endpoint())
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc):
+        return ""
+    return f" through the proxy {proxy} ({parts.scheme.upper()}_PROXY or ALL_PROXY)"
+
+
+def _where(repo: str) -> str:
+    return f"{_endpoint()}/{repo}"
 
 
 def _patience() -> float:
@@ -489,16 +524,14 @@ def _ask(repo: str, revision: str | None) -> tuple[str, dict[str, _File]]:
         )
     from urllib.parse import quote
 
-    from huggingface_hub import constants
-
     seconds = _patience()
-    url = f"{constants.ENDPOINT}/api/models/{repo}"
+    url = f"{_endpoint()}/api/models/{repo}"
     url += f"/revision/{quote(revision, safe='')}" if revision else ""
     answers = _get(url, {"blobs": "true"}, seconds)
     if not answers or "Timeout" in type(answers[0]).__name__:
         raise _Failure(
             HubError,
-            f"hub: {_where(repo)} did not answer within {seconds:g} s",
+            f"hub: {_where(repo)} did not answer within {seconds:g} s{_through()}",
             "Check the network and HF_ENDPOINT, or give it more seconds with ZOO_HUB_TIMEOUT.",
         )
     if isinstance(answers[0], Exception):
@@ -575,8 +608,11 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> _Failure:
         why = f"gave an answer that is not a Hub's: {error}"
         advice = "Check HF_ENDPOINT, and that no login page of the network is in between."
     elif status is None:
-        why = f"could not be reached: {error}"
+        proxy = _through()
+        why = f"could not be reached{proxy}: {error}"
         advice = "Check the network and HF_ENDPOINT."
+        if proxy:
+            advice = "Check the proxy; NO_PROXY names the hosts that need none."
     elif code == "GatedRepo":
         why = "is gated: its owner lets in those who accept conditions"
         advice = f"Accept them on that page, then {log_in}."

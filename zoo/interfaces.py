@@ -242,6 +242,14 @@ class VLAligner(Model):
 
     interface = "VLAligner"
 
+    temperature: float = 1.0
+    """What ``predict_proba`` divides similarities by: little where they are cosines."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The texts of a fit that had labels, as these number them; () where there are none."""
+        return ()
+
     @abc.abstractmethod
     def align(
         self,
@@ -254,14 +262,32 @@ class VLAligner(Model):
     ) -> Self:
         """Fit on pairs; returns self, fitted.
 
-        ``images`` and ``texts``: raw images and strings, a folder or JSONL file of rows, or float
-        arrays (N, d_image) and (M, d_text) of features; what a method cannot take is an InputError.
+        ``images`` and ``texts``: raw images and strings, rows of both as ``zoo.tables.read`` takes
+        them (a folder, a file, a DataFrame, ...), or float arrays (N, d_image) and (M, d_text) of
+        features; what a method cannot take is an InputError.
         ``labels``: (N,) integers into ``texts`` where there is not one text for each image.
         """
 
     @abc.abstractmethod
     def similarity(self, images: Any, texts: Any) -> np.ndarray:
         """(N, M) float32, higher is better; raw inputs or features, as ``align`` takes them."""
+
+    def predict_proba(self, images: Any, texts: Any = None) -> np.ndarray:
+        """(N, M) float32: softmax of ``similarity / temperature`` over the texts, default
+        ``classes``.
+
+        Each row sums to 1. Raises NotReadyError where there are neither texts nor classes.
+        """
+        import numpy as np
+
+        if texts is None and not self.classes:
+            raise NotReadyError(
+                f"{self.entry.name} knows no classes (it was not fitted on any): pass texts."
+            )
+        found = self.similarity(images, list(self.classes) if texts is None else texts)
+        scores = found.astype(np.float64) / self.temperature
+        raised = np.exp(scores - scores.max(1, keepdims=True))
+        return (raised / raised.sum(1, keepdims=True)).astype(np.float32)
 
     def embed_images(self, images: Any) -> np.ndarray:
         """(N, d) float32 of unit norm, where the method has embeddings."""
@@ -356,6 +382,11 @@ class DataSelector(Model):
 
     interface = "DataSelector"
 
+    @property
+    def ids(self) -> Sequence[Any] | None:
+        """(N,) what the rows of ``train`` are called, after ``fit`` on rows with ids; else None."""
+        return None
+
     @abc.abstractmethod
     def fit(
         self,
@@ -370,8 +401,9 @@ class DataSelector(Model):
     ) -> Self:
         """Learn weights for ``train`` (N examples) that serve the small ``target`` set.
 
-        ``model``: a torch module to train with the weights; ``loss``: (output, batch) -> (B,)
-        losses, one for each example. Returns self, fitted.
+        ``train`` and ``target``: what ``zoo.tables.read`` takes. ``model``: a torch module to train
+        with the weights; ``loss``: (output, batch) -> (B,) losses, one for each example. Returns
+        self, fitted.
         """
 
     @property

@@ -28,3 +28,18 @@ def isolated() -> Iterator[None]:
             stack.callback(torch.set_default_dtype, default)
             torch.set_default_dtype(torch.float32)
         yield
+
+
+@contextmanager
+def learning() -> Iterator[None]:
+    """``isolated``, and gradients are computed, also inside the caller's ``no_grad`` or
+    ``inference_mode``. Also a decorator.
+
+    Tensors that the caller made in inference mode are to be cloned before they are learned from.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    with isolated(), torch.inference_mode(False), torch.enable_grad():
+        yield

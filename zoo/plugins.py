@@ -86,6 +86,8 @@ def discover() -> tuple[Plugin, ...]:
     points, damaged = entry_points(GROUP)
     found = [_inspect(point, own, ours) for point in points]
     found += [_unreadable(damage) for damage in damaged]
+    if not any(plugin.first_party for plugin in found):
+        found += _without_metadata(ours - {"zoo"})
     found.sort(key=lambda p: (not p.first_party, p.distribution, p.package))
     return tuple(_without_doubles(found))
 
@@ -93,6 +95,16 @@ def discover() -> tuple[Plugin, ...]:
 def _unreadable(damage: Damage) -> Plugin:
     reason = f"its metadata cannot be read ({damage.error}); reinstall or remove it"
     return Plugin(damage.folder, damage.folder, state="fault", reason=reason)
+
+
+def _without_metadata(packages: set[str]) -> list[Plugin]:
+    """Ours that were copied here without what names them as plugins: frozen, or vendored."""
+    reason = (
+        f"its package is here, but not the metadata of {HOST} ({HOST}-*.dist-info), which names "
+        f"it as a plugin; copy that too (PyInstaller: --copy-metadata {HOST})"
+    )
+    folders = {package: _folder(package) for package in sorted(packages)}
+    return [_fault(Plugin(name, HOST, folder=f), reason) for name, f in folders.items() if f]
 
 
 def _inspect(point: Point, own: RegistryFile, ours: set[str]) -> Plugin:

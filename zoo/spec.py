@@ -37,9 +37,7 @@ from .entry import (
 )
 from .errors import OptionError, RegistryError
 from .interfaces import INTERFACES, verbs
-from .yamltree import MalformedError as _MalformedError
-from .yamltree import Node as _Node
-from .yamltree import tree as _tree
+from .yamltree import MalformedError, Node, tree
 
 SCHEMA = 1
 MAX_BYTES = 256 * 1024
@@ -97,11 +95,11 @@ def parse(text: str, *, path: Path, package: str | None = None) -> RegistryFile:
     checker = _Checker()
     result = None
     try:
-        tree = _tree(text, checker.wrong)
-    except _MalformedError as error:
+        root = tree(text, checker.wrong)
+    except MalformedError as error:
         checker.wrong(error.line, error.text)
     else:
-        result = checker.registry(tree, path, package)
+        result = checker.registry(root, path, package)
     if checker.mistakes or result is None:
         mistakes = sorted(set(checker.mistakes))
         shown = [f"  line {line}: {text}" for line, text in mistakes[:MAX_MISTAKES]]
@@ -153,7 +151,7 @@ class _Checker:
 
     # scalars
 
-    def text(self, node: _Node | None, what: str, pattern: re.Pattern[str] | None = None) -> str:
+    def text(self, node: Node | None, what: str, pattern: re.Pattern[str] | None = None) -> str:
         if node is None:
             return ""
         if not isinstance(node.value, str) or node.null:
@@ -165,7 +163,7 @@ class _Checker:
             self.wrong(node.line, f"{what}: {node.value!r} {_MEANING[pattern]}")
         return node.value
 
-    def number(self, node: _Node | None, what: str, kind: type[int] | type[float]) -> Any:
+    def number(self, node: Node | None, what: str, kind: type[int] | type[float]) -> Any:
         if node is None:
             return None
         try:
@@ -180,7 +178,7 @@ class _Checker:
             self.wrong(node.line, f"{what}: expected {word}, not {_shown(node)}")
             return None
 
-    def choice(self, node: _Node | None, what: str, known: Iterable[str]) -> str:
+    def choice(self, node: Node | None, what: str, known: Iterable[str]) -> str:
         value = self.text(node, what)
         known = list(known)
         if node is not None and value and value not in known:
@@ -190,8 +188,8 @@ class _Checker:
     # containers
 
     def mapping(
-        self, node: _Node | None, what: str, known: Iterable[str] | None, required: str = ""
-    ) -> dict[str, _Node]:
+        self, node: Node | None, what: str, known: Iterable[str] | None, required: str = ""
+    ) -> dict[str, Node]:
         """The children by key; unknown and missing keys are mistakes. ``known`` None: any key."""
         if node is None or (node.null and not required):
             return {}
@@ -208,7 +206,7 @@ class _Checker:
                 self.wrong(node.line, f"{what}: {key} is missing")
         return node.value
 
-    def sequence(self, node: _Node | None, what: str) -> list[_Node]:
+    def sequence(self, node: Node | None, what: str) -> list[Node]:
         if node is None or node.null:
             return []
         if not isinstance(node.value, list):
@@ -216,7 +214,7 @@ class _Checker:
             return []
         return node.value
 
-    def json(self, node: _Node, what: str) -> Any:
+    def json(self, node: Node, what: str) -> Any:
         """A value by JSON's rules: an unquoted scalar is a number or a constant if JSON says so."""
         if isinstance(node.value, dict):
             return {key: self.json(child, what) for key, child in node.value.items()}
@@ -236,7 +234,7 @@ class _Checker:
 
     # the file
 
-    def registry(self, root: _Node, path: Path, package: str | None) -> RegistryFile:
+    def registry(self, root: Node, path: Path, package: str | None) -> RegistryFile:
         top = self.mapping(
             root, "registry", ("schema", "zoo_api", "models", "bases"), "schema zoo_api"
         )
@@ -259,7 +257,7 @@ class _Checker:
             {name: self.base_entry(name, node, package) for name, node in bases.items()},
         )
 
-    def owner(self, name: str, node: _Node | None, line: int, package: str | None) -> str:
+    def owner(self, name: str, node: Node | None, line: int, package: str | None) -> str:
         if package is not None:
             if node is not None:
                 self.wrong(node.line, f"{name}: plugin is for zoo's own file; leave it out")
@@ -268,12 +266,12 @@ class _Checker:
             self.wrong(line, f"{name}: plugin is missing")
         return self.text(node, f"{name}: plugin", _PACKAGE)
 
-    def name(self, name: str, node: _Node) -> str:
+    def name(self, name: str, node: Node) -> str:
         if not _NAME.fullmatch(name):
             self.wrong(node.line, f"name {name!r} {_MEANING[_NAME]}")
         return name
 
-    def model(self, name: str, node: _Node, package: str | None) -> Entry:
+    def model(self, name: str, node: Node, package: str | None) -> Entry:
         keys = self.mapping(node, name, _MODEL_KEYS, "interface status summary")
         get = keys.get
         interface = self.choice(get("interface"), f"{name}: interface", INTERFACES)
@@ -318,7 +316,7 @@ class _Checker:
             line=node.line,
         )
 
-    def base_entry(self, name: str, node: _Node, package: str | None) -> BaseEntry:
+    def base_entry(self, name: str, node: Node, package: str | None) -> BaseEntry:
         keys = self.mapping(node, name, _BASE_KEYS, "summary files")
         return BaseEntry(
             self.name(name, node),
@@ -329,19 +327,19 @@ class _Checker:
             self.texts(keys.get("license"), f"{name}: license", ("code", "weights")),
         )
 
-    def texts(self, node: _Node | None, what: str, known: tuple[str, ...]) -> dict[str, str]:
+    def texts(self, node: Node | None, what: str, known: tuple[str, ...]) -> dict[str, str]:
         return {
             key: self.text(child, f"{what}: {key}")
             for key, child in self.mapping(node, what, known).items()
         }
 
-    def object(self, node: _Node | None, what: str, owner: str) -> str | None:
+    def object(self, node: Node | None, what: str, owner: str) -> str | None:
         value = self.text(node, what, _OBJECT)
         if node is not None and value and owner and value.split(":")[0].split(".")[0] != owner:
             self.wrong(node.line, f"{what}: {value!r} is not in the entry's own package {owner}")
         return value or None
 
-    def relative(self, node: _Node | None, what: str) -> str:
+    def relative(self, node: Node | None, what: str) -> str:
         path = self.text(node, what)
         if node is None or not path:
             return path
@@ -360,7 +358,7 @@ class _Checker:
             )
         return path
 
-    def files(self, node: _Node | None, name: str) -> tuple[FileSpec, ...]:
+    def files(self, node: Node | None, name: str) -> tuple[FileSpec, ...]:
         files: list[FileSpec] = []
         seen: set[str] = set()
         for child in self.sequence(node, f"{name}: files"):
@@ -384,7 +382,7 @@ class _Checker:
             )
         return tuple(files)
 
-    def hub(self, node: _Node | None, name: str) -> HubSpec | None:
+    def hub(self, node: Node | None, name: str) -> HubSpec | None:
         if node is None or node.null:
             return None
         keys = self.mapping(node, f"{name}: hub", ("repo", "revision"), "repo")
@@ -396,7 +394,7 @@ class _Checker:
             else self.text(revision, f"{name}: hub: revision", _COMMIT),
         )
 
-    def check(self, node: _Node | None, name: str) -> CheckSpec | None:
+    def check(self, node: Node | None, name: str) -> CheckSpec | None:
         if node is None or node.null:
             return None
         what = f"{name}: check"
@@ -410,7 +408,7 @@ class _Checker:
             atol,
         )
 
-    def card(self, node: _Node | None, what: str) -> CardSpec:
+    def card(self, node: Node | None, what: str) -> CardSpec:
         known = ("about", "limits", "data", "training", "picture", "caption")
         keys = self.mapping(node, what, known)
         data = []
@@ -434,7 +432,7 @@ class _Checker:
             caption=self.text(keys.get("caption"), f"{what}: caption"),
         )
 
-    def bases(self, one: _Node | None, several: _Node | None, name: str) -> dict[str, BaseSpec]:
+    def bases(self, one: Node | None, several: Node | None, name: str) -> dict[str, BaseSpec]:
         """``base:`` is the short form of ``bases: {base: ...}``."""
         if one is not None and several is not None:
             self.wrong(several.line, f"{name}: give either base or bases")
@@ -448,7 +446,7 @@ class _Checker:
             found[word] = self.base(child, what)
         return found
 
-    def base(self, node: _Node, what: str) -> BaseSpec:
+    def base(self, node: Node, what: str) -> BaseSpec:
         keys = self.mapping(node, what, ("kind", "default", "needed"), "kind")
         default, needed = keys.get("default"), keys.get("needed")
         steps = [needed] if needed is not None and isinstance(needed.value, str) else None
@@ -462,7 +460,7 @@ class _Checker:
             ),
         )
 
-    def commands(self, node: _Node | None, name: str, owner: str) -> dict[str, CommandSpec]:
+    def commands(self, node: Node | None, name: str, owner: str) -> dict[str, CommandSpec]:
         commands = {}
         for word, child in self.mapping(node, f"{name}: commands", None).items():
             what = f"{name}: commands: {word}"
@@ -477,9 +475,7 @@ class _Checker:
 
     # options
 
-    def options(
-        self, node: _Node | None, name: str, interface: str
-    ) -> dict[str, dict[str, Option]]:
+    def options(self, node: Node | None, name: str, interface: str) -> dict[str, dict[str, Option]]:
         found = {}
         for verb, child in self.mapping(node, f"{name}: options", OPTION_VERBS).items():
             options = {}
@@ -496,7 +492,7 @@ class _Checker:
             found[verb] = options
         return found
 
-    def option(self, word: str, node: _Node, what: str) -> Option:
+    def option(self, word: str, node: Node, what: str) -> Option:
         keys = self.mapping(node, what, _OPTION_KEYS)
         choices = tuple(
             self.text(c, f"{what}: choices")
@@ -529,6 +525,8 @@ class _Checker:
             return option
         value = self.json(default, what) if kind not in ("str", "choice") else default.value
         try:
+            if kind == "bool" and default.value not in ("true", "false"):  # one spelling in files
+                raise OptionError
             value = option.check(value)
         except OptionError:
             self.wrong(default.line, f"{what}: default {_shown(default)} is not {option.expected}")
@@ -554,7 +552,7 @@ def _no_constant(text: str) -> Callable[[], None]:
     raise ValueError(text)  # NaN and Infinity are not JSON
 
 
-def _shown(node: _Node) -> str:
+def _shown(node: Node) -> str:
     if isinstance(node.value, str):
         return "nothing" if node.null else _shortened(node.value)
     return "a mapping" if isinstance(node.value, dict) else "a list"

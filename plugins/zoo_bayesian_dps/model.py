@@ -24,11 +24,12 @@ from zoo.errors import InputError, NotReadyError, OptionError, WeightsError
 from zoo.hookspecs import BuildRequest
 from zoo.interfaces import DataSelector
 from zoo.progress import track, whole_steps
+from zoo.tables import Table, matched, read
 from zoo.weights import load_module, load_tensors, save_tensors
 
 from . import report as reports
 from . import tasks
-from .data import Examples, check_classes, examples_of, numbered
+from .data import check_classes, numbered
 from .joint import Joint
 from .sampler import Recipe, WeightSampler, together
 
@@ -57,8 +58,8 @@ class BayesianDPS(DataSelector):
         self._base = request.base.folder if request.base else None
         self._found: dict[str, Tensor] = {}
         self._task: tasks.Task | None = None
-        self._train: Examples | None = None
-        self._target: Examples | None = None
+        self._train: Table | None = None
+        self._target: Table | None = None
         self._folder: Path | None = None
         file = request.folder / "model.safetensors" if request.folder else None
         if request.folder is not None and file is not None and file.is_file():
@@ -144,7 +145,9 @@ class BayesianDPS(DataSelector):
         lr: float | None = None,
         optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
         collate: Callable[[Sequence[Any]], Any] | None = None,
-        features: Callable[[Any, Any], Tensor] | None = None,
+        features: str | Sequence[str] | None = None,
+        label: str | None = None,
+        weight_features: Callable[[Any, Any], Tensor] | None = None,
         sources: Sequence[Any] | None = None,
         retrain: float | None = None,
         checkpoint: str | Path | None = None,
@@ -152,14 +155,16 @@ class BayesianDPS(DataSelector):
     ) -> Self:
         """Learn weights for ``train`` (N examples) that serve ``target``, and train; returns self.
 
-        ``train``, ``target``: a path (.jsonl, .parquet, a folder of these, a saved ``datasets``
-        set, one folder of pictures a class), a pair of arrays (x, y), or anything with rows by
-        index: pairs (x, y), mappings, a torch or a ``datasets`` data set. ``model``: a torch
-        module, trained in place; of a pair it gets x, of a mapping the fields that it takes. None:
-        the base, or a small network that suits the data. ``loss``: (output, batch) -> (B,); None:
+        ``train``, ``target``: whatever ``zoo.tables.read`` takes: a path (.csv, .jsonl, .parquet,
+        .npz, ..., one folder of pictures a class), arrays (x, y), a DataFrame, records, a torch or
+        a ``datasets`` data set. ``features``, ``label``: columns, where they have other names than
+        usual. ``model``: a torch module, trained in place; of a pair it gets x, of a mapping with
+        tensors the fields that it takes. None: the base, or a small network that suits the data.
+        ``collate``: a list of rows, as they are in ``train`` and ``target``, -> what the module
+        takes. ``loss``: (output, batch) -> (B,), or one of torch's with ``reduction="none"``; None:
         cross-entropy, squared error, or the mean over answer tokens. ``optimizer``: parameters ->
         optimiser; the network's Langevin noise is for SGD only: on others' steps it would sample
-        nothing.
+        nothing. ``weight_features``: (output, batch) -> (B,d), what ``weighting="network"`` sees.
 
         ``epochs``: over the training set; None: 3 for transformers, else 10 or 300 steps, whichever
         is more. ``batch``, ``target_batch`` (None: a quarter of it) rows of each set a step, in all
@@ -171,29 +176,33 @@ class BayesianDPS(DataSelector):
         started = time.perf_counter()
         self._found, self._task, self._folder = {}, None, None
         seed = _whole("seed", seed, 0)
-        if retrain is not None and not (isinstance(retrain, int | float) and 0 < retrain <= 1):
+        share = isinstance(retrain, int | float) and not isinstance(retrain, bool)
+        if retrain is not None and not (share and 0 < retrain <= 1):
             raise OptionError(f"retrain={retrain!r}: expected a share above 0 and up to 1.")
-        rows, wanted = examples_of(train, "train"), examples_of(target, "target")
+        if callable(features):
+            raise OptionError("features= names columns; a function goes to weight_features=.")
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
-            labels, target_labels, names = numbered(rows.label_values, wanted.label_values, "label")
-            check_classes(labels, target_labels, names)
-        notes = [str(w.message) for w in heard]
-        given = rows.source_values if sources is None else sources
-        origin, target_origin, origins = numbered(given, wanted.source_values, "source")
+            rows, wanted = matched(
+                read(train, what="train", features=features, label=label),
+                read(target, what="target", features=features, label=label),
+            )
+            check_classes(rows, wanted)
+        notes = list(dict.fromkeys(str(w.message) for w in heard))
+        given = rows.sources if sources is None else sources
+        origin, target_origin, origins = numbered(given, wanted.sources, "source")
         if origin is not None and len(origin) != len(rows):
             raise InputError(f"sources: {len(origin)} for {len(rows)} training examples.")
         for note in notes:
             warnings.warn(note, stacklevel=2)
         recipe = self._recipe()
-        task = self._task_for(
-            rows, wanted, model, loss, collate, features, labels, target_labels, names, recipe
-        )
+        task = self._task_for(rows, wanted, model, loss, collate, weight_features, recipe)
         if optimizer is not None or lr is not None:
-            task = replace(task, optimiser=optimizer or _with_lr(task.optimiser, lr))
-        if task.kind != "custom":
-            rows = _labelled(rows, labels)
-            wanted = _labelled(wanted, target_labels)
+            task = replace(task, optimiser=_optimiser(task.optimiser, optimizer, lr))
+        labels, target_labels = (
+            None if table.codes is None else torch.from_numpy(table.codes)
+            for table in (rows, wanted)
+        )
         groups, shares = None, None
         if self.options.get("budget", "one") != "one":
             groups, shares = _groups(
@@ -202,8 +211,9 @@ class BayesianDPS(DataSelector):
         plan = Plan.of(len(rows), len(wanted), epochs, batch, target_batch, task.kind, seed)
         task.net.to(self._device)
         first = deepcopy(task.net.state_dict()) if retrain is not None else None
+        both = _Both(task, rows, wanted)
         sampler, history = self._sample(
-            rows, wanted, task, recipe, plan, groups, shares, progress, checkpoint, resume
+            both, task, recipe, plan, groups, shares, progress, checkpoint, resume
         )
         self._found = {
             "weights": sampler.mean,
@@ -218,10 +228,11 @@ class BayesianDPS(DataSelector):
             assert first is not None
             task.net.load_state_dict(first)
             chosen = torch.from_numpy(self.select(fraction=retrain)).sort().values
-            history += self._retrain(rows, wanted, task, chosen, plan, progress)
+            history += self._retrain(both, task, chosen, plan, progress)
         task.net.eval()
         self._task, self._train, self._target = task, rows, wanted
         self.bases = {}  # the trained network is in the saved folder
+        names = list(rows.classes)
         summary = reports.summary(self._found, sampler, plan.steps, notes, names, origins)
         seconds = round(time.perf_counter() - started, 2)
         self.config = {
@@ -239,8 +250,8 @@ class BayesianDPS(DataSelector):
         return replace(Recipe(), **{k: v for k, v in self.options.items() if k in known})
 
     def _task_for(
-        self, rows: Examples, wanted: Examples, model: Any, loss: Any, collate: Any, features: Any,
-        labels: Tensor | None, target_labels: Tensor | None, names: Sequence[str], recipe: Recipe,
+        self, rows: Table, wanted: Table, model: Any, loss: Any, collate: Any, features: Any,
+        recipe: Recipe,
     ) -> tasks.Task:  # fmt: skip
         """What is to be trained."""
         if model is not None:
@@ -249,37 +260,39 @@ class BayesianDPS(DataSelector):
                     f"model={model!r:.60}: expected a torch module. A model from elsewhere is the "
                     f"base: zoo.load({self.entry.name!r}, base='org/model'), or zoo select --model."
                 )
-            return tasks.own(model, loss, collate, features)
-        if rows.kind != wanted.kind:
-            hint = ""
-            if {rows.kind, wanted.kind} == {"text", "language"}:  # text is language without labels
-                hint = f" Has {'train' if rows.kind == 'language' else 'target'} lost its labels?"
-            raise InputError(
-                f"train holds {rows.kind}, target {wanted.kind}: they must be alike.{hint}"
-            )
-        if rows.kind not in ("custom", "language") and (labels is None or target_labels is None):
-            raise InputError("both sets need labels, and one of them has none.")
+            return tasks.own(model, rows, loss, collate, features)
+        for name, value in (("collate", collate), ("weight_features", features)):
+            if value is not None:
+                raise OptionError(f"{name}= is for a network of your own: pass model= too.")
+        if rows.kind not in ("custom", "language"):
+            for table in (rows, wanted):
+                table.require_labels()
+            if rows.codes is None:
+                raise InputError(
+                    "the labels are numbers with fractions, no classes. "
+                    "Round them, or pass model= with one output: it learns by the squared error."
+                )
         if self._base is not None:
             wide = recipe.weighting == "network"
-            task = tasks.transformers_task(self._base, rows, names, wide)
+            task = tasks.transformers_task(self._base, rows, rows.classes, wide)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                task = tasks.bundled(rows, len(names))
+                task = tasks.bundled(rows)
         if loss is not None:
-            task = replace(task, loss=loss)
+            task = replace(task, loss=tasks.as_loss(loss))
         return task
 
     def _sample(
-        self, rows: Examples, wanted: Examples, task: tasks.Task, recipe: Recipe, plan: Plan,
+        self, both: _Both, task: tasks.Task, recipe: Recipe, plan: Plan,
         groups: Tensor | None, shares: Tensor | None, progress: Progress,
         checkpoint: str | Path | None, resume: bool, chosen: Tensor | None = None,
     ) -> tuple[WeightSampler, list[dict[str, float]]]:  # fmt: skip
         """The joint chain over all steps of the plan."""
         wants_features = recipe.weighting == "network"
-        width = self._width(task, rows, wanted) if wants_features else 0
+        width = self._width(task, both) if wants_features else 0
         sampler = WeightSampler(
-            len(rows), recipe, steps=plan.steps, groups=groups, shares=shares, features=width,
+            len(both.train), recipe, steps=plan.steps, groups=groups, shares=shares, features=width,
             seed=plan.seed,
         )  # fmt: skip
         precision = torch.bfloat16 if self._precision() else None
@@ -287,8 +300,10 @@ class BayesianDPS(DataSelector):
             task.net, task.loss_of(wants_features), sampler, task.optimiser,
             seed=plan.seed, precision=precision,
         )  # fmt: skip
+        if not isinstance(checkpoint, str | Path | None):
+            raise OptionError(f"checkpoint={checkpoint!r}: expected the path of a file.")
         file = Path(checkpoint) if checkpoint is not None else None
-        facts = {"train": rows.digest(), "target": wanted.digest(), "n": len(rows),
+        facts = {"train": both.train.digest(), "target": both.target.digest(), "n": len(both.train),
                  "recipe": {k: getattr(recipe, k) for k in Recipe.__dataclass_fields__},
                  "plan": [plan.steps, plan.batch, plan.target_batch, plan.seed]}  # fmt: skip
         history: list[dict[str, float]] = []
@@ -309,9 +324,7 @@ class BayesianDPS(DataSelector):
                         rank, world = distributed.get_rank(), distributed.get_world_size()
                         mine = slice(rank, None, world)
                     ids, others = ids[mine], others[mine]
-                    examples = [rows[i] for i in ids.tolist()]
-                    examples += [wanted[i] for i in others.tolist()]
-                    inputs = moved(task.collate(examples), self._device)
+                    inputs = moved(both.batch(ids, others), self._device)
                     try:
                         losses = joint.step(ids, inputs, len(others))
                     except InputError as error:
@@ -332,7 +345,7 @@ class BayesianDPS(DataSelector):
         return sampler, history
 
     def _retrain(
-        self, rows: Examples, wanted: Examples, task: tasks.Task, chosen: Tensor, plan: Plan,
+        self, both: _Both, task: tasks.Task, chosen: Tensor, plan: Plan,
         progress: Progress,
     ) -> list[dict[str, float]]:  # fmt: skip
         """Plain training on the chosen rows and the target, for as many steps."""
@@ -341,7 +354,7 @@ class BayesianDPS(DataSelector):
             meta_weight=self._recipe().meta_weight,
         )  # fmt: skip
         _, history = self._sample(
-            rows, wanted, task, plain, replace(plan, n=len(chosen)), None, None, progress,
+            both, task, plain, replace(plan, n=len(chosen)), None, None, progress,
             None, False, chosen,
         )  # fmt: skip
         return [{**point, "retrain": 1.0} for point in history]
@@ -350,9 +363,9 @@ class BayesianDPS(DataSelector):
         """bfloat16 autocast where a dtype of 16 bits was asked for; parameters stay float32."""
         return self._dtype in ("bfloat16", "float16")
 
-    def _width(self, task: tasks.Task, rows: Examples, wanted: Examples) -> int:
+    def _width(self, task: tasks.Task, both: _Both) -> int:
         """Columns of the features that a weight network sees."""
-        inputs = moved(task.collate([rows[0], wanted[0]]), self._device)
+        inputs = moved(both.batch(torch.tensor([0]), torch.tensor([0])), self._device)
         was = task.net.training
         with torch.no_grad():
             found = task.features(task.forward(task.net.eval(), inputs), inputs)
@@ -365,6 +378,12 @@ class BayesianDPS(DataSelector):
     def weights(self) -> np.ndarray:
         """(N,) float32 in [0, 1], in the order of ``train``: posterior means."""
         return self._values("weights")
+
+    @property
+    def ids(self) -> Sequence[Any] | None:
+        """(N,) what the rows of ``train`` are called, where they have an id; None else, and for a
+        selection that was loaded."""
+        return self._train.ids if self._train is not None else None
 
     @property
     def weights_std(self) -> np.ndarray:
@@ -533,25 +552,37 @@ def _own_random(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Labelled:
-    """(row, number of its class)."""
+class _Both:
+    """Both sets as batches of a task: rows of the one, then rows of the other."""
 
-    def __init__(self, rows: Examples, labels: Tensor) -> None:
-        self.rows, self.labels = rows, labels
+    def __init__(self, task: tasks.Task, train: Table, target: Table) -> None:
+        self.task, self.train, self.target = task, train, target
+        self.labels = _labels(train, target, task.kind == "custom")
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def batch(self, ids: Tensor, others: Tensor) -> Any:
+        """What the task's network takes."""
+        y, wanted = self.labels
+        return self.task.batch(
+            [(self.train, ids.tolist(), y), (self.target, others.tolist(), wanted)]
+        )
 
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        return self.rows[i], int(self.labels[i])
 
-
-def _labelled(rows: Examples, labels: Tensor | None) -> Examples:
-    if labels is None or rows.kind == "language":
-        return rows
-    return Examples(
-        _Labelled(rows, labels), rows.kind, rows.label_values, rows.source_values, rows.what
-    )
+def _labels(train: Table, target: Table, own: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Labels of both as tensors. A network of the caller's own gets whole numbers and floats as
+    they are; texts and classes with names are numbered, in the order of ``classes``."""
+    both = (train, target)
+    given = [value for table in both for value in table.labels or ()]
+    if train.labels is None or target.labels is None or (own and train.kind == "language"):
+        return None, None
+    if own and all(isinstance(v, float) for v in given):
+        made = [torch.tensor(table.labels, dtype=torch.float32) for table in both]
+    elif train.codes is None or target.codes is None:
+        made = [torch.tensor([float(v) for v in t.labels or ()]) for t in both]
+    elif own and all(isinstance(v, int | float) and not isinstance(v, bool) for v in given):
+        made = [torch.tensor([int(v) for v in t.labels or ()]) for t in both]
+    else:
+        made = [torch.from_numpy(t.codes) for t in both if t.codes is not None]
+    return made[0], made[1]
 
 
 def _groups(
@@ -570,14 +601,25 @@ def _groups(
     return train, torch.bincount(target, minlength=count).double()
 
 
-def _with_lr(make: Callable[[Any], torch.optim.Optimizer], lr: float | None) -> Any:
-    if lr is None or not lr > 0:
+def _optimiser(
+    usual: Callable[[Any], torch.optim.Optimizer], given: Any, lr: Any
+) -> Callable[[Any], torch.optim.Optimizer]:
+    """The caller's way to make an optimiser, or the task's own, at a rate of the caller's."""
+    if given is not None and not callable(given):
+        raise OptionError(
+            f"optimizer={given!r:.40}: expected a function from parameters to an optimiser, such "
+            "as lambda p: torch.optim.SGD(p, lr=0.1)."
+        )
+    make: Callable[[Any], torch.optim.Optimizer] = given or usual
+    if lr is None:
+        return make
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not lr > 0:
         raise OptionError(f"lr={lr!r}: expected a positive number.")
 
     def changed(parameters: Any) -> torch.optim.Optimizer:
         found = make(parameters)
         for group in found.param_groups:
-            group["lr"] = lr
+            group["lr"] = float(lr)
         return found
 
     return changed

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from zoo.errors import InputError
+from zoo.tables import Table
 from zoo.weights import atomic_file
 
-from .data import Examples, per_cent, pixels_of, short
+from .data import per_cent, pixels_of, short
 from .sampler import WeightSampler
 
 SHOWN = 24
@@ -110,8 +111,8 @@ def write(
     found: Mapping[str, Tensor],
     summary: Mapping[str, Any],
     config: Mapping[str, Any],
-    train: Examples | None,
-    target: Examples | None,
+    train: Table | None,
+    target: Table | None,
     chosen: np.ndarray | None,
 ) -> None:
     """``report.html``, whole and without a connection: pictures are in it."""
@@ -180,14 +181,12 @@ def histogram(w: np.ndarray, bins: int = 40) -> Any:
 
 
 def _examples(
-    train: Examples, ids: np.ndarray, found: Mapping[str, Tensor], config: Mapping[str, Any]
+    train: Table, ids: np.ndarray, found: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> str:
     figures, rows = [], []
     names = config.get("classes", [])
     for i in ids.tolist():
         example = train[i]
-        if train.kind in ("image", "text", "features"):
-            example = example[0] if isinstance(example, tuple) else example
         label = ""
         if "labels" in found:
             number = int(found["labels"][i])
@@ -210,11 +209,8 @@ def _thumbnail(example: Any, kind: str) -> Any:
 
     if kind != "image":
         return None
-    value = example["image"] if isinstance(example, Mapping) else example
-    if isinstance(value, list | tuple):
-        value = value[0]
     try:
-        pixels = pixels_of(value)
+        pixels = pixels_of(example)
     except InputError:
         return None
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):

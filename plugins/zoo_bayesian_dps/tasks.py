@@ -15,13 +15,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.loss import _Loss
 
-from zoo.errors import InputError, MissingDependencyError
+from zoo.errors import InputError, MissingDependencyError, OptionError, ZooError
+from zoo.tables import Table
 
-from .data import Examples, collated, pixels_of, prompt_and_answer
+from .data import collated, pixels_of
 
 Loss = Callable[[Any, Any], Tensor]
 """(output, batch) -> losses (B,)."""
@@ -34,7 +37,8 @@ class Task:
     """Everything that ``fit`` needs to know about a network and its data."""
 
     net: nn.Module
-    collate: Callable[[Sequence[Any]], Any]
+    collate: Callable[[Any, Tensor | None], Any]
+    """(inputs, labels) -> batch: what ``Table.rows`` gives, and (B,) or None."""
     forward: Callable[[nn.Module, Any], Any]
     loss: Loss
     features: Callable[[Any, Any], Tensor]
@@ -46,6 +50,22 @@ class Task:
     """Arguments that build a bundled network again."""
     processor: Any = None
     """A tokenizer, saved beside a transformers model."""
+    raw: bool = False
+    """Does ``collate`` take a list of rows as the user has them, and no labels?"""
+
+    def batch(self, parts: Sequence[tuple[Table, Sequence[int], Tensor | None]]) -> Any:
+        """Rows of several tables, with their labels (N,) or None, as one batch."""
+        if self.raw:
+            rows = [row for table, ids, _ in parts for row in table.raw(ids)]
+            return self.collate(rows, None)
+        found = [table.rows(ids) for table, ids, _ in parts]
+        inputs = (
+            np.concatenate(found)
+            if isinstance(found[0], np.ndarray)
+            else [row for rows in found for row in rows]
+        )
+        labels = [y[torch.as_tensor(ids)] for _, ids, y in parts if y is not None]
+        return self.collate(inputs, torch.cat(labels) if len(labels) == len(parts) else None)
 
     def loss_of(self, wants_features: bool) -> Callable[[nn.Module, Any], Any]:
         """As ``Joint`` calls it."""
@@ -98,6 +118,8 @@ def default_loss(output: Any, batch: Any) -> Tensor:
         raise InputError("the batch has no labels: expected pairs (x, y) or a field 'labels'.")
     if logits.ndim == 3 and labels.ndim == 2:
         return token_loss(logits, labels)
+    if labels.ndim == 1 and logits.ndim == 2 and logits.shape[1] > 1 and _whole(labels):
+        labels = labels.long()
     if logits.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point():
         return functional.cross_entropy(logits.float(), labels, reduction="none")
     if labels.is_floating_point() and logits.numel() == labels.numel():
@@ -107,6 +129,67 @@ def default_loss(output: Any, batch: Any) -> Tensor:
         f"no default loss for outputs {tuple(logits.shape)} and labels {tuple(labels.shape)}: "
         "pass loss=, a function (output, batch) -> one loss for each example."
     )
+
+
+def _whole(labels: Tensor) -> bool:
+    return bool((labels == labels.round()).all()) if labels.is_floating_point() else True
+
+
+def as_loss(loss: Any) -> Loss:
+    """The caller's (output, batch) -> (B,), or one of torch's losses on output and labels."""
+    if not callable(loss):
+        raise OptionError(
+            f"loss={loss!r:.40}: expected a function (output, batch) -> (B,), or one of torch's "
+            "losses with reduction='none'."
+        )
+
+    def of_torch(output: Any, batch: Any) -> Tensor:
+        logits, labels = logits_of(output), labels_in(batch)
+        if labels is None:
+            raise InputError("the batch has no labels: expected pairs (x, y) or a field 'labels'.")
+        classes = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss | nn.MultiMarginLoss)
+        if classes and labels.ndim == 1 and _whole(labels):
+            labels = labels.long()
+        elif not classes:
+            labels = labels.to(logits.dtype)
+            labels = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
+        losses: Tensor = loss(logits, labels)
+        return losses.reshape(len(losses), -1).mean(1) if losses.ndim > 1 else losses
+
+    def checked(output: Any, batch: Any) -> Tensor:
+        try:
+            found: Tensor = (of_torch if isinstance(loss, _Loss) else loss)(output, batch)
+        except FAULTS as error:
+            raise_own(error)
+            name = getattr(loss, "__name__", type(loss).__name__)
+            raise InputError(
+                f"loss={name} fails on {_said(output)} and the batch {_said(batch)}: {error}. It "
+                "is called as loss(output, batch); labels are batch[1], or the batch's field."
+            ) from error
+        return found
+
+    return checked
+
+
+FAULTS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+"""What code of torch and of a caller raises on data that it cannot take."""
+
+
+def raise_own(error: Exception) -> None:
+    """Raise again what is said in words already, and what is no fault of the data."""
+    if isinstance(error, ZooError | torch.OutOfMemoryError):
+        raise error
+
+
+def _said(value: Any) -> str:
+    """A batch or an output for a message."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_said(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+        return "(" + ", ".join(map(_said, value)) + ")"
+    return f"of {type(value).__name__}"
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -146,23 +229,78 @@ def default_features(output: Any, batch: Any) -> Tensor:
 # --- a user's own network -------------------------------------------------------------------------
 
 
-def own(net: nn.Module, loss: Loss | None, collate: Any, features: Any) -> Task:
-    """A torch module: of a pair (x, y) it gets x, of a mapping the fields that it takes."""
+def own(net: nn.Module, train: Table, loss: Any, collate: Any, features: Any) -> Task:
+    """A torch module: of a pair (x, y) it gets x, of a mapping the fields that it takes.
+
+    Floats come in the type of its parameters.
+    """
     accepted = inspect.signature(net.forward).parameters
     every = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    for name, given in (("collate", collate), ("weight_features", features)):
+        if given is not None and not callable(given):
+            raise OptionError(f"{name}={given!r:.40}: expected a function.")
 
-    def forward(net: nn.Module, batch: Any) -> Any:
+    def inputs_of(batch: Any) -> Any:
         if isinstance(batch, Mapping):
             skip = ("labels", "label", "y", "source")
-            return net(**{k: v for k, v in batch.items() if (every or k in accepted)
-                          and k not in skip})  # fmt: skip
-        return net(batch[0] if isinstance(batch, list | tuple) else batch)
+            return {k: v for k, v in batch.items() if (every or k in accepted) and k not in skip}
+        return batch[0] if isinstance(batch, list | tuple) else batch
+
+    def forward(net: nn.Module, batch: Any) -> Any:
+        kind = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
+        inputs = _in_type(inputs_of(batch), kind)
+        try:
+            return net(**inputs) if isinstance(inputs, Mapping) else net(inputs)
+        except FAULTS as error:
+            raise_own(error)
+            raise InputError(
+                f"model= ({type(net).__name__}) cannot take its input, {_said(inputs)}: {error}. "
+                "Pass collate=, a function from a list of rows to what it takes."
+            ) from error
 
     is_language = hasattr(net, "config") and hasattr(net, "generate")
     return Task(
-        net, collate or collated, forward, loss or default_loss, features or default_features,
-        adamw(2e-5) if is_language else sgd(),
+        net, _own_collate(train) if collate is None else lambda rows, _: collate(rows), forward,
+        default_loss if loss is None else as_loss(loss), features or default_features,
+        adamw(2e-5) if is_language else sgd(), raw=collate is not None,
     )  # fmt: skip
+
+
+def _in_type(value: Any, kind: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(kind) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {k: _in_type(v, kind) for k, v in value.items()}
+    return value
+
+
+def _own_collate(train: Table) -> Callable[[Any, Tensor | None], Any]:
+    """A batch for a module that brings no function of its own: (x, labels)."""
+    if train.kind == "language":
+        raise InputError(
+            "rows of prompt and response for model=: pass collate=, a function from a list of "
+            "rows to a batch. A transformers model by base= needs none."
+        )
+    whole = train.inputs is train.origin  # rows in which the label is one part
+
+    def collate(rows: Any, y: Tensor | None) -> Any:
+        if isinstance(rows, np.ndarray):
+            x: Any = torch.from_numpy(rows)
+        elif train.kind == "text":
+            x = rows
+        elif train.kind == "image" and not isinstance(rows[0], Tensor | np.ndarray):
+            x = _stacked([pixels_of(row) for row in rows])
+        elif not whole or y is None:
+            x = collated(rows)
+        elif isinstance(rows[0], Mapping):
+            key = next(k for k in rows[0] if str(k).lower() in ("label", "labels", "y"))
+            return {**collated([{k: v for k, v in r.items() if k != key} for r in rows]), key: y}
+        else:
+            first, *others = collated([(row[0], *row[2:]) for row in rows])
+            return [first, y, *others]
+        return x if whole or y is None else [x, y]
+
+    return collate
 
 
 # --- bundled networks -----------------------------------------------------------------------------
@@ -256,31 +394,38 @@ BUNDLED: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 
-def bundled(train: Examples, classes: int) -> Task:
+def bundled(train: Table) -> Task:
     """The small network for this kind of data."""
-    kind, lr = train.kind, 0.05
-    value = train[0]
+    kind, lr, classes = train.kind, 0.05, len(train.classes)
     config: dict[str, Any] = {}
+    to_inputs: Callable[[Any], Tensor]
     if kind == "image":
-        first = pixels_of(_field(value, "image"))
-        side = (first.shape[2], first.shape[1])
-        side = (min(side[0], 64), min(side[1], 64))
+        first = pixels_of(train[0])
+        if first.ndim != 3:
+            raise InputError(
+                f"{train.what}: images of shape {tuple(first.shape)}; expected (C, H, W)."
+            )
+        side = (min(first.shape[2], 64), min(first.shape[1], 64))
         config = {"classes": classes, "channels": len(first)}
 
-        def to_tensor(row: Any) -> Tensor:
-            return pixels_of(_field(row, "image"), side)
+        def to_inputs(rows: Any) -> Tensor:
+            return _stacked([pixels_of(row, side) for row in rows])
     elif kind == "features":
-        some = range(0, len(train), 1 + len(train) // 2000)
-        sample = _stacked([_vector(train[i]) for i in some])
-        if not bool(sample.isfinite().all()):
-            raise InputError("train: NaN or infinity in the features.")
+        sample = torch.from_numpy(train.rows(range(0, len(train), 1 + len(train) // 2000))).float()
+        if sample.ndim != 2:
+            raise InputError(
+                f"{train.what}: rows of shape {tuple(sample.shape[1:])}; the bundled network takes "
+                "rows of numbers. Pass model=."
+            )
         config = {"width": sample.shape[1], "classes": classes}
-        to_tensor = _vector
+
+        def to_inputs(rows: Any) -> Tensor:
+            return torch.from_numpy(rows).float()
     elif kind == "text":
         config, lr = {"classes": classes}, 0.1
 
-        def to_tensor(row: Any) -> Tensor:
-            return pieces(str(_field(row, "text")))
+        def to_inputs(rows: Any) -> Tensor:
+            return nn.utils.rnn.pad_sequence([pieces(row) for row in rows], batch_first=True)
     elif kind == "language":
         return Task(
             ByteLM(), language_collate(bytes_of), lambda net, b: net(b["input_ids"]), default_loss,
@@ -295,23 +440,10 @@ def bundled(train: Examples, classes: int) -> Task:
     if isinstance(net, MLP):
         net.centre.copy_(sample.mean(0))
         net.scale.copy_(sample.std(0, unbiased=False).clamp_min(1e-6))
-
-    def collate(rows: Sequence[Any]) -> Any:
-        x = [to_tensor(row) for row, _ in rows]
-        if kind == "text":
-            inputs = nn.utils.rnn.pad_sequence(x, batch_first=True)
-        else:
-            inputs = _stacked(x)
-        return inputs, torch.tensor([y for _, y in rows])
-
     return Task(
-        net, collate, lambda net, b: net(b[0]), default_loss, default_features, sgd(lr),
-        kind, config,
+        net, lambda rows, y: (to_inputs(rows), y), lambda net, b: net(b[0]), default_loss,
+        default_features, sgd(lr), kind, config,
     )  # fmt: skip
-
-
-def _field(row: Any, name: str) -> Any:
-    return row[name] if isinstance(row, Mapping) else row[0]
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:
@@ -319,10 +451,6 @@ def _stacked(rows: list[Tensor]) -> Tensor:
     if len(shapes) > 1:
         raise InputError(f"inputs have different shapes: {sorted(shapes)[:3]}.")
     return torch.stack(rows)
-
-
-def _vector(row: Any) -> Tensor:
-    return torch.as_tensor(_field(row, "features")).float()
 
 
 # --- language -------------------------------------------------------------------------------------
@@ -338,10 +466,10 @@ def bytes_of(prompt: str, answer: str, most: int = 256) -> tuple[list[int], list
 def language_collate(
     encode: Callable[[str, str], tuple[list[int], list[int]]], pad: int = 0
 ) -> Any:
-    """Rows to {input_ids, attention_mask, labels} (B,T), padded on the right."""
+    """(prompt, response) to {input_ids, attention_mask, labels} (B,T), padded on the right."""
 
-    def collate(rows: Sequence[Any]) -> dict[str, Tensor]:
-        pairs = [encode(*prompt_and_answer(row)) for row in rows]
+    def collate(rows: Sequence[Any], _: Tensor | None = None) -> dict[str, Tensor]:
+        pairs = [encode(prompt, answer) for prompt, answer in rows]
         longest = max(len(ids) for ids, _ in pairs)
 
         def padded(lists: Any, fill: int) -> Tensor:
@@ -360,7 +488,7 @@ def language_collate(
 
 
 def transformers_task(
-    folder: Path, train: Examples, names: Sequence[str], wants_features: bool
+    folder: Path, train: Table, names: Sequence[str], wants_features: bool
 ) -> Task:
     """A causal language model or a classifier from a verified folder, safetensors only.
 
@@ -410,9 +538,9 @@ def transformers_task(
         mean = torch.tensor(statistics["image_mean"])[:, None, None]
         std = torch.tensor(statistics["image_std"])[:, None, None]
 
-        def pictures(rows: Sequence[Any]) -> Any:
-            x = [(pixels_of(_field(r, "image"), (side, side)) - mean) / std for r, _ in rows]
-            return {"pixel_values": torch.stack(x), "labels": torch.tensor([y for _, y in rows])}
+        def pictures(rows: Sequence[Any], y: Tensor | None) -> Any:
+            x = [(pixels_of(row, (side, side)) - mean) / std for row in rows]
+            return {"pixel_values": _stacked(x), "labels": y}
 
         return make(pictures, None, 1e-4)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -434,13 +562,13 @@ def transformers_task(
     if net.config.pad_token_id is None:
         net.config.pad_token_id = pad  # else a classifier refuses a batch of several
 
-    def texts(rows: Sequence[Any]) -> Any:
-        ids = [tokenizer(str(_field(r, "text")))["input_ids"][:most] for r, _ in rows]
+    def texts(rows: Sequence[Any], y: Tensor | None) -> Any:
+        ids = [tokenizer(row)["input_ids"][:most] for row in rows]
         longest = max(map(len, ids))
         return {
             "input_ids": torch.tensor([i + [pad] * (longest - len(i)) for i in ids]),
             "attention_mask": torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids]),
-            "labels": torch.tensor([y for _, y in rows]),
+            "labels": y,
         }
 
     return make(texts, tokenizer, 2e-5)

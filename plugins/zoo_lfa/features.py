@@ -1,10 +1,10 @@
-"""Features in: arrays, tensors, files and lists to checked float32 rows, with errors for people."""
+"""Features in: what ``zoo.tables`` reads to checked float32 rows, with errors for people."""
 
 from __future__ import annotations
 
-import json
+import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,75 +12,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo import tables
 from zoo.errors import InputError
-from zoo.images import hidden, listed
-from zoo.weights import load_tensors
+from zoo.images import ENDINGS
+from zoo.tables import Table
 
 from .lfa import chunks
 
-SUFFIXES = (".npy", ".safetensors")
 POOLS = ("mean", "max", "crops")
 
 
-def as_array(value: Any, what: str) -> Any:
-    """The float array or tensor that ``value`` is or names, or None where it is no features.
+def numbers(value: Any, what: str, columns: Sequence[str] = ()) -> Any:
+    """The array or tensor that ``value`` is, names or has in its columns; None for no numbers.
 
-    A ``.npy`` file is mapped, not read; pickled objects in it are refused. A ``.safetensors`` file
-    must hold one tensor, or one called ``features`` (labels: ``labels``).
+    ``columns``: those of the fit, where they had names: the same are taken, in the same order.
     """
-    if isinstance(value, str | Path) and str(value).endswith(SUFFIXES):
-        return read_file(Path(value), what)
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind == "O":
-            raise InputError(
-                f"{what}: an array of Python objects; expected floats. Use .astype(np.float32)."
-            )
-        image = value.dtype == np.uint8 and value.ndim != 2
-        return None if image or value.dtype.kind in "US" else value
-    if isinstance(value, torch.Tensor):
-        return value
-    if isinstance(value, list | tuple) and value and _numbers(value[0]):
-        try:
-            if isinstance(value[0], torch.Tensor):
-                return torch.stack([torch.as_tensor(row).detach().float().cpu() for row in value])
-            return np.stack([np.asarray(row, dtype=np.float32) for row in value])
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"{what}: a list of rows of numbers, but not all are alike ({error})."
-            ) from None
-    return None
+    found = tables.array(value, what)
+    if isinstance(value, list | tuple) and found is not None and found.dtype.kind in "iu":
+        return found.astype(np.float32)
+    if found is None and has_columns(value):
+        table = tables.read(value, what=what, features=columns or None)
+        return table.array if table.kind == "features" else None
+    return found
 
 
-def _numbers(row: Any) -> bool:
-    if isinstance(row, np.ndarray | torch.Tensor):
-        kind = str(row.dtype).removeprefix("torch.")
-        return row.ndim in (1, 2) and kind.startswith(("float", "bfloat"))
-    return isinstance(row, list | tuple) and bool(row) and isinstance(row[0], float | int)
+def has_columns(value: Any) -> bool:
+    """A file or folder of rows, a frame, a data set, records: what ``tables.read`` has to read."""
+    if isinstance(value, str | Path):
+        return Path(value).is_dir() or Path(value).suffix.lower() in tables.ENDINGS
+    if isinstance(value, list | tuple):
+        return bool(value) and isinstance(value[0], Mapping)
+    return isinstance(value, Mapping) or hasattr(value, "column_names") or hasattr(value, "columns")
 
 
-def read_file(path: Path, what: str) -> Any:
-    """The array of a .npy file (mapped) or the tensor of a .safetensors file."""
-    if not path.is_file():
-        raise InputError(f"{what}: there is no file {path}.")
-    if path.suffix == ".npy":
-        try:
-            array = np.load(path, mmap_mode="r")  # pickled arrays are refused by default
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{what}: {path} is no plain .npy array ({error}).") from None
-        if not isinstance(array, np.ndarray):  # np.load goes by content, not by name
-            array.close()
-            raise InputError(f"{what}: {path} is an .npz archive; expected one array (np.save).")
-        return array
-    tensors = load_tensors(path)
-    own = "labels" if what == "labels" else "features"
-    if own in tensors:
-        return tensors[own]
-    if len(tensors) != 1:
-        names = ", ".join(list(tensors)[:5]) or "nothing"
+def table_of(images: Any, features: Any, label: Any) -> Table | None:
+    """Rows of images or features with their texts or labels; None where there are no columns."""
+    picture = isinstance(images, str | Path) and Path(images).suffix.lower() in ENDINGS
+    named = features is not None or label is not None
+    if not named and (picture or tables.array(images, "images") is not None):
+        return None
+    if not (named or isinstance(images, str | Path) or has_columns(images)):
+        return None
+    table = tables.read(images, what="images", features=features, label=label)
+    if table.kind not in ("features", "image"):
         raise InputError(
-            f"{what}: {path} holds {names}; expected one tensor, or one called {own!r}."
+            f"images: the rows are {table.kind} ({', '.join(table.columns)}); expected features or "
+            "images, with text or label."
         )
-    return next(iter(tensors.values()))
+    return table
+
+
+def named_by(table: Table, texts: Any) -> tuple[Any, Any]:
+    """(texts, labels) of a table's rows: the caller's texts, or those that it holds itself."""
+    if texts is None:
+        if table.labels is not None:
+            return [name.replace("_", " ") for name in table.classes], table.codes
+        if table.texts is not None:
+            known = {text: i for i, text in enumerate(dict.fromkeys(table.texts))}
+            return list(known), [known[text] for text in table.texts]
+        return None, None
+    if table.declared and not {*table.classes} <= {*(texts if isinstance(texts, list) else ())}:
+        return texts, table.codes  # other words for the same classes, in the folders' order
+    return texts, table.labels
 
 
 def rows_of(array: Any, what: str, *, pool: str = "mean", device: str = "cpu") -> Tensor:
@@ -98,7 +91,7 @@ def rows_of(array: Any, what: str, *, pool: str = "mean", device: str = "cpu") -
     if array.ndim not in (2, 3) or not floating:
         raise InputError(
             f"{what}: {array.dtype} of shape {tuple(array.shape)}; expected floats (rows, columns)"
-            ", or (rows, frames, columns)."
+            ", or (rows, frames, columns), such as x.astype('float32')."
         )
     if 0 in array.shape:
         raise InputError(f"{what}: shape {tuple(array.shape)}: there is nothing in it.")
@@ -142,12 +135,14 @@ def ensemble(texts: Any, device: str = "cpu") -> Tensor:
 def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Tensor:
     """(N,) int64 labels in 0..C-1, from whole numbers or from names among ``names``."""
     if isinstance(labels, str | Path):
-        if not str(labels).endswith(SUFFIXES):
+        if Path(labels).suffix.lower() not in tables.ENDINGS:
             raise InputError(f"labels: {str(labels)!r}; expected {rows} labels, or a .npy file.")
-        labels = read_file(Path(labels), "labels")
+        found = tables.array(labels, "labels")
+        labels = tables.read(labels, what="labels").labels if found is None else found
+        labels = labels.reshape(-1) if getattr(labels, "shape", ())[1:] == (1,) else labels
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()
-    if isinstance(labels, np.ndarray) and labels.dtype.kind == "U":
+    if hasattr(labels, "tolist") and getattr(labels.dtype, "kind", "O") not in "iuf":
         labels = labels.tolist()
     if isinstance(labels, list | tuple) and any(isinstance(label, str) for label in labels):
         if not names:
@@ -155,8 +150,6 @@ def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Ten
         known = {name: i for i, name in enumerate(names)}
         unknown = sorted({str(label) for label in labels if label not in known})
         if unknown:
-            import difflib
-
             near = difflib.get_close_matches(unknown[0], list(known), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise InputError(
@@ -169,9 +162,7 @@ def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Ten
     except ValueError as error:
         raise InputError(f"labels: expected ({rows},) whole numbers ({error}).") from None
     if found.size and (found.dtype.kind == "f" and (found == np.round(found)).all()):
-        raise InputError(
-            f"labels are {found.dtype}; expected whole numbers. Use labels.astype(int)."
-        )
+        found = found.astype(np.int64)
     if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
         raise InputError(
             f"labels: {found.dtype} of shape {found.shape}; expected ({rows},) whole numbers."
@@ -220,41 +211,3 @@ def by_chance(x: Tensor, y: Tensor, labels: Tensor) -> bool:
     chance = 1 / len(y)
     bar = chance + 2 * (chance * (1 - chance) / len(x)) ** 0.5
     return bar < 1 and right / len(x) <= bar
-
-
-# --- raw rows -------------------------------------------------------------------------------------
-
-
-def read_rows(path: Path) -> tuple[list[Any], list[str], list[int]]:
-    """(images, texts, labels) of a folder with one folder for each class, or of a JSONL file.
-
-    A JSONL row has ``image`` (a path, relative to the file) and ``text``. Folder names become
-    texts with underscores as spaces.
-    """
-    if path.is_dir():
-        names = sorted(p.name for p in path.iterdir() if p.is_dir() and not hidden(p))
-        images: list[Any] = []
-        labels: list[int] = []
-        for i, name in enumerate(names):
-            found = listed(path / name, below=True)
-            images += found
-            labels += [i] * len(found)
-        if not images:
-            raise InputError(f"{path}: expected a folder for each class, with images in it.")
-        return images, [name.replace("_", " ") for name in names], labels
-    if not path.is_file():
-        raise InputError(f"there is no file or folder {path}.")
-    images, texts = [], []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            images.append(path.parent / row["image"])
-            texts.append(str(row["text"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(
-                f"{path}, line {number}: expected an object with image and text ({error!r})."
-            ) from None
-    known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    return images, list(known), [known[text] for text in texts]

@@ -22,11 +22,22 @@ from zoo.errors import (
 from zoo.hookspecs import BuildRequest
 from zoo.interfaces import VLAligner
 from zoo.progress import track
+from zoo.tables import lines
 from zoo.weights import atomic_file, load_tensors, save_tensors
 
 from . import lfa
 from .encoder import TEMPLATES, Encoder
-from .features import POOLS, as_array, by_chance, ensemble, labels_of, read_rows, rows_of, warn_of
+from .features import (
+    POOLS,
+    by_chance,
+    ensemble,
+    labels_of,
+    named_by,
+    numbers,
+    rows_of,
+    table_of,
+    warn_of,
+)
 
 if TYPE_CHECKING:
     from zoo.progress import Progress
@@ -119,6 +130,11 @@ class LFA(VLAligner):
         found: Mapping[str, Any] = self.config.get("report", {})
         return found
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The words of the fit's classes; () where it was given features of texts."""
+        return tuple(self.config.get("classes", ()))
+
     # --- fitting ----------------------------------------------------------------------------------
 
     def align(  # type: ignore[override]  # options are spelled out
@@ -142,14 +158,19 @@ class LFA(VLAligner):
         rounds: int = 5,
         marginals: Sequence[float] | None = None,
         seed: int = 0,
+        features: str | Sequence[str] | None = None,
+        label: str | None = None,
     ) -> Self:
         """Fit the map on a few images and the texts of their classes; returns self.
 
-        ``images``: features (N,d) or, as frames or crops, (N,T,d): numpy, torch, lists, or the
-        path of a ``.npy`` or ``.safetensors`` file; with a base also raw images, a folder with
-        one folder for each class, or JSONL rows. ``texts``: features (C,d) or, for T templates,
-        (C,T,d), or strings. ``labels`` (N,): numbers into ``texts``, or, where texts are strings,
-        these strings; without labels there is one text for each image. Rows are normalised.
+        ``images``: features (N,d) or, as frames or crops, (N,T,d): numpy, torch, lists, or what
+        ``zoo.tables.read`` takes (a ``.npy`` file, mapped, safetensors, CSV, parquet, a DataFrame),
+        whose column of labels or texts is used; with a base also raw images, a folder with one
+        folder for each class, or rows such as JSONL's with image and text. ``features``, ``label``:
+        columns, where they have other names than usual. ``texts``: features (C,d) or, for T
+        templates, (C,T,d), or strings. ``labels`` (N,): numbers into ``texts``, or, where texts are
+        strings, these strings; without labels there is one text for each image. Rows are
+        normalised.
 
         ``unsupervised``: no labels; classes are guessed by optimal transport (balanced, or with
         ``marginals`` (C,)) and refined ``rounds`` times. ``init``: beta, procrustes, ridge,
@@ -171,17 +192,19 @@ class LFA(VLAligner):
         recipe = self._recipe(init, beta, iterations, loss, k, s, safe, seed)
         _choice("projection", projection, PROJECTIONS)
         _choice("pool", pool, POOLS)
+        if marginals is not None and not unsupervised:
+            raise OptionError("marginals= is for unsupervised=True: with labels they are counted.")
         names: list[str] = []
-        if isinstance(images, str | Path) and as_array(images, "images") is None:
-            images, found, own = read_rows(Path(images))
-            if texts is None:
-                texts, labels = found, own if labels is None else labels
-            else:  # other words for the same classes, in the folders' order
-                labels = own if labels is None else labels
+        if isinstance(texts, str | Path) and numbers(texts, "texts") is None:
+            texts = lines(texts, "texts")
+        table, array = table_of(images, features, label), None
+        if table is not None:
+            texts, own = named_by(table, texts)
+            labels = own if labels is None else labels
+            array = table.array
+            images = [table[i] for i in range(len(table))] if array is None else array
         if texts is None:
             raise InputError("texts are missing: features (classes, columns), or strings.")
-        if isinstance(texts, str | Path) and not str(texts).endswith((".npy", ".safetensors")):
-            texts = [t for t in _read_text(Path(texts)).splitlines() if t.strip()]
         if _strings(texts):
             names = list(texts)
         x = self._image_rows(images, pool)
@@ -228,12 +251,15 @@ class LFA(VLAligner):
         if classes_given or len(y) < len(x):  # N pairs, no two alike, are no classes
             state["prototypes"] = y
         self._state = {name: tensor.contiguous() for name, tensor in state.items()}
+        if len(names) != len(y):  # one text for each image
+            names = list(dict.fromkeys(names))
         self.config = {
             **self.config,
             "report": {**made.report, "notes": notes, "seed": seed},
-            "classes": names if len(names) == len(y) else [],
+            "classes": names if "prototypes" in state else [],
             "encoder": self._encoder.digest if self._encoder else None,
             "pool": pool,
+            "columns": list(table.columns) if table is not None and array is not None else [],
         }
         return self
 
@@ -281,7 +307,7 @@ class LFA(VLAligner):
             y = self._text_rows(texts)
             names = list(texts) if _strings(texts) else []
             return y, labels_of(labels, rows, names, len(y))
-        array = as_array(texts, "texts")
+        array = numbers(texts, "texts")
         count = len(array) if array is not None else len(texts)
         if count != rows:
             raise InputError(
@@ -435,7 +461,7 @@ class LFA(VLAligner):
         return y
 
     def _image_rows(self, images: Any, pool: str) -> Tensor:
-        array = as_array(images, "images")
+        array = numbers(images, "images", self.config.get("columns", ()))
         if array is not None and not self._is_image(array):
             return rows_of(array, "image features", pool=pool, device=str(self._device))
         if isinstance(images, list | tuple) and not images:
@@ -456,7 +482,7 @@ class LFA(VLAligner):
         )
 
     def _text_rows(self, texts: Any) -> Tensor:
-        array = as_array(texts, "texts")
+        array = numbers(texts, "texts")
         if array is not None:
             return ensemble(array, str(self._device))
         texts = [texts] if isinstance(texts, str) else texts
@@ -524,17 +550,13 @@ def _number(value: Any) -> bool:
 def _marginals(values: Sequence[float] | None, classes: int) -> Tensor | None:
     if values is None:
         return None
-    found = torch.as_tensor(np.asarray(values, dtype=np.float64))
+    try:
+        found = torch.as_tensor(np.asarray(values, dtype=np.float64))
+    except (ValueError, TypeError):
+        found = torch.empty(0)
     if found.shape != (classes,) or not bool((found > 0).all()) or not bool(found.isfinite().all()):
         raise InputError(f"marginals: expected {classes} positive numbers, one for each class.")
     return found
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"texts: {path} cannot be read: {error}.") from None
 
 
 def _onnx(state: Mapping[str, Tensor], y: Tensor) -> bytes:

@@ -588,6 +588,24 @@ def labels_the_other_way_round(toy: Any, cls: Any) -> type:
     return Broken
 
 
+returns("scores_for_probabilities", "VLAligner", "test_predict_proba", "predict_proba",
+        lambda made: made * 2)  # fmt: skip
+returns("probabilities_of_the_opposite", "VLAligner", "test_predict_proba", "predict_proba",
+        lambda made: (1 - made) / (made.shape[1] - 1))  # fmt: skip
+
+
+@mutant("VLAligner", "test_classes")
+def forgets_its_classes(toy: Any, cls: Any) -> type:
+    return type("Broken", (cls,), {"classes": ()})
+
+
+@mutant("VLAligner", "test_classes")
+def sorts_its_classes(toy: Any, cls: Any) -> type:
+    return type(
+        "Broken", (cls,), {"classes": property(lambda s: tuple(sorted(cls.classes.fget(s))))}
+    )
+
+
 @mutant("VLAligner", "test_wrong_pairs_are_refused")
 def pairs_what_there_is(toy: Any, cls: Any) -> type:
     class Broken(cls):
@@ -1393,6 +1411,12 @@ PROMISES: dict[str, dict[str, str]] = {
     "VLAligner.similarity": {
         "(N, M) float32": "double_precision transposed",
         "higher is better": "distances normalised_over_texts",
+    },
+    "VLAligner.classes": {"The texts of a fit that had labels": "forgets_its_classes",
+                          "as these number them": "sorts_its_classes"},
+    "VLAligner.predict_proba": {
+        "Each row sums to 1": "scores_for_probabilities",
+        "softmax of ``similarity / temperature``": "probabilities_of_the_opposite",
     },
     "VLAligner.embed_images": {"float32 of unit norm": "any_norm"},
     "VLAligner.embed_texts": {"float32 of unit norm": "any_norm_of_texts another_space"},

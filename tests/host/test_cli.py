@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import json
 import os
 import re
@@ -10,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import pytest
@@ -23,6 +25,7 @@ from tests.conftest import MINIMAL_INIT, MINIMAL_MODEL, MINIMAL_REGISTRY, ROOT, 
 from zoo import cli, errors
 from zoo.cli import options
 from zoo.errors import OptionError
+from zoo.interfaces import INTERFACES
 
 REGISTRY = (
     MINIMAL_REGISTRY.format(name="doubler", package="doubler")
@@ -78,6 +81,7 @@ def run(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: obj
     here.plugin("doubler", init=MINIMAL_INIT, registry=REGISTRY, model=MODEL)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (4, 3), (10, 20, 30)).save("in.png")
+    Image.new("RGB", (4, 3), (10, 20, 30)).save("in.jpg")
     assert isinstance(capsys, pytest.CaptureFixture)
 
     def run(*args: str) -> Done:
@@ -184,8 +188,8 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("upscale doubler in.png -O gain=2", 2, "gain='2' is out of range"),
         ("upscale doubler in.png -o out.xyz", 1, "'.xyz' is no image format that zoo writes"),
         ("upscale doubler in.png -o no/where.png", 1, "cannot write no/where.png"),
-        ("upscale doubler in.png in.png -o one.png", 1, "one.png is one file, but there are 2"),
-        ("upscale doubler in.png in.png", 1, "two inputs would both become in-x2.png"),
+        ("upscale doubler in.png in.jpg -o one.png", 1, "one.png is one file, but there are 2"),
+        ("upscale doubler in.png in.jpg", 1, "two inputs would both become in-x2.png"),
         ("train doubler", 2, "Missing option '-o'"),
         ("train doubler -o out", 1, "doubler has no train"),
         ("train doubler -o out --data nope", 1, "--data nope: there is no such file or folder"),
@@ -209,7 +213,7 @@ def test_errors_are_one_line_and_an_exit_code(
     run: Command, words: str, code: int, message: str
 ) -> None:
     one_line(run(*words.split()), code, message)
-    assert sorted(p.name for p in Path().iterdir()) == ["in.png", "site"]
+    assert sorted(p.name for p in Path().iterdir()) == ["in.jpg", "in.png", "site"]
 
 
 def test_debug_shows_a_traceback_wherever_it_stands(run: Command) -> None:
@@ -263,10 +267,63 @@ def test_upscale(run: Command) -> None:
     assert look("many/grey-x2.png") == ((4, 4), "L")
 
 
-def test_an_unreadable_input_stops_before_the_first_is_enlarged(run: Command) -> None:
+def test_an_unreadable_input_does_not_stop_the_others(run: Command) -> None:
+    """Alone it is refused before anything is made; among others it is named at the end."""
     Path("bad.png").write_bytes(b"no picture")
-    one_line(run("upscale", "doubler", "in.png", "bad.png", "-o", "many"), 1, "bad.png")
+    one_line(run("upscale", "doubler", "bad.png", "-o", "many/"), 1, "bad.png")
     assert not Path("many").exists()
+    done = run("upscale", "doubler", "bad.png", "in.png", "-o", "many")
+    assert (done.code, done.out.startswith(str(Path("many/in-x2.png")))) == (1, True)
+    assert re.search(r"^zoo: 1 of 2 pictures could not be used: .*bad\.png", done.err, re.MULTILINE)
+    done = run("upscale", "doubler", "bad.png", "in.png", "-o", "other", "--json")
+    assert (done.code, len(json.loads(done.out))) == (1, 1)
+
+
+def test_a_warning_is_a_line(run: Command) -> None:
+    """Without file and line of our code."""
+    Path("all").mkdir()
+    Image.new("RGB", (2, 2)).save("all/a.png")
+    Path("all/notes.txt").write_text("no picture")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        done = run("upscale", "doubler", "all", "-o", "out")
+    assert done.code == 0
+    assert done.err.startswith("zoo: warning: all: left out 1 of 2 files")
+    assert len(done.err.splitlines()) == 1
+
+
+def test_folders_and_patterns_are_inputs(run: Command) -> None:
+    """A folder's folders are kept; hidden files and what is no picture are left out."""
+    for name in ("all/a.png", "all/deep/a.png", "all/.hidden.png", "all/deep/b [1].png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(name)
+    assert run("upscale", "doubler", "all", "-o", "out").code == 0
+    made = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*.png"))
+    assert made == ["a-x2.png", "deep/a-x2.png", "deep/b [1]-x2.png"]
+    one_line(run("upscale", "doubler", "all"), 2, "-o FOLDER")
+    assert run("upscale", "doubler", "all/**/b*.png", "all/deep/b [1].png").code == 0  # once
+    assert Path("all/deep/b [1]-x2.png").is_file()
+    one_line(run("upscale", "doubler", "all/*.gif"), 1, "no file has such a name")
+    Path("empty").mkdir()
+    one_line(run("upscale", "doubler", "empty", "-o", "out"), 1, "no picture in this folder")
+
+
+def test_what_is_there_is_skipped(run: Command) -> None:
+    Image.new("RGB", (2, 2)).save("b.png")
+    Path("in-x2.png").write_text("mine")
+    done = run("upscale", "doubler", "in.png", "b.png", "--skip-existing")
+    assert (done.code, done.out.partition(":")[0]) == (0, "b-x2.png")
+    assert Path("in-x2.png").read_text() == "mine"
+    assert run("upscale", "doubler", "in.png", "b.png", "--skip-existing") == (0, "", "")
+    one_line(run("upscale", "doubler", "in.png", "--skip-existing", "--force"), 2, "either")
+
+
+def test_a_missing_input_is_refused_before_the_model_is_imported(run: Command, here: Site) -> None:
+    """Importing torch takes seconds: what can be said without it comes first."""
+    (here.path / "doubler" / "model.py").write_text("raise ValueError('imported')", "utf-8")
+    one_line(run("upscale", "doubler", "gone.png"), 1, "gone.png: there is no such file")
+    Path("out.png").write_text("mine")
+    one_line(run("upscale", "doubler", "in.png", "-o", "out.png"), 1, "out.png already exists")
 
 
 def test_settings_reach_the_load_or_the_verb(run: Command) -> None:
@@ -282,8 +339,47 @@ def test_settings_are_read_as_typed() -> None:
     for text in ("a", "=b", " =b"):
         with pytest.raises(OptionError, match="expected KEY=VALUE"):
             options.parse_settings((text,))
-    read = {"2": 2, "1e-3": 0.001, "true": True, "null": None, "no": "no", "[1]": [1], "": ""}
-    assert {text: options._read(text) for text in read} == read
+
+
+WORDS = {"true": True, "Yes": True, "ON": True, "false": False, "no": False, "Off": False}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "read", "refused"),
+    [
+        ("bool", WORDS, ["1", "maybe", "", "none", "[]"]),
+        ("bool | None", {**WORDS, "None": None, "null": None}, ["1", "maybe"]),
+        (int, {"2": 2, "-3": -3}, ["2.5", "two", "true", "none", "[1]"]),
+        ("float", {"2": 2.0, "1e-3": 0.001}, ["nan", "inf", "x", "off"]),
+        ("int | float | None", {"2": 2, "2.5": 2.5, "none": None}, ["x"]),
+        (int | None, {"2": 2, "NULL": None}, ["x"]),
+        ("str", {"no": "no", "2": "2", "": "", "none": "none"}, []),
+        ("str | None", {"no": "no", "a=b": "a=b"}, []),
+        (
+            'int | Literal["auto"] | None',
+            {"2": 2, "auto": "auto", "none": None, "[1]": [1], '{"a": 1}': {"a": 1}, **WORDS},
+            [],
+        ),
+    ],
+)
+def test_keywords_are_read_by_their_type(
+    annotation: Any, read: dict[str, Any], refused: list[str]
+) -> None:
+    keyword = inspect.Parameter("gain", inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+    found = {text: options.read_value(text, keyword) for text in read}
+    assert found == read
+    assert [type(value) for value in found.values()] == [type(value) for value in read.values()]
+    for text in refused:
+        with pytest.raises(OptionError, match=re.escape(f"gain={text!r}: expected")):
+            options.read_value(text, keyword)
+
+
+@pytest.mark.parametrize("verb", ["upscale", "align", "fit", "quantize", "detect", "generate"])
+def test_progress_is_no_setting(verb: str) -> None:
+    """--quiet says it; a second place would be one too many."""
+    owner = next(cls for cls in INTERFACES.values() if hasattr(cls, verb))
+    with pytest.raises(OptionError, match="no option 'progress'"):
+        options.split_settings({"progress": "true"}, zoo.info("edge-sd-sr"), getattr(owner, verb))
 
 
 def test_run_passes_its_arguments_and_its_exit_code(run: Command) -> None:
@@ -301,6 +397,14 @@ def test_json_is_json(run: Command, words: str) -> None:
     assert done.code == 0
     json.loads(done.out)
     assert run(*words.split()).code == 0
+
+
+def test_json_is_ascii(run: Command) -> None:
+    """Whatever the terminal's encoding, it arrives as it was."""
+    Image.new("RGB", (2, 2)).save("größe 漢.png")
+    done = run("upscale", "doubler", "größe 漢.png", "--json")
+    assert done.out.isascii()
+    assert json.loads(done.out)[0]["output"] == "größe 漢-x2.png"
 
 
 def test_list_and_info(run: Command) -> None:
@@ -360,7 +464,7 @@ def test_ctrl_c_leaves_nothing_behind(run: Command, here: Site) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.strip() == "zoo: interrupted; nothing half-written is left."
-    assert sorted(p.name for p in Path().iterdir()) == ["in.png", "site"]
+    assert sorted(p.name for p in Path().iterdir()) == ["in.jpg", "in.png", "site"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")

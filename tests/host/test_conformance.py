@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.conftest import install
 from tests.host.conformance_mutants import MUTANTS, PROMISES, TOYS, VARIANTS
 from zoo import entry, hookspecs, interfaces, scaffold, testing
 from zoo.interfaces import INTERFACES
@@ -20,21 +20,6 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 SUITES = {name: getattr(testing, f"{name}Suite") for name in INTERFACES}
-
-
-def install(site: Path, project: Path) -> Path:
-    """Put a project's package where it is found, with the metadata that pip would write."""
-    (package,) = (path.parent for path in project.glob("*/registry.yaml"))
-    shutil.copytree(package, site / package.name)
-    info = site / f"{package.name}-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project.name}\nVersion: 0.1.0\n", "utf-8"
-    )
-    (info / "entry_points.txt").write_text(
-        f"[zoo.plugins]\n{package.name} = {package.name}\n", "utf-8"
-    )
-    return site / package.name
 
 
 def publish_with_wrong_output(package: Path) -> None:
@@ -150,6 +135,7 @@ KEPT_BY_THE_HOST = {
 """What a plugin inherits as it is: tests of the host's own look at it."""
 UNSAID = {
     *("ScaleRange.min", "ScaleRange.max", "ScaleRange.default", "Detections.names"),
+    "VLAligner.temperature",
     *("QAPair.question", "QAPair.answer", "QAPair.start", "QASet.pairs"),
     *(f"Estimate.{name}" for name in ("evaluations", "flops", "memory", "seconds")),
 }

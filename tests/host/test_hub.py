@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import close_session
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from zoo import hub
 from zoo.entry import BaseEntry, Entry, FileSpec, HubSpec
-from zoo.errors import UsageError, WeightsError, WeightsNotFoundError
+from zoo.errors import HubError, UsageError, WeightsError, WeightsNotFoundError
 from zoo.files import FORBIDDEN
+from zoo.testing import closed_port
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -251,3 +254,52 @@ def test_the_timeout_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub._patience() == 2
     monkeypatch.setenv("ZOO_HUB_TIMEOUT", "0.5")
     assert hub._patience() == 0.5
+
+
+# --- what surrounds it ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "hub.example", "https://hub.example ", "https:// hub.example", "https://", "ftp://a",
+     "https://hub.example:port", "https://hub.example\n"],
+)  # fmt: skip
+def test_an_endpoint_that_is_no_address(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", text)
+    with pytest.raises(UsageError, match=re.escape(f"HF_ENDPOINT={text!r} is no address")):
+        hub._endpoint()
+
+
+@pytest.mark.parametrize("text", ["https://hub.example", "http://127.0.0.1:8080/mirror"])
+def test_an_endpoint(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", text)
+    assert hub._where("org/x") == f"{text}/org/x"
+
+
+def test_a_dead_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the Hub: that may be well. Hosts in NO_PROXY are asked directly."""
+    proxy = f"http://127.0.0.1:{closed_port()}"
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://hub.invalid")
+    close_session()  # the next one reads the variables
+    try:
+        with pytest.raises(HubError, match=rf"through the proxy {proxy} .*") as caught:
+            hub.fetch("org/x")
+        assert "Check the proxy; NO_PROXY" in str(caught.value)
+        assert proxy in str(hub.reachable())
+        monkeypatch.setenv("no_proxy", "hub.invalid")
+        assert hub._through() == ""
+    finally:
+        close_session()
+
+
+def test_a_file_where_the_cache_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    for ask in (hub.cache_folder, lambda: hub.fetch("org/x")):
+        with pytest.raises(UsageError, match=r"home is a file. Set HF_HOME"):
+            ask()

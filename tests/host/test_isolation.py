@@ -12,7 +12,7 @@ import torch
 
 import zoo
 from zoo import images
-from zoo.isolation import isolated
+from zoo.isolation import isolated, learning
 
 
 @contextmanager
@@ -60,6 +60,21 @@ def test_defaults_inside_and_the_callers_outside(name: str) -> None:
             assert torch.is_grad_enabled() == before[0]
         assert state() == before
         with pytest.raises(KeyError), isolated():
+            raise KeyError
+        assert state() == before
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_learning_has_gradients_wherever_it_is_called(name: str) -> None:
+    with STATES[name]():
+        before = state()
+        with learning():
+            weight = torch.ones(2, requires_grad=True)
+            (weight * torch.ones(2)).sum().backward()
+            assert weight.grad is not None
+            assert (weight.grad.dtype, weight.grad.tolist()) == (torch.float32, [1.0, 1.0])
+        assert state() == before
+        with pytest.raises(KeyError), learning():
             raise KeyError
         assert state() == before
 

@@ -598,3 +598,20 @@ def test_a_blocked_model_is_listed_as_blocked(site: Site) -> None:
         if text.startswith("zoo-shy")
     )
     assert "blocked" in line
+
+
+def test_packages_without_metadata_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyInstaller and vendoring leave them: there, but named by nothing."""
+    monkeypatch.setattr(plugins, "entry_points", lambda group: ([], []))
+    forget()
+    try:
+        found = {p.package: p for p in registry.catalogue().plugins}
+        assert set(found) >= {"zoo_lfa", "zoo_edge_sd_sr"}
+        assert {p.state for p in found.values()} == {"fault"}
+        assert "zoo" not in found
+        with pytest.raises(PluginError, match=r"--copy-metadata edgezoo"):
+            zoo.load("lfa")
+    finally:
+        monkeypatch.undo()
+        forget()
+    assert zoo.load("lfa").entry.name == "lfa"

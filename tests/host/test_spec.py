@@ -485,6 +485,11 @@ def test_no_value_in_any_place_breaks_the_parser(path: tuple[str, ...], value: A
         (Option("o", "float"), None, None),
         (Option("o", "float", 1.0, 0, 2), 0, 0.0),
         (Option("o", "float", 1.0, 0, 2), 2, 2.0),
+        (Option("o", "bool", True), "No", False),
+        (Option("o", "bool", False), "ON", True),
+        (Option("o", "float"), "None", None),
+        (Option("o", "int"), "null", None),
+        (Option("o", "str"), "none", "none"),
     ],
 )
 def test_values_that_fit(option: Option, given: Any, expected: Any) -> None:
@@ -512,7 +517,8 @@ def test_numpy_integers_are_whole_numbers() -> None:
         (Option("o", "int", 1), 1.5, "expected a whole number"),
         (Option("o", "int", 1), "1.0", "expected a whole number"),
         (Option("o", "int", 1), True, "expected a whole number"),
-        (Option("o", "bool", True), "yes", "expected true or false"),
+        (Option("o", "bool", True), "y", "expected true or false"),
+        (Option("o", "bool", True), "none", "expected true or false"),
         (Option("o", "bool", True), 1, "expected true or false"),
         (Option("o", "bool", True), [], "expected true or false"),
         (Option("o", "str", "x"), 1, "expected text"),

@@ -399,7 +399,7 @@ def launch(count: int, out: Path, resume: bool = False, stop: int = -1) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", WORKER.format(tests=str(root))]
+    command = [sys.executable, "-X", "faulthandler", "-c", WORKER.format(tests=str(root))]
     command += [str(out), "resume" if resume else "fresh", str(stop)]
     processes = [
         subprocess.Popen(
@@ -419,9 +419,8 @@ def launch(count: int, out: Path, resume: bool = False, stop: int = -1) -> None:
         )
         for rank in range(count)
     ]
-    for process in processes:
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
 
 
 def test_two_processes_train_as_one_and_either_goes_on_from_the_other(tmp_path: Path) -> None:

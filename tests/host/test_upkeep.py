@@ -129,3 +129,17 @@ def test_a_failing_pip_fails(site: Site, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "nothing-here" in done.stdout + done.stderr
     assert shutil.which("pip") is None or "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["pip", "random", "typing"])
+def test_a_module_of_the_current_folder_is_not_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text("print('IT RAN')\nraise SystemExit(0)", "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "from zoo.cli import main; main(['install', './nothing'])"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "IT RAN" not in done.stdout + done.stderr

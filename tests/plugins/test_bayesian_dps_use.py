@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from zoo_bayesian_dps import baselines, bench, data, tasks
+from zoo_bayesian_dps import baselines, bench, tasks
 from zoo_bayesian_dps.sampler import Recipe, WeightSampler
 
 import zoo
@@ -131,35 +131,8 @@ def test_language_rows_train_the_bundled_byte_model(tmp_path: Path) -> None:
     target = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(30, 36)]
     selector.fit(lines(tmp_path / "train.jsonl", rows), target, epochs=2)
     assert selector.weights.shape == (30,)
-    inputs = tasks.language_collate(tasks.bytes_of)([rows[0]])
+    inputs = tasks.language_collate(tasks.bytes_of)([("0+1=\n", "1")])
     assert (inputs["labels"][0, :6] == tasks.IGNORED).all()  # prompts are not learned
-
-
-def test_files_of_each_kind_are_read(tmp_path: Path) -> None:
-    import pyarrow
-    from PIL import Image
-
-    for name in ("cat", "dog"):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / name / "1.png")
-    found = data.read(tmp_path / "pictures", "train")
-    assert (found.kind, found.label_values) == ("image", ["cat", "dog"])
-    table = pyarrow.table({"a": [1.0, 2.0], "b": [3, 4], "label": ["x", "y"]})
-    (tmp_path / "saved").mkdir()
-    with (  # as datasets' save_to_disk
-        (tmp_path / "saved" / "data-0.arrow").open("wb") as file,
-        pyarrow.ipc.new_stream(file, table.schema) as writer,
-    ):
-        writer.write_table(table)
-    found = data.read(tmp_path / "saved", "train")
-    assert (found.kind, found[1]["features"]) == ("features", [2.0, 4])
-    with pytest.raises(InputError, match="no label"):
-        data.read(lines(tmp_path / "a.jsonl", [{"image": "x.png"}]), "train")
-    with pytest.raises(InputError, match="the columns what"):
-        data.read(lines(tmp_path / "b.jsonl", [{"what": "?"}]), "train")
-    (tmp_path / "c.jsonl").write_text('{"text": "a"}\nnot json\n')
-    with pytest.raises(InputError, match="cannot be read"):
-        data.read(tmp_path / "c.jsonl", "train")
 
 
 # --- transformers ---------------------------------------------------------------------------------

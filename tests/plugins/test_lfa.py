@@ -641,7 +641,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "unequal pairs": (lambda: fresh().align(X, Y), "20 images and 5 texts"),
     "raw without a base": (lambda: fresh().align(X, ["a", "b"], labels=L % 2), "base="),
     "ragged labels": (lambda: fresh().align(X, Y, labels=[[1], [2, 3]]), "whole numbers"),
-    "no label file": (lambda: fresh().align(X, Y, labels="y.csv"), "'y.csv'"),
+    "no label file": (lambda: fresh().align(X, Y, labels="y.csv"), "y.csv is not there"),
     "sparse": (
         lambda: fresh().align(torch.from_numpy(X).to_sparse(), Y, labels=L),
         "to_dense",
@@ -846,3 +846,63 @@ def test_quicker_than_the_method_written_straight_down() -> None:
     slow, expected = run(reference.fit)
     assert right == pytest.approx(expected, abs=0.05)
     assert quick < slow / 1.5
+
+
+# --- files and frames -----------------------------------------------------------------------------
+
+
+def test_features_of_every_container(tmp_path: Path) -> None:
+    """The same fit from arrays, files of each kind, and columns with their labels beside them."""
+    np.savez(tmp_path / "x.npz", x=X)
+    np.savetxt(tmp_path / "x.csv", X, delimiter=",")
+    np.save(tmp_path / "X.npy", X)
+    (tmp_path / "X.npy").rename(tmp_path / "X.NPY")
+    names = [f"c{i}" for i in range(8)]
+    records = [
+        {**dict(zip(names, map(float, x), strict=True)), "label": int(n)}
+        for x, n in zip(X, L, strict=True)
+    ]
+    expected = fresh().align(X, Y, labels=L, iterations=1).similarity(X, Y)
+    for images in (tmp_path / "x.npz", tmp_path / "x.csv", str(tmp_path / "X.NPY"), X.tolist()):
+        found = fresh().align(images, Y, labels=L, iterations=1)
+        np.testing.assert_allclose(found.similarity(images, Y), expected, atol=1e-5)
+    for made in (
+        fresh().align(records, Y, iterations=1),
+        fresh().align({"x": X, "y": L}, Y, iterations=1),
+        fresh().align(records, Y, features=names, label="label", iterations=1),
+        fresh().align(X, Y, labels=L.astype(float), iterations=1),
+    ):
+        np.testing.assert_allclose(made.similarity(X, Y), expected, atol=1e-5)
+    turned = [dict(reversed(row.items())) for row in records]  # columns are matched by name
+    by_name = fresh().align(records, Y, iterations=1)
+    np.testing.assert_allclose(by_name.similarity(turned, Y), expected, atol=1e-5)
+    with pytest.raises(InputError, match="features='c7': images has the columns"):
+        by_name.similarity([{k: v for k, v in row.items() if k != "c7"} for row in records], Y)
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X)
+    found = fresh().align(frame, Y, labels=pandas.Series(L), iterations=1)
+    np.testing.assert_allclose(found.similarity(frame, Y), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.pt", b"x", "pickled"),
+        ("x.jsonl", b'{"image": "a.png", "text": "caf\xe9"}', "x.jsonl cannot be read as UTF-8"),
+        ("x.jsonl", b'{"text": "a"}', "rows are language"),
+        ("x.xlsx", b"x", "Save it as CSV"),
+    ],
+)
+def test_files_that_are_no_features(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        fresh().align(tmp_path / name, Y, labels=L)
+
+
+def test_texts_are_split_at_newlines_only(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_bytes("one\u2028more\r\nthe other\n".encode("utf-8-sig"))
+    with pytest.raises(InputError, match="no encoder is loaded"):  # two texts, so far so good
+        fresh().align(X, str(tmp_path / "texts.txt"), labels=L % 2)
+    (tmp_path / "texts.txt").write_bytes("żó".encode("utf-16"))
+    with pytest.raises(InputError, match=r"texts.txt cannot be read as UTF-8 \(it is UTF-16\)"):
+        fresh().align(X, str(tmp_path / "texts.txt"), labels=L % 2)

@@ -151,9 +151,10 @@ def test_rows_of_jsonl(base: Path, photos: Path, tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     model = zoo.load("lfa", base=base, device="cpu").align(file, safe=False)
     assert model.report["classes"] == 3
-    file.write_text('{"image": "x.png"}', "utf-8")
-    with pytest.raises(InputError, match="line 1"):
+    file.write_text('{"image": "x.png"}\n{"image": "y.png", "text": "y"}', "utf-8")
+    with pytest.raises(InputError, match="text is null in row 0"):
         zoo.load("lfa", base=base, device="cpu").align(file)
+    file.unlink()  # the folder is another test's
 
 
 def test_several_texts_a_class_are_averaged(base: Path) -> None:

@@ -12,12 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from zoo_bayesian_dps import data
-from zoo_lfa.features import read_rows
 from zoo_sr.measuring.tables import read_hr
 from zoo_sr.training.photos import OnDisk, Photos
 from zoo_yonos_sr.linear import photographs
 
-from zoo import images
+from zoo import images, tables
 from zoo.cli import main
 from zoo.errors import InputError
 
@@ -123,11 +122,9 @@ def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         grey16(tmp_path / name)
         (tmp_path / name / "._a.png").write_bytes(b"x")
-    found = data.read(tmp_path, "train")
-    assert (len(found), found.label_values) == (2, ["cat", "dog"])
-    paths, texts, labels = read_rows(tmp_path)
-    assert [p.parent.name for p in paths] == texts == ["cat", "dog"]
-    assert labels == [0, 1]
+    found = tables.read(tmp_path)
+    assert (len(found), found.labels) == (2, ["cat", "dog"])
+    assert [found[i].parent.name for i in (0, 1)] == ["cat", "dog"]
 
 
 def test_two_classes_of_sixteen_bits_can_be_told_apart(tmp_path: Path) -> None:

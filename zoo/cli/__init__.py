@@ -6,8 +6,10 @@ once. Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted.
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -23,7 +25,12 @@ VERBS = {
     "plugins": ("catalogue", "Show the installed plugins, and what is wrong with any."),
     "upscale": ("upscale", "Enlarge images."),
     "align": ("align", "Fit a model to images and their texts."),
+    "classify": ("classify", "Sort photos by the texts that a fitted model knows, or by yours."),
+    "quantize": ("quantize", "Turn a language model into one of few bits."),
     "select": ("select", "Learn which training examples deserve weight for a target set."),
+    "detect": ("detect", "Find objects in images."),
+    "qa": ("qa", "Make questions and answers from texts."),
+    "eval": ("evaluate", "Measure a model on your own data, and show what went worst."),
     "train": ("work", "Train a model with its method's recipe."),
     "bench": (
         "bench",
@@ -44,6 +51,13 @@ VERBS = {
 }
 
 
+def command_of(verb: str) -> click.Command:
+    """The command of a verb; its function has an underscore where Python has the name itself."""
+    name = f"{verb}_" if hasattr(builtins, verb) else verb
+    command: click.Command = getattr(import_module(f"zoo.cli.{VERBS[verb][0]}"), name)
+    return command
+
+
 class _Verbs(click.Group):
     """Finds a verb's command by name; ``--help`` lists the table above without importing any."""
 
@@ -53,8 +67,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = getattr(import_module(f"zoo.cli.{VERBS[cmd_name][0]}"), cmd_name)
-        return command
+        return command_of(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -112,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         cli.main(args, prog_name="zoo")
     try:
         # Not cli.main: it takes any EOFError for Ctrl-C, and a closed pipe for a failure.
-        with cli.make_context("zoo", args) as context:
+        with warnings.catch_warnings(), cli.make_context("zoo", args) as context:
+            warnings.showwarning = _show_warning
             cli.invoke(context)
         sys.exit(0)
     except click.exceptions.Exit as done:
@@ -144,6 +158,21 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
                 f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)"
             )
         sys.exit(error.exit_code if isinstance(error, ZooError) else 1)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    """A warning to users in words; any other is for programmers, and says where it is from."""
+    if category is UserWarning:
+        _say(f"warning: {message}")
+    else:
+        click.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True)
 
 
 def _say(text: str) -> None:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import (
-    PATH,
-    base_option,
-    device_option,
-    echo_json,
-    force_option,
-    json_option,
-    model_argument,
-    parse_bases,
-    parse_settings,
-    quiet_option,
-    set_option,
-    split_settings,
-    verb_of,
-)
+from .options import PATH, echo_json
+from .verbs import Call, saved, short, verb
+
+if TYPE_CHECKING:
+    from ..interfaces import VLAligner
 
 
-@click.command()
-@model_argument
+@verb("VLAligner", "align", "align")
 @click.argument("rows", required=False, type=PATH)
 @click.option(
     "--images", "--features", "images", type=PATH, help="Images or features, in place of ROWS."
@@ -33,59 +22,39 @@ from .options import (
 @click.option(
     "--texts", "--prototypes", "texts", type=PATH, help="A text in each line, or features."
 )
-@click.option("--labels", type=PATH, help="Numbers into the texts: .npy, or one in each line.")
+@click.option("--labels", help="File of numbers into the texts: .npy, or one in each line.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder for the fitted model.")
-@base_option
-@device_option
-@force_option
-@quiet_option
-@set_option
-@json_option
 def align(
-    model: str,
+    call: Call,
     rows: Path | None,
     images: Path | None,
     texts: Path | None,
-    labels: Path | None,
+    labels: str | None,
     out: Path,
-    bases: tuple[str, ...],
-    device: str,
-    force: bool,
-    quiet: bool,
-    settings: tuple[str, ...],
-    as_json: bool,
 ) -> None:
     """Fit MODEL on ROWS: a folder with one folder for each class, or JSONL with image and text.
 
     Example: zoo align lfa --features X.npy --labels y.npy --prototypes Y.npy -o aligner
     """
-    from ..api import entry_of, load, require_code
-    from ..errors import NotReadyError, OutputError, UsageError
-    from ..interfaces import VLAligner
+    from ..errors import UsageError
 
-    entry = entry_of(model)
-    if entry.interface != "VLAligner":
-        raise NotReadyError(f"{entry.name} is a {entry.interface}; it does not align.")
-    require_code(entry)
     if (rows is None) == (images is None):
         raise UsageError("give either ROWS or --images/--features.")
-    if out.exists() and not force and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} already exists. Choose another name, or pass --force.")
-    load_options, call = split_settings(parse_settings(settings), entry, verb_of(entry, "align"))
+    call.refuse_taken(out)
+    keywords = dict(call.keywords)
     if labels is not None:
-        call["labels"] = _labels(labels)
-    loaded: VLAligner = load(model, device=device, base=parse_bases(bases, entry), **load_options)
+        keywords["labels"] = _labels(Path(labels))
+    loaded: VLAligner = call.load()
     source = rows if images is None else images
-    loaded.align(source, texts, progress=not quiet and not as_json, **call)
-    loaded.save_pretrained(out, overwrite=force)
+    loaded.align(source, texts, progress=call.progress, **keywords)
+    loaded.save_pretrained(out, overwrite=call.force)
     report = dict(getattr(loaded, "report", {}))
-    if as_json:
-        return echo_json({"model": entry.name, "out": str(out), "report": report})
+    if call.as_json:
+        return echo_json({"model": call.entry.name, "out": str(out), "report": report})
     said = ", ".join(
-        f"{key} {_short(value)}" for key, value in report.items() if value not in (None, [])
+        f"{key} {short(value)}" for key, value in report.items() if value not in (None, [])
     )
-    here = out if out.is_absolute() else f"./{out}"
-    click.echo(f'{out}: load it with zoo.load("{here}")' + (f"\n{said}" if said else ""))
+    click.echo(saved(out) + (f"\n{said}" if said else ""))
 
 
 def _labels(path: Path) -> list[Any] | Path:
@@ -93,6 +62,7 @@ def _labels(path: Path) -> list[Any] | Path:
 
     A safetensors file is the method's to read, as its features are.
     """
+    from .. import tables
     from ..errors import InputError
 
     if path.suffix == ".safetensors":
@@ -102,15 +72,11 @@ def _labels(path: Path) -> list[Any] | Path:
             import numpy as np
 
             return list(np.load(path).tolist())  # pickled arrays are refused by default
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError, EOFError, TypeError) as error:
         raise InputError(f"--labels {path}: cannot be read: {error}.") from None
+    lines = [line.strip() for line in tables.lines(path, "--labels")]
     return [int(line) for line in lines] if all(map(_whole, lines)) else list(lines)
 
 
 def _whole(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

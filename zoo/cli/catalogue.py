@@ -63,9 +63,6 @@ def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> No
         click.echo(f"{count} a fault; `zoo plugins` says which.", err=True)
 
 
-list = list_
-
-
 @click.command()
 @model_argument
 @json_option

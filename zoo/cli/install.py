@@ -58,6 +58,7 @@ def _pip(*args: str) -> None:
     if find_spec("pip") is None:
         command = shlex.join(["pip", "--python", sys.executable, *args])
         raise NotReadyError(f"this environment has no pip. With one from elsewhere, run: {command}")
-    done = subprocess.run([sys.executable, "-m", "pip", *args], check=False)
+    # -P: without it a random.py or pip.py of the current folder would run in pip's place
+    done = subprocess.run([sys.executable, "-P", "-m", "pip", *args], check=False)
     if done.returncode:
         raise click.exceptions.Exit(1)  # pip has said why

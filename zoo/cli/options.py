@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..entry import Entry, near
+from ..entry import NONE, WORDS, Entry, Option, near
 from ..errors import OptionError
 
 PATH = click.Path(path_type=Path)
@@ -40,8 +40,8 @@ set_option = click.option(
 
 
 def echo_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print a value as JSON on stdout, in ASCII: no terminal's encoding can change it."""
+    click.echo(json.dumps(value, indent=2, default=str))
 
 
 def parse_bases(given: tuple[str, ...], entry: Entry) -> dict[str, str] | None:
@@ -82,22 +82,21 @@ def split_settings(
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Sort settings into declared load options and keywords of the model's verb.
 
-    Load options stay text: the entry's schema reads them. A keyword's value is read as JSON where
-    it is JSON (``2``, ``true``, ``null``), else it is text. Raises OptionError for a name that is
-    neither.
+    Load options stay text: the entry's schema reads them. A keyword's value is read by its
+    annotation. Raises OptionError for a name that is neither, or a value of another type.
     """
     declared = entry.options.get("load", {})
     keywords = {
         name: parameter
         for name, parameter in inspect.signature(verb).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
+        if parameter.kind is parameter.KEYWORD_ONLY and name != "progress"  # --quiet's
     }
     load, call = {}, {}
     for key, value in settings.items():
         if key in declared:
             load[key] = value
         elif key in keywords:
-            call[key] = _read(value)
+            call[key] = read_value(value, keywords[key])
         else:
             known = [*declared, *keywords]
             hint = near(key, known)
@@ -109,6 +108,30 @@ def split_settings(
     return load, call
 
 
+def read_value(text: str, parameter: inspect.Parameter) -> Any:
+    """The text of ``-O`` as a keyword's value.
+
+    A keyword that is annotated as a number, a bool or a str (or one of these and None) is read as
+    a declared option is. Any other: ``true/false/yes/no/on/off/none/null`` in any case are what
+    they say, JSON is read as such, and the rest is text.
+    """
+    annotation = parameter.annotation
+    text_of = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    kinds = {kind.strip() for kind in (text_of or str(annotation)).split("|")}
+    optional, kinds = "None" in kinds, kinds - {"None"}
+    if kinds in ({"bool"}, {"int"}, {"float"}, {"str"}, {"int", "float"}):
+        kind = "float" if len(kinds) > 1 else kinds.pop()
+        value = Option(parameter.name, kind, None if optional else "").check(text)
+        whole = "int" in text_of and isinstance(value, float) and value.is_integer()
+        return int(value) if whole else value
+    if (word := text.strip().lower()) in (*WORDS, *NONE):
+        return WORDS.get(word)
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def verb_of(entry: Entry, name: str) -> Callable[..., Any]:
     """The method NAME of the model's class: its keywords are what -O may set."""
     from .. import plugins
@@ -118,10 +141,3 @@ def verb_of(entry: Entry, name: str) -> Callable[..., Any]:
     owner = catalogue().owner(entry)
     verb: Callable[..., Any] = getattr(plugins.import_object(owner, entry.class_, entry), name)
     return verb
-
-
-def _read(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -4,125 +4,110 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .options import (
-    PATH,
-    base_option,
-    device_option,
-    echo_json,
-    force_option,
-    json_option,
-    model_argument,
-    parse_bases,
-    parse_settings,
-    quiet_option,
-    set_option,
-    split_settings,
-    verb_of,
-)
+from .inputs import Failures, Picture, pictures
+from .options import echo_json
+from .verbs import Call, verb
 
 if TYPE_CHECKING:
     from ..images import Mode
+    from ..interfaces import SRModel
 
 
-@click.command()
-@model_argument
-@click.argument("inputs", nargs=-1, required=True, type=PATH)
+@verb("SRModel", "upscale", "upscale")
+@click.argument("inputs", nargs=-1, required=True)
 @click.option(
     "-o", "--out", type=click.Path(), help="File or folder, made if missing. Default: INPUT-x4.png."
 )
 @click.option("--scale", type=float, help="Magnification; default: the model's own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same pixels.")
 @click.option("--tile", default="auto", show_default=True, help="Side of a tile, auto or none.")
-@base_option
-@device_option
-@force_option
-@quiet_option
-@set_option
-@json_option
+@click.option("--skip-existing", is_flag=True, help="Leave out inputs whose output is there.")
 def upscale(
-    model: str,
-    inputs: tuple[Path, ...],
+    call: Call,
+    inputs: tuple[str, ...],
     out: str | None,
     scale: float | None,
     seed: int,
     tile: str,
-    bases: tuple[str, ...],
-    device: str,
-    force: bool,
-    quiet: bool,
-    settings: tuple[str, ...],
-    as_json: bool,
+    skip_existing: bool,
 ) -> None:
-    """Enlarge the images INPUTS with MODEL.
+    """Enlarge INPUTS with MODEL: images, folders of images (with -o), or patterns like "*.jpg".
 
+    A picture that cannot be read does not stop the others; it is named at the end.
     Example: zoo upscale edge-sd-sr photo.jpg -o large.png
     """
     from .. import images
-    from ..api import entry_of, load, require_code
-    from ..errors import NotReadyError, OptionError
+    from ..errors import OptionError, UsageError
     from ..files import new_folder
-    from ..interfaces import SRModel
 
-    entry = entry_of(model)
-    if entry.interface != "SRModel":
-        raise NotReadyError(f"{entry.name} is a {entry.interface}; it does not upscale.")
-    require_code(entry)
-    given = parse_settings(settings)
-    load_options, call_options = split_settings(given, entry, verb_of(entry, "upscale"))
+    if skip_existing and call.force:
+        raise UsageError("give either --skip-existing or --force.")
     tiled: int | str | None = {"auto": "auto", "none": None}.get(tile, tile)
     if isinstance(tiled, str) and tiled != "auto":
         if not tiled.isdecimal():
             raise OptionError(f"--tile {tile!r}: expected a number of pixels, auto or none.")
         tiled = int(tiled)
-    call = {
+    keywords = {
         "scale": int(scale) if scale is not None and scale.is_integer() else scale,
         "seed": seed,
         "tile": tiled,
-        "progress": not quiet and not as_json,
-        **call_options,
+        "progress": call.progress,
+        **call.keywords,
     }
     # Every input is looked at before the first long computation, and so is every place.
-    looks = [_look(path) for path in inputs]
-    folder = _folder(inputs, out)
+    found = pictures(inputs)
+    folder = _folder(found, inputs, out)
+    failures = Failures(len(found))
+    looks = {}
+    for picture in found:
+        with failures.of(picture.path):
+            looks[picture] = _look(picture.path)
 
-    def places(scale: float) -> list[Path]:
-        targets = _targets(inputs, out, folder, scale)
-        for target, (mode, (width, height)) in zip(targets, looks, strict=True):
+    def places(scale: float) -> dict[Picture, Path]:
+        targets = _targets(list(looks), out, folder, scale)
+        if skip_existing:
+            targets = {picture: t for picture, t in targets.items() if not t.exists()}
+        for picture, target in targets.items():
+            mode, (width, height) = looks[picture]
             size = (images.scaled(width, scale), images.scaled(height, scale))
-            images.check_output(target, mode=mode, size=size, overwrite=force)
+            images.check_output(target, mode=mode, size=size, overwrite=call.force)
         return targets
 
     done = []
-    with new_folder(folder) if folder else nullcontext():
+    with ExitStack() as made:
+        for place in {folder / picture.name.parent for picture in looks} if folder else ():
+            made.enter_context(new_folder(place))
         if scale or (out and not folder):  # before the model is loaded, where names are known
             places(scale or 1)
-        loaded: SRModel = load(model, base=parse_bases(bases, entry), device=device, **load_options)
-        targets = places(scale or loaded.default_scale)
-        for source, target in zip(inputs, targets, strict=True):
-            started = time.perf_counter()
-            result = loaded.upscale(source, **call)
-            images.save(result, target, overwrite=force)
-            done.append(
-                {
-                    "input": str(source),
-                    "output": str(target),
-                    "size": list(result.size),
-                    "seconds": round(time.perf_counter() - started, 3),
-                    "model": loaded.entry.name,
-                    "weights": loaded.source,
-                }
-            )
-            if not as_json:
-                wide, high = result.size
-                click.echo(f"{target}: {wide} x {high}, {done[-1]['seconds']:.2f} s")
-    if as_json:
+        loaded: SRModel = call.load()
+        for picture, target in places(scale or loaded.default_scale).items():
+            with failures.of(picture.path):
+                started = time.perf_counter()
+                result = loaded.upscale(picture.path, **keywords)
+                images.save(result, target, overwrite=call.force)
+                done.append(
+                    {
+                        "input": str(picture.path),
+                        "output": str(target),
+                        "size": list(result.size),
+                        "seconds": round(time.perf_counter() - started, 3),
+                        "model": loaded.entry.name,
+                        "weights": loaded.source,
+                    }
+                )
+                if not call.as_json:
+                    wide, high = result.size
+                    click.echo(f"{target}: {wide} x {high}, {done[-1]['seconds']:.2f} s")
+    if call.as_json:
         echo_json(done)
+    failures.report()
 
 
 def _look(path: Path) -> tuple[Mode, tuple[int, int]]:
@@ -133,36 +118,43 @@ def _look(path: Path) -> tuple[Mode, tuple[int, int]]:
     return images.kept_mode(picture), picture.size
 
 
-def _folder(inputs: tuple[Path, ...], out: str | None) -> Path | None:
+def _folder(found: Sequence[Picture], inputs: Sequence[str], out: str | None) -> Path | None:
     """The folder that ``-o`` names: one that is there, ``results/``, or any name without ending."""
-    from ..errors import OutputError
+    from ..errors import OutputError, UsageError
     from ..pictures import WRITABLE
 
     if out is None:
+        if folders := [text for text in inputs if Path(text).is_dir()]:
+            raise UsageError(f"{folders[0]} is a folder. Give another for the results: -o FOLDER.")
         return None
     path = Path(out)
+    many = len(found) > 1 or Path(inputs[0]).is_dir()
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
         return path
-    if len(inputs) == 1:
+    if not many:
         return None
     if path.suffix.lower() in WRITABLE:
-        raise OutputError(f"{out} is one file, but there are {len(inputs)} inputs. Give a folder.")
+        raise OutputError(f"{out} is one file, but there are {len(found)} inputs. Give a folder.")
     return path
 
 
 def _targets(
-    inputs: tuple[Path, ...], out: str | None, folder: Path | None, scale: float
-) -> list[Path]:
+    found: Sequence[Picture], out: str | None, folder: Path | None, scale: float
+) -> dict[Picture, Path]:
     """Where each result goes. Raises OutputError where two results would share a name."""
     from ..errors import OutputError
 
+    def name(picture: Picture) -> str:
+        return f"{picture.path.stem}-x{scale:g}.png"
+
     if folder:
-        targets = [folder / f"{path.stem}-x{scale:g}.png" for path in inputs]
+        targets = {p: folder / p.name.with_name(name(p)) for p in found}
     elif out:
-        targets = [Path(out)]
+        targets = {p: Path(out) for p in found}
     else:
-        targets = [path.with_name(f"{path.stem}-x{scale:g}.png") for path in inputs]
-    if len(set(targets)) < len(targets):
-        twice = next(t for t in targets if targets.count(t) > 1)
+        targets = {p: p.path.with_name(name(p)) for p in found}
+    places = list(targets.values())
+    if len(set(places)) < len(places):
+        twice = next(place for place in places if places.count(place) > 1)
         raise OutputError(f"two inputs would both become {twice}. Run them one at a time with -o.")
     return targets

@@ -3,18 +3,19 @@
 Each of them has
 
     HIGHER                   metric -> is more better?
-    items(data, most)        what is measured: named items, from a folder or file, or of its own
+    items(data, most)        what is measured, from a folder or file, or of its own
     described(data, items)   what they are, for a record
     references()             row -> what needs no model, called like one
-    measure(model, items)    item by item, its name and a number for each metric
+    measure(model, items)    item by item: a ``Measured`` for each
 
-so that a table of models (``zoo bench INTERFACE``) and the report on one model are made of the same
-numbers.
+so that a table of models (``zoo bench INTERFACE``) and the report on one model (``zoo eval``) are
+made of the same numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -22,15 +23,23 @@ from typing import Any, Protocol, cast
 from ..errors import NotReadyError
 from ..interfaces import Data
 
-MODULES: Mapping[str, str] = {"SRModel": "super_resolution"}
+MODULES: Mapping[str, str] = {"SRModel": "super_resolution", "VLAligner": "alignment"}
 
 
-class Item(Protocol):
-    """One thing that a model is measured on."""
+@dataclass(frozen=True)
+class Measured:
+    """What a model made of one item."""
 
-    @property
-    def name(self) -> str:
-        """Its own among the items."""
+    item: str
+    """Its name, its own among the items."""
+    scores: Mapping[str, float]
+    """Metric -> number; an item may lack some."""
+    quality: float
+    """Orders the items: the lowest went worst."""
+    group: str = ""
+    """The class that it belongs to, where the data has classes."""
+    note: str = ""
+    """What went wrong, for people."""
 
 
 class Measuring(Protocol):
@@ -47,17 +56,15 @@ class Measuring(Protocol):
     def references(self) -> Mapping[str, Any]:
         """Row -> something with the interface's verb, such as interpolation."""
 
-    def measure(
-        self, model: Any, items: Sequence[Any]
-    ) -> Iterator[tuple[str, Mapping[str, float]]]:
-        """Name of the item, metric -> number. Raises a ZooError for a model that cannot do it."""
+    def measure(self, model: Any, items: Sequence[Any]) -> Iterator[Measured]:
+        """Item by item. Raises a ZooError for a model that cannot do it."""
 
 
-def of(interface: str) -> Measuring:
+def of(interface: str | None) -> Measuring:
     """The module for an interface. Raises NotReadyError where there is none."""
-    if interface not in MODULES:
+    if interface is None or interface not in MODULES:
+        what = f"a {interface} yet" if interface else "what has none of the six interfaces"
         raise NotReadyError(
-            f"no {interface} is ready yet, so there are no common metrics for the kind. "
-            f"There are some for: {', '.join(MODULES)}."
+            f"zoo has no common metrics for {what}. It has some for: {', '.join(MODULES)}."
         )
     return cast(Measuring, import_module(f".{MODULES[interface]}", __name__))

@@ -5,13 +5,14 @@ Cost is in CPU-seconds of one thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NotReadyError, UsageError
 from ..interfaces import Data
+from . import Measured
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +50,7 @@ def items(data: Path | None, most: int | None = None) -> list[Item]:
     else:
         paths = images.listed(data, below=True)[:most]
         if not paths:
-            raise UsageError(f"--data {data}: there is no picture below it.")
+            raise UsageError(f"{data}: there is no picture below it.")
         found = {path.relative_to(data).as_posix(): images.read(path, "RGB") for path in paths}
     return [_item(name, image) for name, image in found.items()]
 
@@ -88,7 +89,7 @@ def references() -> dict[str, Bicubic]:
     return {"bicubic": Bicubic()}
 
 
-def measure(model: Any, items: Sequence[Item]) -> Iterator[tuple[str, Mapping[str, float]]]:
+def measure(model: Any, items: Sequence[Item]) -> Iterator[Measured]:
     """Each picture enlarged and compared. Raises NotReadyError for a model of other scales."""
     from .. import metrics
     from ..experiment import one_thread, timed
@@ -102,12 +103,10 @@ def measure(model: Any, items: Sequence[Item]) -> Iterator[tuple[str, Mapping[st
         with one_thread():
             made, seconds = timed(lambda item=item: model.upscale(item.small, scale=SCALE))  # type: ignore[misc]
         x, y = to_tensor(made), to_tensor(item.truth)
-        yield (
-            item.name,
-            {
-                "PSNR-Y": min(metrics.psnr_y(x, y, SCALE), EXACT),
-                "SSIM": metrics.ssim_y(x, y, SCALE),
-                "HaarPSI": metrics.haarpsi(x, y, SCALE),
-                "CPU-s/megapixel": seconds / (made.width * made.height / 1e6),
-            },
-        )
+        scores = {
+            "PSNR-Y": min(metrics.psnr_y(x, y, SCALE), EXACT),
+            "SSIM": metrics.ssim_y(x, y, SCALE),
+            "HaarPSI": metrics.haarpsi(x, y, SCALE),
+            "CPU-s/megapixel": seconds / (made.width * made.height / 1e6),
+        }
+        yield Measured(item.name, scores, scores["PSNR-Y"])

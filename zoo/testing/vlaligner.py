@@ -115,6 +115,35 @@ class VLAlignerSuite(ModelSuite):
         own = np.eye(4, dtype=bool)[labels]
         assert found[own].mean() > found[~own].mean(), "the labels are not used"
 
+    def test_predict_proba(self, ready: Any, sample: Any) -> None:
+        """(N, M) float32, rows that sum to 1, ordered as the similarities are."""
+        import numpy as np
+
+        found = ready.predict_proba(*sample)
+        assert (found.shape, found.dtype) == ((5, 7), np.float32)
+        assert (found >= 0).all()
+        np.testing.assert_allclose(found.sum(1), 1, atol=1e-4)
+        np.testing.assert_array_equal(found.argmax(1), ready.similarity(*sample).argmax(1))
+
+    def test_classes(self, tmp_path: Path) -> None:
+        """The words of a fit with labels are kept, and are what ``predict_proba`` goes by."""
+        import numpy as np
+
+        import zoo
+
+        images, words, labels = _raw()
+        fitted = self.load()
+        assert fitted.classes == ()
+        try:
+            fitted.align(images, words, labels=labels)
+        except ZooError:
+            return  # it takes features only
+        assert fitted.classes == tuple(words)
+        again = zoo.load(fitted.save_pretrained(tmp_path / "fitted"), **self.load_with)
+        assert again.classes == tuple(words)
+        found = again.predict_proba(images)
+        np.testing.assert_allclose(found, fitted.predict_proba(images, words), atol=1e-4)
+
     def test_wrong_pairs_are_refused(self, pairs: tuple[Any, Any]) -> None:
         """Unequal numbers without labels, labels without a text, too few labels, nothing at all."""
         images, texts = pairs
@@ -147,10 +176,8 @@ class VLAlignerSuite(ModelSuite):
 
     def test_raw_rows(self, tmp_path: Path) -> None:
         """Images and strings, a folder by class and a JSONL file: taken, or refused in words."""
-        from PIL import Image
-
-        images = [Image.fromarray(picture(16 + i, 16)) for i in range(6)]
-        words = ["a red dot", "a blue dot", "a green dot"] * 2
+        images, classes, labels = _raw()
+        words = [classes[label] for label in labels]
         lines = []
         for i, (image, text) in enumerate(zip(images, words, strict=True)):
             (tmp_path / "rows" / text).mkdir(parents=True, exist_ok=True)
@@ -178,3 +205,11 @@ class VLAlignerSuite(ModelSuite):
     def test_progress(self, pairs: tuple[Any, Any]) -> None:
         """Told as it goes."""
         check_progress(lambda progress: self.load().align(*pairs, progress=progress))
+
+
+def _raw() -> tuple[list[Any], list[str], list[int]]:
+    """Six pictures, three texts, and which text belongs to each picture."""
+    from PIL import Image
+
+    images = [Image.fromarray(picture(16 + i, 16)) for i in range(6)]
+    return images, ["a red dot", "a blue dot", "a green dot"], [0, 1, 2] * 2

@@ -1,0 +1,119 @@
+"""``zoo detect``: images in; boxes as a table, a COCO file and pictures out."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .inputs import Failures, pictures
+from .options import PATH, echo_json
+from .verbs import Call, verb
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..interfaces import Detections, Detector
+
+FILE = "detections.json"
+GOLDEN = 0.618034  # steps of hue that keep neighbours apart
+
+
+@verb("Detector", "detect", "detect objects")
+@click.argument("inputs", nargs=-1, required=True)
+@click.option(
+    "-o", "--out", type=PATH, help=f"Folder for {FILE} (COCO) and pictures with the boxes."
+)
+@click.option("--threshold", type=float, default=0.4, show_default=True, help="Lowest score.")
+def detect(call: Call, inputs: tuple[str, ...], out: Path | None, threshold: float) -> None:
+    """Find objects in INPUTS: images, folders of images, or patterns such as "*.jpg".
+
+    Example: zoo detect simdetr photos/ -o found
+    """
+    from .. import images
+    from ..files import new_folder
+
+    found = pictures(inputs)
+    targets = [out / picture.name.with_suffix(".png") if out else None for picture in found]
+    if out:
+        call.refuse_taken_files(out, [out / FILE, *filter(None, targets)])
+    loaded: Detector = call.load()
+    results, failures = [], Failures(len(found))
+    with new_folder(out) if out else nullcontext():
+        for picture, target in zip(found, targets, strict=True):
+            with failures.of(picture.path):
+                image = images.read(picture.path, "RGB")
+                seen = loaded.detect(image, threshold=threshold, **call.keywords)
+                if target:
+                    with new_folder(target.parent):
+                        images.save(drawn(image, seen), target, overwrite=call.force)
+                results.append((picture.path, image.size, seen))
+                if not call.as_json:
+                    click.echo(f"{picture.path}: {_line(seen)}")
+        made = coco(results)
+        if out:
+            _write(made, out / FILE)
+    if call.as_json:
+        echo_json(made)
+    elif out:
+        click.echo(f"{out}: {FILE}, and a picture for each image")
+    failures.report()
+
+
+def _line(seen: Detections) -> str:
+    objects = [
+        f"{seen.names[label]} {score:.2f} ({', '.join(f'{side:.0f}' for side in box)})"
+        for box, score, label in zip(seen.boxes, seen.scores, seen.labels, strict=True)
+    ]
+    return "; ".join(objects) or "nothing"
+
+
+def coco(results: list[tuple[Path, tuple[int, int], Detections]]) -> dict[str, Any]:
+    """A COCO data set of what was found, with ``score``; categories are numbered from 1."""
+    names = list(dict.fromkeys(name for _, _, seen in results for name in seen.names))
+    categories = {name: number for number, name in enumerate(names, 1)}
+    entries: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
+    for number, (path, (width, height), seen) in enumerate(results, 1):
+        entries.append({"id": number, "file_name": str(path), "width": width, "height": height})
+        for record in seen.to_coco(number, categories):
+            _, _, wide, high = record["bbox"]
+            boxes.append({"id": len(boxes) + 1, **record, "area": wide * high, "iscrowd": 0})
+    return {
+        "images": entries,
+        "annotations": boxes,
+        "categories": [{"id": number, "name": name} for name, number in categories.items()],
+    }
+
+
+def _write(made: dict[str, Any], path: Path) -> None:
+    from ..files import atomic_file
+
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(made, allow_nan=False), "utf-8")
+
+
+def drawn(image: Image.Image, seen: Detections) -> Image.Image:
+    """A copy with each box and its label, drawn by Pillow: supervision would bring OpenCV along."""
+    from PIL import ImageDraw, ImageFont
+
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    unit = max(2, round(max(image.size) / 300))
+    font = ImageFont.load_default(size=6 * unit)
+    for box, score, label in zip(seen.boxes, seen.scores, seen.labels, strict=True):
+        colour = tuple(round(255 * c) for c in colorsys.hsv_to_rgb(label * GOLDEN % 1, 0.9, 0.85))
+        corners = [float(side) for side in box]
+        draw.rectangle(corners, outline=colour, width=unit)
+        text = f"{seen.names[label]} {score:.2f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        high, wide = bottom - top + unit, right - left + 2 * unit
+        x = max(0.0, min(corners[0], image.width - wide))
+        y = corners[1] - high if corners[1] >= high else corners[1]
+        draw.rectangle((x, y, x + wide, y + high), fill=colour)
+        draw.text((x + unit - left, y - top), text, fill="white", font=font)
+    return image

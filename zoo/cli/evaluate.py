@@ -1,0 +1,113 @@
+"""``zoo eval``: any model on the user's own data, by the common metrics of its interface."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import (
+    PATH,
+    base_option,
+    device_option,
+    echo_json,
+    json_option,
+    model_argument,
+    parse_bases,
+    parse_settings,
+    quiet_option,
+    set_option,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..evaluation import Evaluation
+
+
+@click.command(name="eval")
+@model_argument
+@click.argument("data", type=PATH)
+@click.option("--worst", type=click.IntRange(0), default=10, show_default=True, help="Items shown.")
+@base_option
+@device_option
+@quiet_option
+@set_option
+@json_option
+def eval_(
+    model: str,
+    data: Path,
+    worst: int,
+    bases: tuple[str, ...],
+    device: str,
+    quiet: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Measure MODEL on DATA, and show the items that went worst.
+
+    \b
+    SRModel    a folder of large pictures: PSNR-Y, SSIM, HaarPSI
+    VLAligner  a folder with one folder for each class: accuracy;
+               .jsonl with image and text, or .npz of features: accuracy or recall
+
+    The other kinds follow with their first model. Example: zoo eval edge-sd-sr photos/
+    """
+    from .. import protocols
+    from ..api import entry_of, load, require_code
+    from ..errors import InputError
+    from ..evaluation import evaluate
+
+    entry = entry_of(model)
+    protocols.of(entry.interface)  # before the model is loaded
+    require_code(entry)
+    if not data.exists():
+        raise InputError(f"{data}: there is no such file or folder.")
+    loaded = load(model, base=parse_bases(bases, entry), device=device, **parse_settings(settings))
+    found = evaluate(loaded, data, progress=not quiet and not as_json)
+    if as_json:
+        return echo_json(
+            {
+                "model": entry.name,
+                "weights": loaded.source,
+                "data": str(data),
+                "size": found.data,
+                "higher_is_better": {m: found.higher_is_better[m] for m in found.means},
+                "means": found.means,
+                "classes": found.groups,
+                "items": [asdict(item) for item in found.items],
+            }
+        )
+    click.echo(f"{model} on {data}: {found.data}\n")
+    click.echo(_table("mean", {"all": found.means, **found.groups}, found, {}))
+    if worst and (items := found.worst(worst)):
+        rows = {item.item: item.scores for item in items}
+        notes = {item.item: item.note for item in items}
+        click.echo(f"\nThe worst {len(items)} of {len(found.items)}:\n")
+        click.echo(_table("item", rows, found, notes))
+
+
+def _table(
+    head: str,
+    rows: Mapping[str, Mapping[str, float]],
+    found: Evaluation,
+    notes: Mapping[str, str],
+) -> str:
+    """Rows of numbers in Markdown, with an arrow to the better side of each metric."""
+    from ..bench import markdown
+
+    metrics = [m for m in found.higher_is_better if any(m in cells for cells in rows.values())]
+    arrows = {True: "↑", False: "↓"}
+    title = [head, *(f"{m} {arrows[found.higher_is_better[m]]}" for m in metrics)]
+    noted = any(notes.values())
+    body = [
+        [
+            name,
+            *(f"{cells[m]:.4g}" if m in cells else "" for m in metrics),
+            *([notes[name]] if noted else []),
+        ]
+        for name, cells in rows.items()
+    ]
+    return markdown(title + ["note"] * noted, body)

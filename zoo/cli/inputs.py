@@ -1,0 +1,85 @@
+"""Many pictures in: files, folders and patterns; one that cannot be used does not stop the rest."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from ..errors import InputError
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One of the inputs."""
+
+    path: Path
+    name: PurePath
+    """What its result is called after: the file's name, below a folder with the way to it."""
+
+
+def pictures(inputs: Sequence[str]) -> list[Picture]:
+    """The pictures that a command line means; a file that is named twice is there once.
+
+    A folder stands for the pictures in it and below. ``*``, ``?`` and ``[...]`` are expanded where
+    no file has that very name: shells on Windows, and quotes, leave this to us. Raises InputError
+    for what is not there.
+    """
+    from .. import images
+
+    found: dict[Path, Picture] = {}
+    for text in inputs:
+        for path in _expanded(text):
+            if path.is_dir():
+                inside = images.listed(path, below=True)
+                if not inside:
+                    raise InputError(f"{path}: there is no picture in this folder.")
+                for file in inside:
+                    found.setdefault(file, Picture(file, file.relative_to(path)))
+            elif path.exists():
+                found.setdefault(path, Picture(path, PurePath(path.name)))
+            else:
+                raise InputError(f"{path}: there is no such file or folder.")
+    return list(found.values())
+
+
+def _expanded(text: str) -> list[Path]:
+    if Path(text).exists() or not glob.has_magic(text):
+        return [Path(text)]
+    # Path.glob takes no pattern that begins at the root
+    found = sorted(Path(name) for name in glob.glob(text, recursive=True))  # noqa: PTH207
+    if not found:
+        raise InputError(f"{text}: no file has such a name.")
+    return found
+
+
+class Failures:
+    """What could not be done, told at the end."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._found: list[InputError] = []
+
+    @contextmanager
+    def of(self, path: Path) -> Iterator[None]:
+        """Keep an InputError of the body for ``report``; with one input it is raised at once."""
+        try:
+            yield
+        except InputError as error:
+            if self._count == 1:
+                raise
+            self._found.append(error)
+
+    def report(self) -> None:
+        """Raise an InputError that names the first few; nothing where all went well."""
+        if self._found:
+            shown = " ".join(str(error) for error in self._found[:SHOWN])
+            more = len(self._found) - SHOWN
+            raise InputError(
+                f"{len(self._found)} of {self._count} pictures could not be used: {shown}"
+                + (f" And {more} more." if more > 0 else "")
+            )

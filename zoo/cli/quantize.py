@@ -1,0 +1,58 @@
+"""``zoo quantize``: a language model in, one of few bits out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import PATH, echo_json
+from .verbs import Call, saved, verb
+
+if TYPE_CHECKING:
+    from ..interfaces import QuantizedModel, Quantizer
+
+
+@verb("Quantizer", "quantize", "quantize")
+@click.argument("llm")
+@click.option("-o", "--out", type=PATH, required=True, help="Folder for the quantized model.")
+@click.option(
+    "--scheme", help="Bits of weights and activations; default: the method's, mostly w8a8."
+)
+@click.option(
+    "--calibration",
+    type=PATH,
+    help="Texts, divided by empty lines, or token ids (.npy); default: zoo's own short texts.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all chance.")
+def quantize(
+    call: Call, llm: str, out: Path, scheme: str | None, calibration: Path | None, seed: int
+) -> None:
+    """Quantize LLM, a Hub id or a folder (./name), with MODEL.
+
+    OUT holds weights, tokenizer and source: zoo.load takes it.
+    Example: zoo quantize mobilequant ./my-llm --calibration texts.txt -o small
+    """
+    from .. import calibration as calibrations
+
+    call.refuse_taken(out)
+    texts = calibrations.read(calibration) if calibration is not None else None
+    keywords: dict[str, Any] = {"seed": seed, "progress": call.progress, **call.keywords}
+    if scheme is not None:
+        keywords["scheme"] = scheme
+    loaded: Quantizer = call.load()
+    made: QuantizedModel = loaded.quantize(llm, texts, **keywords)
+    made.save_pretrained(out, overwrite=call.force)
+    report = dict(made.report())
+    if call.as_json:
+        source = dict(made.source_model)
+        return echo_json(
+            {"model": call.entry.name, "out": str(out), "source": source, "report": report}
+        )
+    before, after = (report[f"bytes_{when}"] / 1e6 for when in ("before", "after"))
+    click.echo(saved(out))
+    click.echo(
+        f"{before:.1f} MB -> {after:.1f} MB ({after / before:.2f}x), "
+        f"{len(report['layers'])} layers quantized"
+    )

@@ -1,0 +1,132 @@
+"""Containers in memory to columns: records, mappings, DataFrames, ``datasets``, arrow.
+
+No package is imported for this: what is handed in has brought its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .columns import Column, Columns
+from .errors import InputError
+
+
+def records(rows: Sequence[Any], what: str, *, folder: Path | None = None) -> Columns:
+    """Columns of mappings; a row that lacks a column has None there."""
+    names: dict[str, None] = {}
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{what}: row {i} is a {type(row).__name__}, the others have columns.")
+        names.update(dict.fromkeys(row))
+    if not names:
+        raise InputError(f"{what}: the rows have no columns.")
+    columns = {str(n): Column([row.get(n) for row in rows]) for n in names}
+    return Columns(columns, len(rows), folder, rows=rows if folder is None else None)
+
+
+def table(found: Mapping[Any, Any], what: str, *, folder: Path | None = None) -> Columns:
+    """Columns of a mapping of them; InputError where their lengths differ."""
+    for name, values in found.items():
+        if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
+            raise InputError(
+                f"{what}: {name} is a {type(values).__name__}; expected a mapping of columns, "
+                "such as {'x': x, 'y': y}."
+            )
+    lengths = {str(name): len(values) for name, values in found.items()}
+    if len({*lengths.values()}) > 1:
+        said = ", ".join(f"{name} {n}" for name, n in lengths.items())
+        raise InputError(f"{what}: columns of different lengths: {said}.")
+    count = next(iter(lengths.values()), 0)
+    return Columns({str(n): Column(v) for n, v in found.items()}, count, folder)
+
+
+def of_pandas(source: Any, what: str) -> Columns:
+    """A DataFrame; its index, where it does not just count, are the rows' ids."""
+    if not hasattr(source, "columns"):
+        raise InputError(f"{what}: a pandas {type(source).__name__}; expected a DataFrame.")
+    names = [str(n) for n in source.columns]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise InputError(f"{what}: the column {twice[0]!r} is there twice.")
+    columns = {}
+    for i, name in enumerate(names):
+        series = source.iloc[:, i]
+        if getattr(series.dtype, "kind", "O") in "biuf" and hasattr(series.dtype, "newbyteorder"):
+            columns[name] = Column(series.to_numpy())
+        else:  # texts, objects, categories, and pandas' own numbers with room for nulls
+            missing = series.isna().tolist()
+            values = series.astype(object).tolist()
+            columns[name] = Column([None if m else v for v, m in zip(values, missing, strict=True)])
+    index = source.index
+    counted = type(index).__name__ == "RangeIndex" and index.start == 0
+    return Columns(columns, len(source), ids=None if counted else index.tolist())
+
+
+def arrow(found: Any, folder: Path | None = None) -> Columns:
+    """Columns of a table of pyarrow; bytes stay where they are until a row is asked for."""
+    metadata = found.schema.metadata or {}
+    index = _metadata(metadata, b"pandas").get("index_columns", [])
+    classes = _metadata(metadata, b"huggingface").get("info", {}).get("features", {})
+
+    def names(column: str) -> Sequence[str]:
+        about = classes.get(column)
+        is_class = isinstance(about, dict) and about.get("_type") == "ClassLabel"
+        return about.get("names", ()) if is_class else ()
+
+    columns = {n: Column(found.column(n), names(n)) for n in found.column_names}
+    ids = None
+    for part in index:  # pandas writes a range of numbers as its ends
+        if isinstance(part, dict) and part.get("kind") == "range" and part.get("start"):
+            ids = [*range(part["start"], part["stop"], part["step"])]
+    ids = ids if ids is not None and len(ids) == len(found) else None
+    named = tuple(n for n in index if isinstance(n, str))
+    return Columns(columns, len(found), folder, ids, named)
+
+
+def _metadata(found: Mapping[bytes, bytes], key: bytes) -> dict[str, Any]:
+    try:
+        made = json.loads(found.get(key, b"{}"))
+    except ValueError:
+        return {}
+    return made if isinstance(made, dict) else {}
+
+
+def of_datasets(source: Any) -> Columns:
+    """A ``datasets`` set, whatever its format; columns that a format chose are input alone."""
+    chosen = source.format
+    plain, about = source.with_format("arrow"), source.features
+    whole = plain.data.table
+    heavy: list[str] = []
+    if source._indices is not None:  # selected or shuffled: copied, but for pictures
+        heavy = [n for n in source.column_names if type(about[n]).__name__ in ("Image", "Value")
+                 and "binary" in str(whole.schema.field(n).type)]  # fmt: skip
+        whole = plain.select_columns([n for n in source.column_names if n not in heavy])[:]
+    found = arrow(whole)
+    for name in heavy:
+        found.columns[name] = Column(_Cells(plain, name))
+    found.columns = {
+        name: Column(
+            found.columns[name].data,
+            about[name].names if type(about[name]).__name__ == "ClassLabel" else (),
+        )
+        for name in source.column_names
+    }
+    if chosen["columns"] and len(chosen["columns"]) < len(source.column_names):
+        found.only = tuple(chosen["columns"])
+    found.rows = source
+    return found
+
+
+class _Cells:
+    """One column of a ``datasets`` set in arrow's format, a cell at a time."""
+
+    def __init__(self, rows: Any, name: str) -> None:
+        self.data, self.name = rows, name
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.data[i].column(self.name)[0]

@@ -1,0 +1,804 @@
+"""Rows in: whatever holds training examples becomes a ``Table``; the one reader of them.
+
+========================================================  ========================================
+in                                                        kind
+========================================================  ========================================
+a pair (x, y) of arrays, tensors or lists; pairs in a     by x: features (a row of numbers), text,
+list or a torch data set                                  image, else custom
+CSV, JSON, JSONL, ``.npy``, ``.npz``, safetensors,        by the columns' names and values, or by
+parquet and arrow files or folders of them; mappings of   ``features=`` and ``label=``
+columns, lists of records, DataFrames, ``datasets``
+a folder with one folder of pictures for each class       image
+an array, nested lists of numbers                         features without labels
+rows of the user's own (token ids, tensors by name)       custom: as they are
+========================================================  ========================================
+
+Whatever else comes in is refused with an InputError that says how to convert it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import frames, rowfiles
+from .columns import (
+    Column,
+    Columns,
+    as_numpy,
+    is_number,
+    is_picture,
+    is_tensor,
+    kind_of,
+    listed,
+    names_picture,
+    roles,
+    stacked,
+)
+from .errors import InputError, OptionError
+from .rowfiles import ENDINGS, lines
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["ENDINGS", "Table", "array", "lines", "matched", "read"]
+
+_CHUNK = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """N rows in a fixed order."""
+
+    kind: str
+    """``features``: a row of numbers. ``image``: what ``zoo.images.read`` takes, or an array or
+    tensor. ``text``: a text with a label. ``language``: (prompt, response), where a plain text is
+    all response. ``custom``: rows of the user's own."""
+    what: str
+    """What the rows are for, in messages: train, target, ..."""
+    inputs: Any
+    """By index: of features one array (N, ...), else whatever gives a row for a number."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns that are input; () where they have none, as in an array."""
+    labels: Sequence[Any] | None = None
+    """(N,) values as they were given, or None."""
+    codes: np.ndarray | None = None
+    """(N,) int64 into ``classes``; None without labels and where they are numbers with fractions,
+    which are no classes."""
+    values: tuple[Any, ...] = ()
+    """What each code stands for: sorted, or in the order of the set's own list of classes."""
+    sources: Sequence[Any] | None = None
+    """(N,) where each row is from, or None."""
+    ids: Sequence[Any] | None = None
+    """(N,) what the rows are called, where they have an id or an index; or None."""
+    texts: Sequence[str] | None = None
+    """(N,) what is said about each image or row of features, or None."""
+    notes: tuple[str, ...] = ()
+    """What was left out."""
+    origin: Any = dataclasses.field(default=None, repr=False)
+    """The rows as the user has them, by index."""
+    declared: bool = False
+    """Are ``values`` the set's own list of classes, which may have more than its rows?"""
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, i: int) -> Any:
+        """The input of one row."""
+        return self.rows([i])[0]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, by code."""
+        return tuple(map(str, self.values))
+
+    @property
+    def array(self) -> np.ndarray | None:
+        """(N, ...) all features, where they are one array; else None."""
+        return self.inputs if hasattr(self.inputs, "dtype") and self.kind == "features" else None
+
+    def rows(self, ids: Sequence[int]) -> Any:
+        """The inputs of some rows, in that order: of features an array (B, ...), float32 or, where
+        whole numbers were given as an array, int64; else a list."""
+        import numpy as np
+
+        index = np.asarray(ids, dtype=np.int64)
+        if self.kind != "features":
+            return [self.inputs[int(i)] for i in index]
+        if self.array is not None:
+            return _native(self.array[index])
+        found = [self.inputs[int(i)] for i in index]
+        return _native(stacked(found, "features", self.what))
+
+    def raw(self, ids: Sequence[int]) -> list[Any]:
+        """Some rows as the user has them: for functions of the user's own."""
+        rows = self.inputs if self.origin is None else self.origin
+        return [rows[int(i)] for i in ids]
+
+    def require_labels(self) -> None:
+        """InputError where there are none."""
+        if self.labels is None:
+            where = f" in the columns {', '.join(self.columns)}" if self.columns else ""
+            raise InputError(
+                f"{self.what} has no label{where}: expected a column such as label, or a pair "
+                "(x, y). Pass label= for a column of another name."
+            )
+
+    def digest(self) -> str:
+        """SHA-256 of the columns, all labels and sources, and up to 64 rows: tells another data
+        set from the same without reading all of it."""
+        import numpy as np
+
+        found = hashlib.sha256(f"{len(self)} {self.kind} {self.columns}".encode())
+        for values in (self.labels, self.sources):
+            found.update("\0".join(map(str, values or ())).encode("utf-8", "replace"))
+        for i in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int):
+            _feed(found, self[int(i)])
+        return found.hexdigest()
+
+
+def read(
+    source: Any,
+    *,
+    what: str = "train",
+    features: str | Sequence[str] | None = None,
+    label: str | None = None,
+) -> Table:
+    """The rows of ``source`` (see the table above); of what kind they are, their columns say.
+
+    ``what``: what they are for, in messages. ``features``: the column, or the columns of numbers,
+    that are input; ``label``: the column of labels. By default usual names are known (image, text,
+    prompt and response, label, source, id, ...; capitals do not matter), and where there is none of
+    them every column of numbers is a feature, but for ids and a frame's index. Columns are decided
+    from all rows: a null or NaN among what is used is refused with its row. Paths of images start
+    at the folder of their file. Raises InputError, OptionError for columns asked of what has none,
+    MissingDependencyError for parquet without pyarrow.
+    """
+    if isinstance(source, Table):
+        return dataclasses.replace(source, what=what)
+    found = _opened(source, what)
+    if getattr(found, "shape", None) == () or not len(found):
+        raise InputError(f"{what} is empty: there are no examples in it.")
+    if isinstance(found, Columns):
+        table = _of_columns(found, what, features, label)
+        for note in table.notes:
+            warnings.warn(note, stacklevel=2)
+        return table
+    if features is not None or label is not None:
+        name, value = ("features", features) if features is not None else ("label", label)
+        raise OptionError(f"{name}={value!r}: {what} has no columns with names.")
+    return found if isinstance(found, Table) else _unnamed(found, what)
+
+
+def matched(train: Table, target: Table) -> tuple[Table, Table]:
+    """Both with the same columns in the same order and the same classes behind the codes.
+
+    The target's columns are put in the order of the training set's, by their names. Raises
+    InputError for different kinds, columns or widths, and where the target has classes that the
+    training set does not.
+    """
+    if train.kind != target.kind:
+        hint = ""
+        if {train.kind, target.kind} == {"text", "language"}:  # text is language without labels
+            hint = f" Has {'train' if train.kind == 'language' else 'target'} lost its labels?"
+        raise InputError(
+            f"{train.what} holds {train.kind}, {target.what} {target.kind}: they must be "
+            f"alike.{hint}"
+        )
+    if train.kind == "features":
+        target = _same_columns(train, target)
+    return _same_classes(train, target)
+
+
+def array(value: Any, what: str) -> Any:
+    """The numbers that ``value`` is or names, as an array or tensor; None where it is no numbers.
+
+    An array or tensor comes back as it is, a ``.npy`` file mapped, a list of equal rows stacked.
+    Pictures (uint8 arrays of 3 dimensions and more), texts and columns are no numbers. Raises
+    InputError for arrays of objects, sparse ones, and rows that are not alike.
+    """
+    import numpy as np
+
+    if isinstance(value, str | Path):
+        path = Path(value)
+        if path.suffix.lower() not in ENDINGS or path.is_dir():
+            return None
+        found = rowfiles.opened(path, what)
+        return None if isinstance(found, Columns) else array(found, what)
+    _refuse_holes(value, what)
+    if isinstance(value, np.ndarray):
+        if value.dtype.names:
+            return None
+        if value.dtype.kind == "O":
+            raise InputError(
+                f"{what}: an array of Python objects; expected numbers. Use .astype(np.float32)."
+            )
+        picture = value.dtype == np.uint8 and value.ndim > 2
+        return None if picture or value.dtype.kind not in "biufc" else value
+    if is_tensor(value):
+        return value
+    if isinstance(value, list | tuple) and value and _is_row(value[0]):
+        try:
+            return stacked(value, "a row", what)
+        except InputError as error:
+            raise InputError(f"{error} Rows of numbers must be alike.") from None
+    return None
+
+
+# --- containers -----------------------------------------------------------------------------------
+
+
+def _opened(source: Any, what: str) -> Any:
+    """``Columns``, a ``Table``, an array, or anything with rows by index."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.exists() and str(source).startswith(("http:", "https:")):
+            raise InputError(f"{what}: {source} is an address; download it and pass its path.")
+        return rowfiles.opened(path, what)
+    _refuse_holes(source, what)
+    if not hasattr(source, "__len__") or isinstance(source, bytes | type):
+        raise InputError(
+            f"{what}: {type(source).__name__} has no length or no rows by index, which weights for "
+            "each example need. Pass a list, a data set with __len__ and __getitem__, or a path."
+        )
+    if isinstance(source, Mapping) and any(hasattr(v, "column_names") for v in source.values()):
+        raise InputError(
+            f"{what}: a {type(source).__name__} with the splits {', '.join(map(str, source))}. "
+            f"Pass one of them: data[{next(iter(source))!r}]."
+        )
+    if getattr(source, "shape", None) == () or not len(source):
+        raise InputError(f"{what} is empty: there are no examples in it.")
+    if hasattr(source, "column_names") and hasattr(source, "with_format"):
+        if source.format["type"] == "custom":  # a transform of the user's: rows as they come
+            return source
+        return frames.of_datasets(source)
+    if isinstance(source, Mapping):
+        return frames.table(source, what)
+    if type(source).__module__.split(".")[0] == "pandas":
+        return frames.of_pandas(source, what)
+    if hasattr(source, "column_names") and hasattr(source, "to_pylist"):
+        return frames.arrow(source)
+    if hasattr(source, "to_arrow") and hasattr(source, "columns"):  # polars
+        return frames.arrow(source.to_arrow())
+    if getattr(getattr(source, "dtype", None), "names", None):  # a structured array
+        return frames.table({n: source[n] for n in source.dtype.names}, what)
+    if (pair := _pair(source)) is not None:
+        return _of_pair(*pair, what)
+    if not hasattr(source, "__getitem__"):
+        raise InputError(
+            f"{what}: {type(source).__name__} has no rows by index. Pass a list, or its .dataset."
+        )
+    if (
+        isinstance(source, list | tuple)
+        and isinstance(source[0], Mapping)
+        and not _has_tensors(source[0])
+    ):
+        return frames.records(source, what)
+    return source
+
+
+def _refuse_holes(value: Any, what: str) -> None:
+    layout = str(getattr(value, "layout", "torch.strided"))
+    if is_tensor(value) and layout != "torch.strided":
+        raise InputError(f"{what}: a sparse tensor; expected a dense one. Use .to_dense().")
+    if hasattr(value, "filled") and hasattr(value, "mask"):
+        raise InputError(f"{what}: an array with masked values. Use .filled(), or leave them out.")
+    if type(value).__module__.startswith("scipy.sparse"):
+        raise InputError(f"{what}: a sparse matrix; expected a dense array. Use .toarray().")
+
+
+def _has_tensors(row: Mapping[Any, Any]) -> bool:
+    return any(is_tensor(v) and v.ndim for v in row.values())
+
+
+class _Part:
+    """One part of each row of a data set, looked up when it is asked for."""
+
+    def __init__(self, rows: Any, key: Any) -> None:
+        self.data, self.key = rows, key
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.data[i][self.key]
+
+
+class _Zipped:
+    """(x[i], y[i])."""
+
+    def __init__(self, x: Any, y: Any) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.x[i], self.y[i]
+
+
+# --- tables of columns ----------------------------------------------------------------------------
+
+
+def _of_columns(found: Columns, what: str, features: Any, label: str | None) -> Table:
+    import numpy as np
+
+    made = roles(found, what, features, label)
+    columns = found.columns
+
+    def values(name: str | None) -> list[Any] | None:
+        if name is None:
+            return None
+        got = columns[name].values()
+        columns[name].require(got, name, what)
+        return got
+
+    labels: dict[str, Any] = {}
+    if made.label is not None:
+        labels = _labels(columns[made.label].values(), columns[made.label].names, what)
+    ids = columns[made.id].values() if made.id is not None else found.ids
+    inputs: Any
+    if made.kind == "custom":
+        inputs = _Rows(found)
+    elif made.kind == "features" and len(made.inputs) == 1 and not _flat(columns[made.inputs[0]]):
+        inputs = columns[made.inputs[0]].vectors(made.inputs[0], what)
+        _require_finite(inputs, f"{what}: {made.inputs[0]}")
+    elif made.kind == "features":
+        inputs = np.empty((found.count, len(made.inputs)), np.float32)
+        for i, name in enumerate(made.inputs):
+            with np.errstate(over="ignore"):
+                inputs[:, i] = columns[name].numbers(name, what)
+            if not np.isfinite(inputs[:, i]).all():
+                rows = np.flatnonzero(~np.isfinite(inputs[:, i])).tolist()
+                raise InputError(f"{what}: {name} is beyond float32 in {listed(rows)}.")
+    elif made.kind == "text":
+        inputs = columns[made.inputs[0]].texts(made.inputs[0], what)
+    elif made.kind == "language":
+        inputs = _language(columns, made.inputs, what)
+    else:
+        inputs = _images(columns[made.inputs[0]], made.inputs[0], found.folder, what)
+    flat = (
+        made.kind == "features"
+        and inputs.ndim == 2
+        and (len(made.inputs) > 1 or _flat(columns[made.inputs[0]]))
+    )
+    return Table(
+        made.kind, what, inputs,
+        columns=made.inputs if flat or made.kind != "features" else (),
+        sources=values(made.source), ids=ids, notes=made.notes, origin=_Rows(found),
+        texts=None if made.text is None else columns[made.text].texts(made.text, what),
+        **labels,
+    )  # fmt: skip
+
+
+class _Rows:
+    """The rows of columns, as the user has them."""
+
+    def __init__(self, found: Columns) -> None:
+        self.found = found
+
+    def __len__(self) -> int:
+        return self.found.count
+
+    def __getitem__(self, i: int) -> Any:
+        return self.found.row(i)
+
+
+def _flat(column: Column) -> bool:
+    """Is each value one number?"""
+    value = column.first()
+    return getattr(column.data, "ndim", 1) == 1 and is_number(value)
+
+
+def _language(columns: Mapping[str, Column], names: Sequence[str], what: str) -> list[Any]:
+    """(prompt, response) of each row."""
+    if len(names) == 1:
+        if not isinstance(columns[names[0]].first(), str):
+            return [_turns(v, names[0], i, what) for i, v in enumerate(columns[names[0]].values())]
+        return [("", text) for text in columns[names[0]].texts(names[0], what)]
+    asked = [["" if v is None else str(v) for v in columns[n].values()] for n in names[:-1]]
+    answers = columns[names[-1]].texts(names[-1], what)
+    return [
+        ("\n".join(part for part in parts if part) + "\n", answer)
+        for *parts, answer in zip(*asked, answers, strict=True)
+    ]
+
+
+def _turns(messages: Any, name: str, row: int, what: str) -> tuple[str, str]:
+    """A conversation: all but the last turn is the prompt."""
+    try:
+        turns = [
+            (str(m.get("role", m.get("from", ""))), str(m.get("content", m.get("value", ""))))
+            for m in messages
+        ]
+        (last, answer), before = turns[-1], turns[:-1]
+    except (AttributeError, TypeError, IndexError):
+        raise InputError(
+            f"{what}: {name} in row {row}: expected a list of turns with role and content."
+        ) from None
+    return "".join(f"{role}: {text}\n" for role, text in before) + f"{last}: ", answer
+
+
+def _images(column: Column, name: str, folder: Path | None, what: str) -> Any:
+    """What ``zoo.images.read`` takes, when it is asked for; texts as paths from ``folder``."""
+    if hasattr(column.data, "ndim") and column.data.ndim > 1:
+        return column.data
+    return _Pictures(column, name, folder, what)
+
+
+class _Pictures:
+    def __init__(self, column: Column, name: str, folder: Path | None, what: str) -> None:
+        self.column, self.folder = column, folder
+        self.name, self.what = name, what
+        if not hasattr(column.data, "to_pylist"):
+            column.require([0 if v is not None else None for v in column.values()], name, what)
+        elif column.data.null_count:
+            column.require(column.data.is_valid().to_pylist(), name, what)
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, i: int) -> Any:
+        (value,) = self.column.take([i])
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        if value is None:
+            raise InputError(f"{self.what}: {self.name} is null in row {i}. Leave the row out.")
+        if isinstance(value, str) and self.folder is not None:
+            return str(self.folder / value)
+        return value
+
+
+# --- tables without names -------------------------------------------------------------------------
+
+
+def _pair(source: Any) -> tuple[Any, Any] | None:
+    """(x, y) where the source is columns of inputs and of labels."""
+    if hasattr(source, "tensors") and len(source.tensors) == 2:  # torch's TensorDataset
+        return tuple(source.tensors)
+    if not isinstance(source, list | tuple) or len(source) != 2:
+        return None
+    x, y = source
+    columns = all(hasattr(part, "shape") or hasattr(part, "tolist") for part in source)
+    if isinstance(source, list):
+        return (x, y) if columns and x.ndim >= 2 and y.ndim == 1 and len(x) == len(y) else None
+    columns = columns or all(isinstance(p, list) or hasattr(p, "tolist") for p in source)
+    scalar = any(getattr(part, "ndim", 1) == 0 for part in source)
+    return (x, y) if columns and not scalar else None
+
+
+def _of_pair(x: Any, y: Any, what: str) -> Table:
+    for part in (x, y):
+        _refuse_holes(part, what)
+    if len(x) != len(y):
+        raise InputError(f"{what}: {len(x)} inputs and {len(y)} labels.")
+    if not len(x):
+        raise InputError(f"{what} is empty: there are no examples in it.")
+    if hasattr(x, "iloc") and not hasattr(x, "columns"):  # a Series
+        x = x.tolist()
+    if hasattr(x, "iloc"):
+        columns = frames.of_pandas(x, what)
+        return dataclasses.replace(
+            _of_columns(columns, what, list(columns.columns), None), **_labels_of(y, what)
+        )
+    labels = _labels_of(y, what)
+    rows = _Zipped(x, y)
+    if not labels:  # several numbers for each row: the user's own
+        return Table("custom", what, rows, origin=rows)
+    return _of_inputs(x, what, origin=rows, **labels)
+
+
+def _labels_of(y: Any, what: str) -> dict[str, Any]:
+    values = as_numpy(y)
+    if getattr(values, "ndim", 1) > 1:
+        return {}
+    values = values.tolist() if hasattr(values, "tolist") else [*values]
+    return _labels(values, (), what)
+
+
+def _of_inputs(x: Any, what: str, **known: Any) -> Table:
+    """Inputs by index, of a kind that the first of them tells."""
+    import numpy as np
+
+    if hasattr(x, "shape"):
+        found = as_numpy(x)
+        if found.dtype.kind in "OUS" and found.ndim == 1:
+            return _of_inputs(found.tolist(), what, **known)
+        found = array(found, what) if found.dtype != np.uint8 else found
+        if found is None or found.dtype.kind == "c":
+            raise InputError(f"{what}: {x.dtype} of shape {tuple(x.shape)}; expected numbers.")
+        if found.ndim == 4 or (found.ndim == 3 and found.dtype == np.uint8):
+            _require_finite(found, what)
+            return Table("image", what, x if is_tensor(x) else found, **known)
+        if found.ndim == 2:
+            _require_finite(found, what)
+            return Table("features", what, found, **known)
+        return Table("custom", what, x, **known)
+    first = x[0]
+    kind = kind_of(first)
+    if names_picture(first):
+        kind = "image"
+    if kind == "text":
+        return Table("text", what, Column(x).texts("the text", what), **known)
+    if kind == "features" and isinstance(x, list) and not isinstance(first, int | float):
+        found = stacked(x, "a row", what)
+        _require_finite(found, what)
+        return Table("features" if found.ndim == 2 else "custom", what,
+                     found if found.ndim == 2 else x, **known)  # fmt: skip
+    if isinstance(first, int | float) or getattr(first, "ndim", 1) == 0:
+        kind = "custom"
+    return Table(kind, what, x, **known)
+
+
+def _unnamed(source: Any, what: str) -> Table:
+    """An array, or rows by index that are no columns."""
+    numbers = array(source, what) if not _is_rows_of_pairs(source) else None
+    if numbers is not None:
+        return _of_inputs(numbers, what)
+    first = source[0]
+    if isinstance(source, list | tuple):
+        source = [*source]
+        if isinstance(first, str):
+            if names_picture(first):
+                return Table("image", what, source)
+            texts = Column(source).texts("the text", what)
+            return Table("language", what, [("", text) for text in texts], origin=source)
+        if is_picture(first):
+            return Table("image", what, source)
+    if hasattr(first, "ndim") and first.ndim == 3:
+        return Table("image", what, source)
+    if isinstance(first, Mapping):
+        return _of_mappings(source, first, what)
+    labels = getattr(source, "targets", None)
+    if isinstance(first, list | tuple) and len(first) >= 2:
+        if labels is None or not _agree(source, labels):
+            labels = [source[i][1] for i in range(len(source))]
+        known = _labels(labels, (), what) if _are_labels(labels) else {}
+        if len(first) > 2 or not known:
+            return Table("custom", what, source, origin=source, **known)
+        x = [row[0] for row in source] if isinstance(source, list) else _Part(source, 0)
+        return _of_inputs(x, what, origin=source, **known)
+    return Table("custom", what, source, origin=source)
+
+
+def _is_rows_of_pairs(source: Any) -> bool:
+    """Rows such as (x, y) and [x, y], which are no rows of numbers."""
+    if not isinstance(source, list | tuple):
+        return False
+    first = source[0]
+    if isinstance(first, tuple):
+        return True
+    return isinstance(first, list) and bool(first) and not isinstance(first[0], int | float)
+
+
+def _is_row(row: Any) -> bool:
+    """A row of numbers, or of rows of numbers; whole numbers in two dimensions are a picture."""
+    row = as_numpy(row)
+    if hasattr(row, "dtype"):
+        return row.ndim in (1, 2) and row.dtype.kind in ("f" if row.ndim == 2 else "iuf")
+    if not isinstance(row, list | tuple) or not row:
+        return False
+    return isinstance(row[0], int | float) or _is_row(row[0])
+
+
+def _of_mappings(source: Any, first: Mapping[Any, Any], what: str) -> Table:
+    """Rows by name with tensors in them, or of a data set that makes them: columns where their
+    names say so, else the user's own."""
+    if not _has_tensors(first):
+        names = {str(key): key for key in first}
+        columns = {n: Column(_Part(source, key)) for n, key in names.items()}
+        return _of_columns(Columns(columns, len(source), rows=source), what, None, None)
+    lower = {str(key).lower(): key for key in first}
+    known: dict[str, Any] = {}
+    for name in ("label", "labels", "y"):
+        if name in lower:
+            values = [source[i][lower[name]] for i in range(len(source))]
+            known = _labels(values, (), what) if _are_labels(values) else {}
+            break
+    for name in ("source", "domain", "dataset"):
+        if name in lower:
+            known["sources"] = [source[i][lower[name]] for i in range(len(source))]
+            break
+    return Table("custom", what, source, origin=source, **known)
+
+
+def _agree(source: Any, targets: Any) -> bool:
+    """Are a data set's ``targets`` what its rows have, or does it change them?"""
+    if len(targets) != len(source):
+        return False
+    count = len(source)
+    some = {0, count - 1, *range(0, count, max(1, count // 8))}
+    return all(_scalar(source[i][1]) == _scalar(targets[i]) for i in some)
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def _scalar(value: Any) -> Any:
+    if getattr(value, "ndim", None) == 0 or (hasattr(value, "item") and not hasattr(value, "ndim")):
+        return value.item()
+    return value
+
+
+def _are_labels(values: Iterable[Any]) -> bool:
+    return all(v is None or isinstance(_scalar(v), str | int | float) for v in values)
+
+
+def _labels(given: Sequence[Any], names: Sequence[str], what: str) -> dict[str, Any]:
+    """``labels``, ``codes``, ``values`` and ``declared`` of a Table.
+
+    Whole numbers written as floats are the same classes as whole numbers; with ``names`` numbers
+    are codes into these.
+    """
+    import numpy as np
+
+    labels = [_scalar(v) for v in given]
+    missing = [i for i, v in enumerate(labels) if v is None or v != v]
+    if missing:
+        raise InputError(
+            f"{what}: {len(missing)} of {len(labels)} rows have no label: {listed(missing)}. "
+            "Fill them in or leave these rows out."
+        )
+    for i, value in enumerate(labels):
+        if not isinstance(value, str | int | float):
+            raise InputError(
+                f"{what}: the label in row {i} is a {type(value).__name__}; expected one text or "
+                "number for each row."
+            )
+    if names:
+        outside = [i for i, v in enumerate(labels) if not 0 <= v < len(names)]
+        if outside:
+            raise InputError(
+                f"{what}: the label is none of the {len(names)} classes in {listed(outside)}. "
+                "Leave these rows out."
+            )
+        codes = np.asarray(labels, dtype=np.int64)
+        return {"labels": [names[c] for c in labels], "codes": codes, "values": tuple(names),
+                "declared": True}  # fmt: skip
+    if any(isinstance(v, float) for v in labels):
+        if any(isinstance(v, str) for v in labels):
+            raise InputError(f"{what}: some labels are texts, some numbers. Make them all alike.")
+        if not all(float(v).is_integer() for v in labels):
+            return {"labels": labels}
+    classes = [int(v) if isinstance(v, float) else v for v in labels]
+    known = _sorted({*classes})
+    number = {value: i for i, value in enumerate(known)}
+    return {"labels": labels, "codes": np.array([number[v] for v in classes], np.int64),
+            "values": tuple(known)}  # fmt: skip
+
+
+def _sorted(values: Iterable[Any]) -> list[Any]:
+    found = [*values]
+    return sorted(found, key=None if all(isinstance(v, int) for v in found) else str)
+
+
+def _same_classes(train: Table, target: Table) -> tuple[Table, Table]:
+    if train.labels is None or target.labels is None:
+        return train, target
+    if train.codes is None or target.codes is None:  # numbers, some of them with fractions
+        for table in (train, target):
+            if any(isinstance(v, str) for v in table.labels or ()):
+                raise InputError(_different(train, target, "texts and numbers are mixed"))
+        bare: dict[str, Any] = {"codes": None, "values": ()}
+        return dataclasses.replace(train, **bare), dataclasses.replace(target, **bare)
+    import numpy as np
+
+    mine, theirs = (
+        [t.values[c] for c in sorted({*codes.tolist()})]
+        for t, codes in ((train, train.codes), (target, target.codes))
+    )
+    more = [value for value in theirs if value not in {*train.values}]
+    fewer = [value for value in mine if value not in {*target.values}]
+    if not {*mine} & {*theirs}:
+        raise InputError(_different(train, target, "they share no class"))
+    if more and fewer:
+        said = f"only {train.what} has {_names(fewer)}, only {target.what} {_names(more)}"
+        raise InputError(_different(train, target, said))
+    every = [*train.values, *more] if train.declared else _sorted({*train.values, *more})
+    number = {value: i for i, value in enumerate(every)}
+    made = []
+    for table in (train, target):
+        codes = np.array([number.get(value, -1) for value in table.values])
+        made.append(dataclasses.replace(table, codes=codes[table.codes], values=tuple(every)))
+    return made[0], made[1]
+
+
+def _different(train: Table, target: Table, why: str) -> str:
+    def shown(table: Table) -> str:
+        return _names(table.values or _sorted({*(table.labels or ())}))
+
+    return (
+        f"the labels of {train.what} are {shown(train)}, those of {target.what} {shown(target)}; "
+        f"{why}. Write them alike in both."
+    )
+
+
+def _names(values: Sequence[Any]) -> str:
+    shown = ", ".join(map(repr, values[:10]))
+    return shown + (f" and {len(values) - 10} more" if len(values) > 10 else "")
+
+
+# --- features -------------------------------------------------------------------------------------
+
+
+def _same_columns(train: Table, target: Table) -> Table:
+    if {*train.columns} != {*target.columns}:
+        if not (train.columns and target.columns):
+            named, other = (train, target) if train.columns else (target, train)
+            raise InputError(
+                f"{named.what} has the columns {_some(named.columns)}, those of {other.what} have "
+                "no names: which is which is not known. Give both with names, or both as arrays."
+            )
+        lacks = [n for n in train.columns if n not in target.columns]
+        more = [n for n in target.columns if n not in train.columns]
+        said = [f"{target.what} lacks {_some(lacks)}"] * bool(lacks)
+        said += [f"{train.what} lacks {_some(more)}"] * bool(more)
+        raise InputError(
+            f"the columns differ: {' and '.join(said)}. Columns are matched by their names; pass "
+            "features= to choose those that both have."
+        )
+    if train.columns != target.columns:
+        order = [target.columns.index(n) for n in train.columns]
+        target = dataclasses.replace(target, inputs=target.inputs[:, order], columns=train.columns)
+    a, b = train.array, target.array
+    if a is not None and b is not None and a.shape[1:] != b.shape[1:]:
+        raise InputError(
+            f"{train.what} has rows of {a.shape[1]} numbers, {target.what} of {b.shape[1]}: they "
+            "must be alike."
+        )
+    return target
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _native(found: np.ndarray) -> np.ndarray:
+    """In the machine's own byte order and one stretch: float32, or int64 for whole numbers."""
+    import numpy as np
+
+    kind = np.float32 if found.dtype.kind in "fb" else np.int64
+    return np.ascontiguousarray(found, dtype=kind)
+
+
+def _require_finite(found: np.ndarray, what: str) -> None:
+    """InputError that names the rows with NaN, infinity or what float32 cannot hold."""
+    import numpy as np
+
+    if found.dtype.kind != "f":
+        return
+    wrong: list[int] = []
+    for start in range(0, len(found), _CHUNK):
+        with np.errstate(over="ignore"):
+            part = found[start : start + _CHUNK].astype(np.float32)
+        bad = ~np.isfinite(part.reshape(len(part), -1)).all(1)
+        wrong += (start + np.flatnonzero(bad)).tolist()
+    if wrong:
+        raise InputError(
+            f"{what}: NaN, infinity or numbers beyond float32 in {listed(wrong)}. "
+            "Leave these rows out."
+        )
+
+
+def _feed(found: Any, value: Any) -> None:
+    """Into a hash, whatever it is."""
+    value = as_numpy(value)
+    if isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            found.update(str(key).encode())
+            _feed(found, value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _feed(found, item)
+    elif hasattr(value, "tobytes"):  # arrays and pictures
+        found.update(value.tobytes())
+    elif isinstance(value, bytes):
+        found.update(value)
+    else:
+        known = isinstance(value, str | int | float | Path)
+        found.update(repr(value).encode() if known else b"?")
