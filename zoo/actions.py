@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import bases, hub, plugins
 from .api import require_code, untrained_message
-from .arguments import as_folder, torch_device
+from .arguments import as_folder, refuse_bare_folder, torch_device
 from .bases import Given
 from .errors import InputError, NotReadyError, OptionError, OutputError, WeightsError
 from .registry import catalogue
@@ -99,7 +99,10 @@ def train(
         raise OutputError(f"{out} already holds something. Go on with --resume, or choose another.")
     start = None
     if init is not None:
-        start = as_folder(init) or pull(str(init)).folder
+        start = as_folder(init)
+        if start is None and str(init) not in {*catalogue().models, *catalogue().qualified}:
+            refuse_bare_folder(str(init), "init")
+        start = start or pull(str(init)).folder
         if start is None or not start.is_dir():
             raise InputError(f"--init {init}: there is no such folder.")
     # What a run starts from with --init holds what it needs of its base, or the method says so.

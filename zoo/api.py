@@ -95,6 +95,17 @@ class _Asked:
 
 
 @dataclass(frozen=True)
+class _Checked:
+    """What was asked for, checked against the entry and this machine."""
+
+    entry: Entry
+    plugin: Plugin
+    options: Mapping[str, Any]
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
 class _Weights:
     """Where the weights are, and what ``zoo.json`` says of them."""
 
@@ -105,19 +116,27 @@ class _Weights:
 
 def _load_entry(entry: Entry, asked: _Asked) -> Model:
     """A registry entry, with its own files or those that ``weights`` names."""
-    plugin = require_code(entry)
-    options = entry.checked_options("load", asked.options)
-    bases.asked(entry, asked.base)  # refused before a file is fetched for nothing
-    if entry.status == "untrained" and asked.weights is None:
-        raise NotReadyError(untrained_message(entry, asked.base))
-    device = torch_device(asked.device, entry)
-    dtype = dtype_name(asked.dtype)
-    weights = _find_weights(entry, plugin, asked.weights)
+    checked = _check(entry, asked)
+    weights = _find_weights(entry, checked.plugin, asked.weights)
     if weights.saved is not None:
         found = bases.again(entry, asked.base, weights.saved)
     else:
         found = bases.find(entry, asked.base, "build")
-    return _build(entry, plugin, weights, found, device, dtype, options)
+    return _build(checked, weights, found)
+
+
+def _check(entry: Entry, asked: _Asked, saved: Saved | None = None) -> _Checked:
+    """Refuse what cannot be had, before torch is imported or a file is fetched for nothing.
+
+    ``saved``: what is loaded again; its options stand where the caller gives no others.
+    """
+    plugin = require_code(entry)
+    options = entry.checked_options("load", {**(saved.options if saved else {}), **asked.options})
+    bases.asked(entry, asked.base)
+    if entry.status == "untrained" and asked.weights is None and saved is None:
+        raise NotReadyError(untrained_message(entry, asked.base))
+    device = torch_device(asked.device, entry)
+    return _Checked(entry, plugin, options, device, dtype_name(asked.dtype))
 
 
 def saved_in(name: str | Path) -> _Weights | None:
@@ -149,36 +168,24 @@ def _load_saved(weights: _Weights, asked: _Asked) -> Model:
         raise UsageError(
             f"{saved.folder} brings its own weights; leave weights={str(asked.weights)!r} out."
         )
-    entry = _entry_of(saved)
-    options = entry.checked_options("load", {**saved.options, **asked.options})
-    plugin = require_code(entry)
-    bases.asked(entry, asked.base)
-    device, dtype = torch_device(asked.device, entry), dtype_name(asked.dtype)
-    found = bases.again(entry, asked.base, saved)
-    return _build(entry, plugin, weights, found, device, dtype, options)
+    checked = _check(_entry_of(saved), asked, saved)
+    return _build(checked, weights, bases.again(checked.entry, asked.base, saved))
 
 
-def _build(
-    entry: Entry,
-    plugin: Plugin,
-    weights: _Weights,
-    found: dict[str, Base],
-    device: str,
-    dtype: str,
-    options: Mapping[str, Any],
-) -> Model:
+def _build(checked: _Checked, weights: _Weights, found: dict[str, Base]) -> Model:
     """Ask the plugin, and see that it made what the interface promises."""
     from .hookspecs import BuildRequest
 
+    entry, plugin = checked.entry, checked.plugin
     saved = weights.saved.manifest if weights.saved else None
     request = BuildRequest(
         entry=entry,
         folder=weights.folder,
         saved=saved,
         bases={name: base for name, base in found.items() if base.folder is not None},
-        device=device,
-        dtype=dtype,
-        options=options,
+        device=checked.device,
+        dtype=checked.dtype,
+        options=checked.options,
     )
     model = plugins.call(plugin, "zoo_build", request)
     plain = saved is not None and saved["interface"] is None

@@ -282,12 +282,18 @@ def claims_text(found: Mapping[str, Any]) -> str:
         [
             claim["statement"],
             words[claim["holds"]],
-            f"{claim['value']:.4g} against {claim['against']:.4g} (± {claim['spread']:.2g})",
+            measured(claim),
             claim["rule"],
         ]
         for claim in found["claims"]
     ]
-    return markdown(["claim", "", "measured", "rule"], rows)
+    return markdown(["claim", "", "measured (± standard error)", "rule"], rows)
+
+
+def measured(claim: Mapping[str, Any]) -> str:
+    """What decided a claim; one run alone, or what was counted, has no spread to show."""
+    text = f"{claim['value']:.4g} against {claim['against']:.4g}"
+    return f"{text} (± {claim['spread']:.2g})" if claim["spread"] else text
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

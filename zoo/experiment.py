@@ -3,8 +3,9 @@
 A claim compares two methods on the same seeds or test items, and holds where the 95 % confidence
 interval (Student's t) of their paired difference, or of the ratio of their costs, lies beyond the
 bound that the claim names; where the interval includes the bound, the claim is undecided. Where
-only one seed fits, right and wrong answers are compared by an exact McNemar test and other items by
-a bootstrap; the rule beside each claim says what was done.
+only one seed fits, test items take the place of seeds (right and wrong answers then decide by an
+exact McNemar test, others by the same interval or by a bootstrap); the rule beside each claim says
+what was done.
 
     book = Book(less_is_better=lambda column: "seconds" in column)
     for seed in seeds:
@@ -28,13 +29,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeVar
 
-from . import actions, api
+from . import actions, api, plugins
 from .charts import Bars as Bars
 from .charts import Curves as Curves
 from .charts import Line as Line
 from .charts import curves as curves
 from .charts import draw as draw
-from .errors import InputError, MissingDependencyError
+from .errors import InputError, MissingDependencyError, OutputError
 from .hookspecs import BenchRequest, TrainRequest
 from .interfaces import Claim, Data, Metric, Results
 
@@ -619,27 +620,16 @@ def training(
     )
 
 
-def train(
-    request: BenchRequest,
-    out: Path,
-    *,
-    entry: Entry | None = None,
-    data: Path | None = None,
-    seed: int | None = None,
-    steps: int | None = None,
-    **options: Any,
-) -> Path:
-    """Run the recipe of the plugin as ``zoo train`` does; the saved folder, for ``load``."""
-    return actions.train(
-        entry or request.entry,
-        out,
-        data=data,
-        seed=request.seed if seed is None else seed,
-        steps=steps,
-        base=request.bases or None,
-        device=request.device,
-        options=options,
-    )
+def train(request: BenchRequest, out: Path, **asked: Any) -> Path:
+    """Run the plugin's recipe; the saved folder, for ``load``. Arguments as for ``training``.
+
+    Raises OutputError where ``out`` holds something.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise OutputError(f"{out} already holds something: give another folder.")
+    wanted = training(request, out, **asked)
+    plugin = api.require_code(wanted.entry)
+    return Path(plugins.call(plugin, "zoo_train", wanted))
 
 
 # --- data that several benchmarks share -----------------------------------------------------------

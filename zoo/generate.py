@@ -85,7 +85,7 @@ def claims_table() -> str:
         [
             _card(found),
             claim["statement"],
-            f"{claim['value']:.4g} against {claim['against']:.4g} (± {claim['spread']:.2g})",
+            bench.measured(claim),
         ]
         for found in results
         for claim in found["claims"]

@@ -175,7 +175,7 @@ def imbalance(photos: Photographs, texts: Texts, seed: int, quick: bool) -> Task
     """Even classes have 500 images, odd ones 25; 10 trusted images a class, balanced test set."""
     dice = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(photos.x), generator=dice)
-    sizes = [(100, 8) if quick else (500, 25)][0]
+    sizes = (100, 8) if quick else (500, 25)
     by_class = [order[photos.y[order] == c] for c in range(10)]
     rows = torch.cat([by_class[c][: sizes[c % 2]] for c in range(10)])
     target = torch.cat([by_class[c][sizes[0] : sizes[0] + 10] for c in range(10)])

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from zoo_sr.degrade import RealESRGAN
 from zoo_sr.latent import channel_weights
-from zoo_sr.measuring import speed
 from zoo_sr.measuring.quality import Quality, baselines_for
+from zoo_sr.measuring.speed import measure_speed
 from zoo_sr.measuring.tables import (
     METRICS,
     X4,
@@ -70,11 +70,7 @@ def clean(request: BenchRequest) -> Results:
     quality.measure(book, sets)
     from .full import CONFIG
 
-    rows, claims = speed.speed_rows(quality.model, request.quick, CONFIG, request.progress)
-    for row, cells in rows.items():
-        for column, metric in cells.items():
-            book.add(row, column, metric.mean)
-    book.claims += claims
+    measure_speed(book, quality.model, request.quick, CONFIG, request.progress)
     if photos is not None and not request.quick:
         ablations(book, request, load(request), photos)
     picture(request.out / "before-after.png", quality.shown(), sets, 4)

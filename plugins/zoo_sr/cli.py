@@ -45,20 +45,17 @@ def speed(model: LatentSR, args: list[str], full: Mapping[str, Any] | None = Non
     @click.option("--no-progress", is_flag=True, help="No progress bar.")
     def command(quick: bool, no_progress: bool) -> None:
         """Measure the model and its peers in one run: on a CPU about five minutes, 4 GB."""
-        from dataclasses import asdict
+        from zoo.bench import claims_text, hardware, record, table_text
+        from zoo.experiment import Book
 
-        from zoo.bench import claims_text, hardware, table_text
+        from .measuring.speed import measure_speed
+        from .measuring.tables import less_is_better
 
-        from .measuring.speed import HIGHER, speed_rows
-
-        rows, claims = speed_rows(model, quick, full, not no_progress)
-        found = {
-            "table": {row: {k: asdict(v) for k, v in cells.items()} for row, cells in rows.items()},
-            "higher_is_better": HIGHER,
-            "claims": [asdict(claim) for claim in claims],
-        }
+        book = Book(less_is_better)
+        measure_speed(book, model, quick, full, not no_progress)
+        found = record(model.entry.name, book.results(), "speed", 0.0)
         click.echo(table_text(found))
-        if claims:
+        if book.claims:
             click.echo("\n" + claims_text(found))
         click.echo(f"\n{model.device.type}, one thread, {hardware()}")
 

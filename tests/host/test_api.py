@@ -484,7 +484,9 @@ def test_verify(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         actions.verify(zoo.load("tiny-sr-full", weights=saved))
 
 
-def test_train_makes_what_load_takes(tiny: Path, tmp_path: Path) -> None:
+def test_train_makes_what_load_takes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
     folder = actions.train(
         zoo.info("tiny-sr-full"), out, seed=2, device="cpu", options={"rate": "0.25"}
@@ -511,4 +513,7 @@ def test_train_makes_what_load_takes(tiny: Path, tmp_path: Path) -> None:
             actions.train(entry, tmp_path / "new", **given)
     with pytest.raises(NotReadyError, match="is planned"):
         actions.train(zoo.info("vladva"), tmp_path / "new")
+    monkeypatch.chdir(tmp_path)  # where "run/model" is a folder
+    with pytest.raises(UsageError, match=r"init='run/model': .* Write '\./run/model' if you mean"):
+        actions.train(entry, tmp_path / "new", init="run/model")
     assert not (tmp_path / "new").exists()

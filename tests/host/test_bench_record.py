@@ -225,7 +225,7 @@ def test_what_other_methods_were_measured_by_is_another_table(found: dict[str, A
 def test_the_claims(found: dict[str, Any]) -> None:
     lines = bench.claims_text(found).splitlines()
     cells = [[c.strip() for c in line.replace("\\|", "¦").strip("|").split("|")] for line in lines]
-    assert cells[0] == ["claim", "", "measured", "rule"]
+    assert cells[0] == ["claim", "", "measured (± standard error)", "rule"]
     assert cells[2] == ["more ¦ better", "holds", "25.5 against 24.1 (± 0.7)", "mean above"]
     assert [row[1] for row in cells[2:]] == ["holds", "does not hold", "undecided"]
     assert len({len(line) for line in lines}) == 1
@@ -234,6 +234,7 @@ def test_the_claims(found: dict[str, Any]) -> None:
 def test_numbers_for_people() -> None:
     assert bench.number({"mean": 0.000123456, "std": 0.0, "n": 1}) == "0.0001235"
     assert bench.number({"mean": 12.3456, "std": 0.0123, "n": 3}) == "12.35 ± 0.012"
+    assert bench.measured({"value": 21.8, "against": 19.2, "spread": 0.0}) == "21.8 against 19.2"
     assert bench.number({"mean": 12.3456, "std": 0.0, "n": 3}) == "12.35 ± 0"
 
 
@@ -360,6 +361,32 @@ def test_the_common_metrics(here: Site, tmp_path: Path, monkeypatch: pytest.Monk
     (photos / "a.png").unlink()
     with pytest.raises(UsageError, match=r"there is no picture below it"):
         bench.run_interface("SRModel", command="c", data=photos)
+
+
+def test_models_are_timed_on_one_thread(tmp_path: Path) -> None:
+    """Threads that wait for each other compute nothing and count all the same."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("piq")
+    Image.new("RGB", (64, 64), (90, 90, 90)).save(tmp_path / "a.png")
+    protocol = protocols.of("SRModel")
+    reference, threads = protocol.references()["bicubic"], []
+
+    class Spy:
+        scales = (4,)
+
+        def upscale(self, image: Image.Image, *, scale: int) -> Image.Image:
+            threads.append(torch.get_num_threads())
+            made: Image.Image = reference.upscale(image, scale=scale)
+            return made
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert [*protocol.measure(Spy(), protocol.items(tmp_path))]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert {*threads} == {1}
 
 
 def test_a_flat_picture_has_a_finite_score(tmp_path: Path) -> None:

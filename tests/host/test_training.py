@@ -146,10 +146,37 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, often: None, stage: str, s
 
 def test_ctrl_c_keeps_a_whole_step_though_no_checkpoint_is_due(tmp_path: Path) -> None:
     whole = recipe(tmp_path / "whole").fit()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"Step 2 of 4 of stage 'second' is kept in .*cut"):
         recipe(tmp_path / "cut", ctrl_c("second", 1)).fit()
     assert json.loads((tmp_path / "cut" / "train.json").read_text())["step"] == 2
     assert equal(whole, recipe(tmp_path / "cut", resume=True).fit())
+
+
+def test_dropout_is_drawn_again_as_it_was(tmp_path: Path) -> None:
+    """A network that draws for itself draws from torch's own generator."""
+
+    class Dropping(Recipe):
+        def first(self) -> None:
+            drop = nn.Dropout(0.5).train()
+            self.run.minimise(
+                {"net": self.net}, self.batch, lambda b: (self.net(drop(b[0])) - b[1]).abs().mean()
+            )
+
+    def made(out: str, on_batch: Any = lambda run: None, **changes: Any) -> dict[str, Tensor]:
+        return Dropping(TrainRequest(ENTRY, tmp_path / out, **changes), STAGES, on_batch).fit()
+
+    whole = made("whole")
+    with pytest.raises(KeyboardInterrupt):
+        made("cut", ctrl_c("first", 1))
+    torch.rand(5)
+    assert equal(whole, made("cut", resume=True))
+
+
+def test_training_leaves_the_callers_chance_alone(tmp_path: Path) -> None:
+    made = recipe(tmp_path, stage="first")
+    state = torch.get_rng_state()
+    made.fit()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_outside_the_main_thread_it_trains_too(tmp_path: Path) -> None:
@@ -173,7 +200,7 @@ def test_a_finished_run_resumes_to_the_same(tmp_path: Path) -> None:
     [
         ({"seed": 1}, r"with seed=0, not 1: resume"),
         ({"options": {"gain": 2.0}}, r"with -O gain=1.0, not 2.0: resume"),
-        ({"steps": 9}, r"middle of stage 'first' .* same --steps"),
+        ({"steps": 9}, r"middle of stage 'first' with steps=4, not 9: resume with the same"),
     ],
 )
 def test_what_differs_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -181,6 +208,16 @@ def test_what_differs_is_named(tmp_path: Path, changes: dict[str, Any], words: s
         recipe(tmp_path, ctrl_c("first", 1), options={"gain": 1.0}).fit()
     with pytest.raises(OptionError, match=words):
         recipe(tmp_path, resume=True, **{"options": {"gain": 1.0}, **changes}).fit()
+
+
+def test_a_stage_that_has_run_keeps_its_numbers(tmp_path: Path) -> None:
+    """The report tells of the steps that were taken, not of those asked for afterwards."""
+    recipe(tmp_path, stage="first", steps=2).fit()
+    with pytest.raises(OptionError, match=r"'first' .* has run with steps=2, not 3: name what is"):
+        recipe(tmp_path, resume=True, steps=3).fit()
+    recipe(tmp_path, resume=True).fit()
+    found = json.loads((tmp_path / "train.json").read_text())["stages"]
+    assert {name: stage["steps"] for name, stage in found.items()} == {"first": 2, "second": 4}
 
 
 def test_facts_of_the_recipe_must_agree(tmp_path: Path) -> None:
@@ -290,6 +327,16 @@ def test_a_loss_that_is_no_number_stops_before_the_checkpoint(tmp_path: Path) ->
     with pytest.raises(
         InputError, match=r"stage 'first' is nan at step 4.*precision=float32.*\(-O lr\)"
     ):
+        made.fit()
+    assert not (tmp_path / loop.CHECKPOINT).exists()
+
+
+def test_ctrl_c_keeps_no_loss_that_is_no_number(tmp_path: Path) -> None:
+    """The loss is looked at now and then; a checkpoint of such weights would never come right."""
+    made = recipe(tmp_path, ctrl_c("first", 1))
+    batch = made.batch
+    made.batch = lambda draw: tuple(torch.nan * x for x in batch(draw))  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(InputError, match="is nan at step 2"):
         made.fit()
     assert not (tmp_path / loop.CHECKPOINT).exists()
 

@@ -518,7 +518,7 @@ def test_ctrl_c_in_the_first_seconds_loses_nothing(photos, tmp_path, monkeypatch
         train(photos, tmp_path / "cut", steps=4)
     monkeypatch.setattr(sr.Recipe, "batch", real)
     assert json.loads((tmp_path / "cut" / "train.json").read_text())["step"] == 3
-    with pytest.raises(OptionError, match="same --steps"):
+    with pytest.raises(OptionError, match="with steps=4, not 9"):
         train(photos, tmp_path / "cut", steps=9, resume=True)
     resumed = train(photos, tmp_path / "cut", steps=4, resume=True)
     a, b = (load(folder).state() for folder in (whole, resumed))

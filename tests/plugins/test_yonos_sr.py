@@ -441,6 +441,9 @@ def test_benchmark_with_photographs_trains_the_baseline(photos, tmp_path):
     table, claims = book.table(), book.claims
     assert {quality.PLAIN, quality.CONSISTENT} <= set(table)
     assert {quality.SHARPENED, quality.TEXTURED} <= set(table)
+    rules = [c.rule for c in claims if "regression network" in c.statement]
+    assert rules  # a quick run's baseline has learnt nothing, and must not look beaten
+    assert all("trained for 8 steps, too few to say anything" in rule for rule in rules)
     found = {c.id for c in claims}
     assert {"fidelity-near-regression", "best-perceptual-score"} <= found
     assert {"fidelity-near-regression-held-out-photos", "one-step-matches-8"} <= found

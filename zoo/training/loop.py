@@ -65,6 +65,8 @@ class Stage:
     """Steps in which the rate rises from 0."""
     clip: float = 1.0
     """Largest norm of a step's gradient."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's, of its means of the gradient and of its square."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,25 @@ class Draw:
     """For noise, on the CPU, so that it is the same whatever the device."""
 
 
+def _plain(stage: Stage) -> dict[str, Any]:
+    """As a file has it: JSON knows no tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(stage)))
+    return plain
+
+
 class Run(Generic[AnyStage]):
     """One training run: its modules, the stage and step it is at, and what it has measured.
 
     ``modules``: what checkpoints hold, by name; all are moved to the device and frozen, each stage
     thaws what it trains. ``stages``: all of the recipe, in order; ``skip``: those that the options
     leave out. ``facts``: JSON-like, must agree when a run is resumed, beside seed and options; but
-    for the options named in ``how``, which say how a step is computed and not what. ``about``:
+    for the options named in ``how``, which say how a step is computed. ``about``:
     further things for ``train.json``.
 
     Options that the loop knows where an entry declares them: the fields of ``Stage``, ``precision``
-    (auto, float32, bfloat16, float16) and ``micro`` (items computed at once).
+    (auto, float32, bfloat16, float16) and ``micro`` (items computed at once, and drawn at once: on
+    any number of processes a run is the same where it is given, up to the order of sums; without
+    it, or with another one, steps are of other items).
 
     Raises OptionError for a stage that there is not or a batch that cannot be divided.
     """
@@ -125,6 +135,8 @@ class Run(Generic[AnyStage]):
         self.fresh = True
         """Does the stage begin now, rather than go on from a checkpoint?"""
         self.done: list[str] = []
+        self.ran: dict[str, dict[str, Any]] = {}
+        """The numbers of the stages that have begun, as they were then."""
         self.curve: Curve = []
         self.validated: dict[str, Any] = {}
         """What the stages measured on held-out data, for ``train.json``."""
@@ -173,7 +185,7 @@ class Run(Generic[AnyStage]):
 
         ``stages``: name -> what runs it. ``model``: what is saved in the end. Raises OptionError
         where the run cannot start so: a checkpoint without ``resume``, a later stage with nothing
-        to start from; KeyboardInterrupt, with a checkpoint, after Ctrl-C.
+        to start from; KeyboardInterrupt, which says where the checkpoint is, after Ctrl-C.
         """
         request = self.request
         if request.resume:
@@ -211,6 +223,7 @@ class Run(Generic[AnyStage]):
         """
         self.stages[name] = stage or self.stages[name]
         self.stage, self.step, self.fresh = name, 0, True
+        self.ran[name] = _plain(self.stages[name])
         self._moments, self._average = {}, {}
 
     def _finish(self, name: str) -> None:
@@ -278,7 +291,9 @@ class Run(Generic[AnyStage]):
         """Train the parts on ``loss(batch(draw))`` (a mean over items) until the stage ends.
 
         Each part's rate follows its ``Rate`` (``cosine`` where none is given). In the end the parts
-        hold the moving average of their weights and are frozen again.
+        hold the moving average of their weights and are frozen again. What a network draws itself,
+        such as dropout, also depends on seed, stage and step alone (``fit`` has put the modules in
+        ``eval`` mode: a stage that wants dropout says ``train()``).
         """
         stage, first = self.stages[self.stage], self.processes.first
         at_once = self._at_once(stage)
@@ -293,14 +308,16 @@ class Run(Generic[AnyStage]):
             groups.append({"params": list(named.values()), "lr": 0.0})
         self.processes.copy_first([p for m in self.modules.values() for p in m.parameters()])
         self.processes.copy_first(list(tensors.values()))
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=stage.decay)
+        optimizer = torch.optim.AdamW(groups, betas=stage.betas, weight_decay=stage.decay)
         self._restore_moments(optimizer, tensors)
         average = {k: self._average.get(k, p.detach()).clone().to(p) for k, p in tensors.items()}
         self._moments, self._average = {}, {}  # read from a checkpoint: twice the network each
         recent: list[float] = []
         pause: float = SAVE_SECONDS
         saved_at = time.monotonic()
+        gpus = [self.device] if self.device.type == "cuda" else []
         with (
+            torch.random.fork_rng(gpus),
             track(stage.steps, self.request.progress and first, self.stage) as advance,
             whole_steps() as interrupted,
             self._enough_memory(at_once),
@@ -314,7 +331,9 @@ class Run(Generic[AnyStage]):
                 shared = 0.0
                 for micro in self.processes.share(micros):
                     part = f" {micro}" if micros > 1 else ""
-                    drawn = batch(self.draw(f"{self.stage} {self.step}{part}", at_once))
+                    draw = self.draw(f"{self.stage} {self.step}{part}", at_once)
+                    drawn = batch(draw)
+                    torch.manual_seed(draw.generator.initial_seed())  # dropout's, of a network
                     value = loss(drawn) / micros
                     self.scaler.scale(value).backward()
                     shared += float(value.detach())
@@ -330,12 +349,12 @@ class Run(Generic[AnyStage]):
                     list(average.values()), [p.detach() for p in tensors.values()], 1 - kept
                 )
                 recent.append(shared)
-                if self.step % EVERY == 0 or self.step == stage.steps:
+                stop = self.processes.any(interrupted())
+                if self.step % EVERY == 0 or self.step == stage.steps or stop:
                     self._note(self.processes.total(sum(recent) / len(recent)))
                     recent.clear()
                 now = time.monotonic()
                 due = self.step % EVERY == 0 and now - saved_at > pause
-                stop = self.processes.any(interrupted())
                 if (due and self.step < stage.steps) or stop:
                     self.seconds += now - saved_at
                     saved_at = now
@@ -350,7 +369,10 @@ class Run(Generic[AnyStage]):
                     pause = SAVE_SECONDS * max(1.0, (time.monotonic() - now) / 3)
                 if stop:
                     self.processes.wait()  # for the first one to have written
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(
+                        f"Step {self.step} of {stage.steps} of stage {self.stage!r} is kept in "
+                        f"{str(self.out)!r}: the same command with --resume goes on from it."
+                    )
                 advance(1)
         self.seconds += time.monotonic() - saved_at
         with torch.no_grad():
@@ -418,7 +440,7 @@ class Run(Generic[AnyStage]):
         state = {
             "facts": self._agreed(),
             "stage": self.stage,
-            "numbers": asdict(self.stages[self.stage]) if self.stage else None,
+            "ran": self.ran,
             "step": self.step,
             "scaler": self.scaler.state_dict(),
             "done": self.done,
@@ -457,12 +479,8 @@ class Run(Generic[AnyStage]):
                     f"The checkpoint in {str(self.out)!r} was made with {key}={found!r}, "
                     f"not {value!r}: resume with the same, or start in another folder."
                 )
-        stage, numbers = state["stage"], state["numbers"]
-        if stage in self.stages and asdict(self.stages[stage]) != numbers:
-            raise OptionError(
-                f"The checkpoint in {str(self.out)!r} is in the middle of stage {stage!r} with "
-                f"{numbers}: resume with the same --steps, or start in another folder."
-            )
+        stage, self.ran = state["stage"], state["ran"]
+        self._refuse_other_numbers(stage)
         self._moments, self._average = (held.pop(own, {}) for own in OWN)
         for name in self.modules:
             self.modules[name].load_state_dict(held.pop(name))
@@ -474,6 +492,26 @@ class Run(Generic[AnyStage]):
         self.validated, self.seconds = state["validated"], state["seconds"]
         self.before = state["before"]
 
+    def _refuse_other_numbers(self, current: str) -> None:
+        """OptionError where ``current``, or another stage that has begun, ran with other steps."""
+        for name in self.ran.keys() & self.stages.keys():
+            ran, asked = self.ran[name], _plain(self.stages[name])
+            differing = [
+                f"{k}={ran.get(k)!r}, not {v!r}" for k, v in asked.items() if ran.get(k) != v
+            ]
+            if name == current and differing:
+                raise OptionError(
+                    f"The checkpoint in {str(self.out)!r} is in the middle of stage {name!r} with "
+                    f"{'; '.join(differing)}: resume with the same (--steps), or start in another "
+                    "folder."
+                )
+            # Without --steps, a recipe goes on after a stage that was run shorter on purpose.
+            if self.request.steps not in (None, ran["steps"]):
+                raise OptionError(
+                    f"Stage {name!r} in {str(self.out)!r} has run with steps={ran['steps']}, not "
+                    f"{asked['steps']}: name what is left with --stage, or start in another folder."
+                )
+
     def _agreed(self) -> dict[str, Any]:
         """What must agree for a checkpoint to be gone on with."""
         options = {f"-O {k}": v for k, v in self.request.options.items() if k not in self.how}
@@ -484,7 +522,7 @@ class Run(Generic[AnyStage]):
         report = {
             "model": self.request.entry.name,
             "seed": self.request.seed,
-            "stages": {k: asdict(v) for k, v in self.stages.items()},
+            "stages": {**{k: _plain(v) for k, v in self.stages.items()}, **self.ran},
             "done": self.done,
             "stage": self.stage,
             "step": self.step,

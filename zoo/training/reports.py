@@ -38,7 +38,11 @@ def whole_curve(report: Path) -> Curve:
 
 
 def draw_curve(curve: Iterable[Sequence[Any]], path: Path) -> None:
-    """The loss of each stage over its steps, on a logarithmic axis; one panel for a stage."""
+    """The loss of each stage over its steps, on a logarithmic axis; one panel for a stage.
+
+    By Pillow, which is always there: matplotlib, which draws for benchmarks, takes a second to
+    import and is in no recipe's way here, for this is drawn anew with each checkpoint.
+    """
     from PIL import Image, ImageDraw
 
     panels: dict[str, list[tuple[int, float]]] = {}

@@ -34,6 +34,8 @@ CONSISTENT = f"{PLAIN}, {CONSISTENCY} back-projections"
 SHARPENED = f"{PLAIN}, unsharp"
 TEXTURED = f"{PLAIN}, tuned for texture"
 STEPS = (2, 8)
+QUICK = 8
+"""Steps of a baseline in a quick run: nothing is learnt, and its claims say so."""
 MARGIN = 0.05
 """dB that count as a match."""
 
@@ -46,9 +48,9 @@ def baselines_for(
     From the folder of the option ``baseline``, or made there.
     """
     folder = Path(request.options.get("baseline") or scratch)
-    steps = 8 if request.quick else regression.RECIPE.steps
+    steps = QUICK if request.quick else regression.RECIPE.steps
     plain = regression.regression(job, folder, steps, request.progress)
-    steps = 8 if request.quick else regression.TEXTURE_STEPS
+    steps = QUICK if request.quick else regression.TEXTURE_STEPS
     texture = regression.TEXTURE
     return plain, regression.textured(job, plain, folder, steps, texture, request.progress)
 
@@ -123,12 +125,18 @@ class Quality:
         where = f"On {only}" if only else "Over all images"
         suffix = f"-{only}".lower().replace(" ", "-") if only else ""
 
+        steps = QUICK if self.request.quick else regression.RECIPE.steps
+        note = f"the regression network was trained for {steps} steps"
+        if self.request.quick:
+            note += ", too few to say anything"
+
         def better(identity: str, ours: str, others: Sequence[str], words: str) -> None:
             book.claim(
                 f"{identity}{suffix}",
                 f"{where}, {ours} has a better G-DISTS (a perceptual score "
                 f"that no network here was trained on) than {words}.",
                 book.better(ours, others, columns(sets, "G-DISTS")),
+                note=note,
             )
 
         book.claim(
@@ -138,6 +146,7 @@ class Quality:
             "back-projection) comes within 0.5 dB of a regression network of its size that "
             "saw the same photographs and is back-projected too.",
             book.not_worse(self.fidelity, CONSISTENT, columns(sets, "PSNR-Y"), margin=0.5),
+            note=note,
         )
         better(
             "best-perceptual-score",

@@ -1,14 +1,13 @@
 """What a model costs beside its peers, 128x128 to 512x512, in one run on one machine.
 
 Parameters and FLOPs are counted on the meta device; of parameters, those that take part. Seconds
-are as ``zoo.experiment`` measures them. What is quick takes turns; the big peers come one after
-the other, to fit the memory.
+are as ``zoo.experiment`` measures them, in as many rounds for each. What is quick takes turns; the
+big peers come one after the other, to fit the memory.
 """
 
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from zoo.experiment import take_turns
-from zoo.interfaces import Claim, Metric
+from zoo.experiment import Book, take_turns
 from zoo.progress import track
 
 from ..pixels import bicubic_up
@@ -32,21 +30,24 @@ if TYPE_CHECKING:
 SIDE = 128
 STEPS = 50
 """Of a diffusion peer as people run it; one step is in the table too."""
+ROUNDS = 3
+BEST_OF = 3
+"""Of what takes a second or less."""
 PARAMETERS, GFLOP = "parameters (M)", "GFLOP 128 to 512"
 SECONDS = "seconds of one thread, 128 to 512"
-HIGHER = {PARAMETERS: False, GFLOP: False, SECONDS: False}
-"""Directions, for ``Results.higher_is_better``."""
-Rows = dict[str, dict[str, Metric]]
+Rows = dict[str, dict[str, list[float]]]
+"""Row -> column -> a number, or one for each round."""
 
 
 @torch.inference_mode()
-def speed_rows(
+def measure_speed(
+    book: Book,
     model: LatentSR,
     quick: bool = False,
     full: Mapping[str, Any] | None = None,
     progress: Progress = False,
-) -> tuple[Rows, list[Claim]]:
-    """The table and the claims on it. Diffusion peers take minutes of CPU time and 4 GB.
+) -> None:
+    """Enter the table and the claims on it. Diffusion peers take minutes of CPU time and 4 GB.
 
     ``full`` is the configuration of the method's full size: built with random weights, it is the
     one that claims and ratios are about (without it, or where the model is that, the model).
@@ -70,18 +71,14 @@ def speed_rows(
     runs[compact] = _run(random(PEERS[compact], device), image)
     rows[compact] = cost(random(PEERS[compact], None))
     with track(1 + len(large), progress, "speed") as advance:
-        for label, spent in take_turns(runs, rounds=3 if quick else 7, device=device).items():
-            rows[label][SECONDS] = _median(spent)
+        turns = take_turns(runs, rounds=ROUNDS, best_of=BEST_OF, device=device)
+        for label, seconds in turns.items():
+            rows[label][SECONDS] = seconds
         advance(1)
         for label in large:
             rows |= _peer(label, None if quick else device, image)
             advance(1)
-    yardstick = about if SECONDS in rows[about] else name
-    for cells in rows.values():
-        if SECONDS in cells:
-            ratio = cells[SECONDS].mean / rows[yardstick][SECONDS].mean
-            cells[f"time, ratio to {yardstick}"] = Metric(ratio)
-    return rows, _claims(rows, about)
+    enter(book, rows, about, about if SECONDS in rows[about] else name)
 
 
 @torch.inference_mode()
@@ -92,51 +89,50 @@ def _peer(label: str, device: torch.device | None, image: Tensor) -> Rows:
         row = cost(shapes)
         if device is not None:
             network = random(PEERS[label], device)
-            row[SECONDS] = _median(
-                take_turns({label: _run(network, image)}, rounds=2, device=device)[label]
-            )
+            runs = {label: _run(network, image)}
+            row[SECONDS] = take_turns(runs, rounds=ROUNDS, device=device)[label]
         return {label: row}
-    once, twice = cost(shapes), cost(shapes, 2)
-    more = (STEPS - 1) * (twice[GFLOP].mean - once[GFLOP].mean)
-    often = {PARAMETERS: once[PARAMETERS], GFLOP: Metric(once[GFLOP].mean + more)}
+    once, (twice,) = cost(shapes), cost(shapes, 2)[GFLOP]
+    (flops,) = once[GFLOP]
+    often = {PARAMETERS: once[PARAMETERS], GFLOP: [flops + (STEPS - 1) * (twice - flops)]}
     if device is not None:
         network = random(PEERS[label], device)
         assert isinstance(network, Diffusion)
         z = network.start(image)
         runs = {"step": lambda: network.step(z, image), "decode": lambda: network.decode(z)}
         # No round to warm up: a step alone is many times what starting costs.
-        spent = take_turns(runs, rounds=2, warm_up=0, device=device)
-        step, decode = (statistics.fmean(spent[part]) for part in ("step", "decode"))
-        once[SECONDS] = Metric(step + decode)
-        often[SECONDS] = Metric(STEPS * step + decode)
-    return {f"{label}, 1 step": once, f"{label}, {STEPS} steps (time: 2 measured)": often}
+        spent = take_turns(runs, rounds=ROUNDS, warm_up=0, device=device)
+        parts = [*zip(spent["step"], spent["decode"], strict=True)]
+        once[SECONDS] = [step + decode for step, decode in parts]
+        often[SECONDS] = [STEPS * step + decode for step, decode in parts]
+    return {f"{label}, 1 step": once, f"{label}, {STEPS} steps (time: 1 measured)": often}
 
 
-def _claims(rows: Rows, about: str) -> list[Claim]:
-    """Against the cheapest diffusion peer at a single step, so against any of them."""
-    peers = {label: cells for label, cells in rows.items() if label.endswith(", 1 step")}
-    found = []
-    for identity, metric, words in (
-        ("flops-of-diffusion-peers", GFLOP, "FLOPs"),
-        ("time-of-diffusion-peers", SECONDS, "time"),
+def enter(book: Book, rows: Rows, about: str, yardstick: str) -> None:
+    """Enter the rows, their times as ratios to the yardstick's, and what is claimed of ``about``.
+
+    Against the cheapest diffusion peer at a single step, so against any of them.
+    """
+    for row, cells in rows.items():
+        for column, values in cells.items():
+            for i, value in enumerate(values):
+                book.add(row, column, value, i)
+        for i, value in enumerate(cells.get(SECONDS, ())):
+            ratio = value / rows[yardstick][SECONDS][i]
+            book.add(row, f"time, ratio to {yardstick}", ratio, i)
+    peers = [row for row in rows if row.endswith(", 1 step")]
+    name = about.partition(",")[0]
+    for identity, column, words, test in (
+        ("flops-of-diffusion-peers", GFLOP, "FLOPs", "counted"),
+        ("time-of-diffusion-peers", SECONDS, "time", "t"),
     ):
-        if not all(metric in cells for cells in [rows[about], *peers.values()]):
-            continue
-        name = about.partition(",")[0]
-        value, least = rows[about][metric], min(cells[metric].mean for cells in peers.values())
-        found.append(
-            Claim(
+        if all(column in rows[row] for row in (about, *peers)):
+            book.claim(
                 identity,
                 f"{name} enlarges 128 to 512 with at most a tenth of the {words} of any diffusion "
                 "peer in the table, even if that took a single step.",
-                f"ten times the {words} at most the cheapest peer's",
-                value.mean,
-                least,
-                value.std,
-                10 * value.mean <= least,
+                book.times(about, peers, column, at_most=0.1, test=test),  # type: ignore[arg-type]
             )
-        )
-    return found
 
 
 # --- random weights, and counting -----------------------------------------------------------------
@@ -165,7 +161,7 @@ def _run(network: nn.Module, image: Tensor) -> Callable[[], Tensor]:
     return lambda: network(given)
 
 
-def cost(network: nn.Module, *arguments: Any) -> dict[str, Metric]:
+def cost(network: nn.Module, *arguments: Any) -> dict[str, list[float]]:
     """Parameters and FLOPs of ``network(image, *arguments)``: no weight is copied or computed with.
 
     Parameters are those of the modules that ran.
@@ -183,12 +179,6 @@ def cost(network: nn.Module, *arguments: Any) -> dict[str, Metric]:
         for hook in watched:
             hook.remove()
     return {
-        PARAMETERS: Metric(sum(used.values()) / 1e6),
-        GFLOP: Metric(counter.get_total_flops() / 1e9),
+        PARAMETERS: [sum(used.values()) / 1e6],
+        GFLOP: [counter.get_total_flops() / 1e9],
     }
-
-
-def _median(values: list[float]) -> Metric:
-    """The median, with the spread of all: a moment's hiccup does not move it."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return Metric(statistics.median(values), spread, len(values))

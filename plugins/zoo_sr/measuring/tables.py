@@ -35,7 +35,6 @@ METRICS: Mapping[str, Callable[[Tensor, Tensor, int], float]] = {
     "HaarPSI": haarpsi,
     "G-DISTS": gdists,
 }
-HIGHER = {"PSNR-Y": True, "SSIM": True, "HaarPSI": True, "G-DISTS": False}
 LICENSES = {
     "Set5": "research use",
     "BSD100": "research use",
