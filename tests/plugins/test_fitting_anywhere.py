@@ -60,7 +60,7 @@ def test_features_computed_in_inference_mode(name: str) -> None:
     with torch.inference_mode():
         tensors = [torch.from_numpy(a) * 1 for a in (IMAGES, TEXTS, ROWS)]
     if name == "lfa":
-        model = zoo.load("lfa").align(tensors[0], tensors[1], labels=LABELS, iterations=5)
+        model: Any = zoo.load("lfa").align(tensors[0], tensors[1], labels=LABELS, iterations=5)
     else:
         y = torch.from_numpy(SIDES)
         model = zoo.load("bayesian-dps", device="cpu")
