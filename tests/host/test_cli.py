@@ -382,6 +382,19 @@ def test_progress_is_no_setting(verb: str) -> None:
         options.split_settings({"progress": "true"}, zoo.info("edge-sd-sr"), getattr(owner, verb))
 
 
+def test_bench_does_not_take_a_saved_folder_for_its_method(run: Command) -> None:
+    zoo.load("doubler").save_pretrained("mine")
+    one_line(run("bench", "./mine"), 2, "own weights, and ./mine is a saved model.*zoo eval ./mine")
+
+
+def test_what_ctrl_c_left_is_told(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt("Step 3 of 4 is kept in 'out': --resume goes on from it.")
+
+    monkeypatch.setattr("zoo.actions.train", stop)
+    one_line(run("train", "doubler", "-o", "out"), 130, "interrupted. Step 3 of 4 .* --resume")
+
+
 def test_run_passes_its_arguments_and_its_exit_code(run: Command) -> None:
     assert run("run", "doubler", "count") == (0, "doubler\n", "")
     assert run("run", "doubler", "count", "a", "--flag", "-x") == (3, "doubler a --flag -x\n", "")
