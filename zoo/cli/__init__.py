@@ -154,12 +154,25 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             traceback.print_exc()
         elif isinstance(error, ZooError):
             _say(str(error))
+        elif (extra := _extra_with(error)) is not None:
+            _say(f'{error}. Run: pip install "{extra}"')
         else:
             text = " ".join(str(error).split())
             _say(
                 f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)"
             )
         sys.exit(error.exit_code if isinstance(error, ZooError) else 1)
+
+
+def _extra_with(error: Exception) -> str | None:
+    """Our extra that brings what could not be imported, or None."""
+    from ..installed import extras_with
+    from ..plugins import HOST
+
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    found = extras_with(HOST, error.name.split(".")[0])
+    return f"{HOST}[{found[0]}]" if found else None
 
 
 def _show_warning(
