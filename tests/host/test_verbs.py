@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,10 @@ import zoo
 from tests.conftest import Site, forget, install
 from zoo import calibration, cli, protocols, scaffold
 from zoo.annotations import read as read_boxes
-from zoo.errors import InputError, NotReadyError, UsageError
+from zoo.cli.inputs import numbered
+from zoo.cli.options import split_settings
+from zoo.entry import Entry
+from zoo.errors import InputError, NotReadyError, OptionError, UsageError
 from zoo.evaluation import evaluate
 from zoo.protocols import alignment
 
@@ -243,6 +246,40 @@ def test_one_broken_picture_does_not_stop_the_others(
     said(run("detect", name, "scene", "--threshold", "2"), 2, "threshold")
 
 
+def test_pictures_of_one_name_are_numbered(
+    scene: Path, run: Run, toy: Callable[[str], str]
+) -> None:
+    """Both become a PNG: the second gets a number that no other picture has."""
+    name = toy("Detector")
+    for other in ("none.jpg", "none-2.png"):
+        Image.new("RGB", (30, 20)).save(scene / other)
+    assert run("detect", name, "scene", "-o", "found")[0] == 0
+    made = sorted(path.name for path in Path("found").glob("*.png"))
+    assert made == ["none-2.png", "none-3.png", "none.png"]
+    assert [str(p) for p in numbered(map(PurePath, ["d/a.b", "a.b", "d/A.b", "d/a.b"]))] == [
+        str(PurePath(text)) for text in ("d/a.b", "a.b", "d/A-2.b", "d/a-3.b")
+    ]
+
+
+def test_an_option_may_be_set_as_a_keyword(
+    scene: Path, run: Run, toy: Callable[[str], str]
+) -> None:
+    code, out, _ = run("detect", toy("Detector"), "scene/deep", "-O", "threshold=0.95")
+    assert (code, out.count("bright")) == (0, 1)
+
+
+def test_a_keyword_without_annotation_is_read_as_the_interface_says() -> None:
+    class Plain:
+        def detect(self, images, *, threshold=0.4, own=None):  # type: ignore[no-untyped-def]
+            pass
+
+    entry = Entry(name="plain", interface="Detector", plugin="plain", status="ready", summary="")
+    read = split_settings({"threshold": "1", "own": "[1]"}, entry, Plain.detect)[1]
+    assert read == {"threshold": 1.0, "own": [1]}
+    with pytest.raises(OptionError, match="a number"):
+        split_settings({"threshold": "x"}, entry, Plain.detect)
+
+
 # --- qa -------------------------------------------------------------------------------------------
 
 
@@ -348,8 +385,6 @@ def test_classify_needs_labels(run: Run, photos: Path, toy: Callable[[str], str]
 
 def test_a_contact_sheet_of_many(photos: Path, tmp_path: Path) -> None:
     """More photos than fit: the surest, and in the last line the least sure."""
-    from pathlib import PurePath
-
     from zoo.cli import classify
     from zoo.cli.inputs import Picture
 
