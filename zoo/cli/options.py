@@ -89,7 +89,8 @@ def split_settings(
     annotation. Raises OptionError for a name that is neither, or a value of another type.
     """
     declared = entry.options.get("load", {})
-    promised = inspect.signature(getattr(INTERFACES[entry.interface], verb.__name__)).parameters
+    interface = INTERFACES[entry.interface]
+    promised = inspect.signature(getattr(interface, verb.__name__, verb)).parameters
     keywords = {
         name: parameter
         for name, parameter in inspect.signature(verb).parameters.items()
