@@ -280,8 +280,17 @@ def entry_of(name: str | Path) -> Entry:
     """The entry that a MODEL argument means: a name, ``dist:name``, or that of what was saved in a
     folder or published under a Hub id.
     """
+    return entry_and_kind(name)[0]
+
+
+def entry_and_kind(name: str | Path) -> tuple[Entry, str]:
+    """``entry_of``, and what is there: its interface, or the kind of something saved that has
+    none, such as ``reader``.
+    """
     found = saved_in(name)
     if found is None:
-        return catalogue().entry(str(name))
+        entry = catalogue().entry(str(name))
+        return entry, entry.interface
     assert found.saved is not None
-    return _entry_of(found.saved)
+    manifest = found.saved.manifest
+    return _entry_of(found.saved), manifest["interface"] or manifest["kind"]

@@ -174,7 +174,7 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("verify doubler", 1, "doubler has no check input"),
         ("upscale doubler", 2, "Missing argument 'INPUTS"),
         ("upscale doublr in.png", 2, "did you mean 'doubler'"),
-        ("upscale vladva in.png", 1, "vladva is a VLAligner; it does not upscale"),
+        ("upscale vladva in.png", 1, "vladva is of kind VLAligner; it does not upscale"),
         ("upscale fam-diffusion in.png", 1, "fam-diffusion is planned"),
         ("upscale doubler none.png", 1, "none.png"),
         ("upscale doubler in.png --scale x", 2, "'x' is not a valid float"),

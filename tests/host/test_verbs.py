@@ -101,7 +101,7 @@ CALLS = {
 def test_a_verb_is_for_models_of_its_kind(verb: str, run: Run, toy: Callable[[str], str]) -> None:
     other = toy("QAGenerator" if verb != "qa" else "Detector")
     arguments = CALLS[verb]
-    said(run(verb, other, *arguments), 1, f"{other} is a ", "it does not")
+    said(run(verb, other, *arguments), 1, f"{other} is of kind ", "it does not")
     said(run(verb, "no-such-model", *arguments), 2, "no-such-model")
     planned = {"quantize": "mobilequant", "detect": "simdetr", "qa": "graph-qa"}
     if verb in planned:
@@ -164,6 +164,10 @@ def test_quantize(llm: Path, run: Run, toy: Callable[[str], str]) -> None:
     assert small.report()["bytes_after"] < 0.6 * small.report()["bytes_before"]
     assert small.tokenizer("a")["input_ids"]
     said(run("quantize", name, "./llm", "-o", "small"), 1, "small already exists")
+    said(run("quantize", "./small", "./llm", "-o", "x"), 1, "./small is of kind quantized")
+    said(run("eval", "./small", "texts.txt"), 1, "no common metrics for the kind quantized")
+    shown = run("info", "./small")[1]
+    assert max(map(len, shown.splitlines())) < 400  # the network's config is far longer
     done = run("quantize", name, "./llm", "-o", "small", "--scheme", "w8a16", "--force", "--json")
     found = json.loads(done[1])
     assert (done[0], found["source"]["id"]) == (0, str(Path("llm")))
@@ -548,9 +552,14 @@ def test_eval_of_super_resolution(run: Run, toy: Callable[[str], str], tmp_path:
 
 
 def test_eval_says_what_it_cannot_do(run: Run, toy: Callable[[str], str], tmp_path: Path) -> None:
-    said(run("eval", toy("Detector"), "x"), 1, "no common metrics for a Detector yet")
+    said(run("eval", toy("Detector"), "x"), 1, "no common metrics for the kind Detector yet")
     said(run("eval", "edge-sd-sr", "gone"), 1, "gone: there is no such file")
     with pytest.raises(NotReadyError, match="none of the six"):
         protocols.of(None)
     (tmp_path / "none").mkdir()
     said(run("eval", "edge-sd-sr", "none"), 2, "no picture")
+    for size in ((23, 40), (3, 3)):
+        Image.new("RGB", size).save(tmp_path / "none" / "small.png")
+        said(run("eval", "edge-sd-sr", "none"), 1, "small.png is ", "less than 24 pixels")
+    Image.new("RGB", (24, 27)).save(tmp_path / "none" / "small.png")
+    assert run("eval", "edge-sd-sr", "none")[0] == 0

@@ -107,8 +107,8 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def cli() -> None:
     """Published vision and language methods, each an installable plugin.
 
-    `zoo VERB --help` explains a verb. A MODEL is a name from `zoo list`, DIST:NAME, or a saved
-    folder such as ./my-model.
+    `zoo VERB --help` explains a verb. A MODEL is a name from `zoo list`, DIST:NAME, a saved folder
+    such as ./my-model, or the Hub id of a published model (ORG/NAME).
     """
 
 

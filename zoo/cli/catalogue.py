@@ -169,10 +169,16 @@ def _facts(facts: dict[str, Any]) -> None:
             for name, command in value.items():
                 click.echo(f"{'command':{width}}  {name}: {command['help']}")
         elif isinstance(value, dict):
-            text = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+            text = ", ".join(f"{k} {_brief(v)}" for k, v in value.items() if v is not None)
             click.echo(f"{key:{width}}  {text}")
         else:
             click.echo(f"{key:{width}}  {' '.join(str(value).split())}")
+
+
+def _brief(value: Any) -> str:
+    """A part of a config: a saved network's own would fill the screen; ``--json`` has all of it."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _option(option: Any) -> str:
