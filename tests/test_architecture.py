@@ -34,7 +34,8 @@ LAYERS = [
     {"plugins"},
     {"spec", "hookspecs"},
     {"entry", "interfaces"},
-    {"errors", "installed", "progress", "metrics", "isolation", "yamltree", "__init__"},
+    {"errors", "installed", "progress", "metrics", "isolation", "signatures"}
+    | {"yamltree", "__init__"},
 ]
 """From the top: a module imports from its own row or one below. ``__init__`` is zoo's own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -382,6 +382,19 @@ def test_progress_is_no_setting(verb: str) -> None:
         options.split_settings({"progress": "true"}, zoo.info("edge-sd-sr"), getattr(owner, verb))
 
 
+def test_bench_does_not_take_a_saved_folder_for_its_method(run: Command) -> None:
+    zoo.load("doubler").save_pretrained("mine")
+    one_line(run("bench", "./mine"), 2, "own weights, and ./mine is a saved model.*zoo eval ./mine")
+
+
+def test_what_ctrl_c_left_is_told(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt("Step 3 of 4 is kept in 'out': --resume goes on from it.")
+
+    monkeypatch.setattr("zoo.actions.train", stop)
+    one_line(run("train", "doubler", "-o", "out"), 130, "interrupted. Step 3 of 4 .* --resume")
+
+
 def test_run_passes_its_arguments_and_its_exit_code(run: Command) -> None:
     assert run("run", "doubler", "count") == (0, "doubler\n", "")
     assert run("run", "doubler", "count", "a", "--flag", "-x") == (3, "doubler a --flag -x\n", "")
@@ -422,6 +435,39 @@ def test_list_and_info(run: Command) -> None:
     assert "count: counts its arguments" in facts
     assert json.loads(run("info", "doubler:doubler", "--json").out)["distribution"] == "doubler"
     assert run("info", "vladva").code == 0  # planned: no plugin, and no fault
+
+
+def test_list_finds_parts_of_names_and_shows_what_is_ready_first(run: Command) -> None:
+    found = [line.split()[:3] for line in run("list").out.splitlines()]
+    states = [state for _, _, state in found]
+    assert states == sorted(states, key=["ready", "untrained", "planned"].index)
+    assert {line.split()[0] for line in run("list", "oubl").out.splitlines()} == {"doubler"}
+    assert run("list", "no-such") == (0, "", "no model matches 'no-such'; `zoo list` shows all.\n")
+    done = run("list", "oubl", "--interface", "Detector")
+    assert done.err == "no Detector model matches 'oubl'; `zoo list` shows all.\n"
+
+
+def test_a_terminal_of_80_columns_is_wide_enough(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere each model is one line, for grep."""
+    assert max(map(len, run("list").out.splitlines())) > 80
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    shown = run("list").out
+    assert max(map(len, shown.splitlines())) <= 80
+    whole = " ".join(shown.split())
+    assert "SRModel ready one-step diffusion super-" in whole
+
+
+def test_info_lists_what_the_verbs_take(run: Command) -> None:
+    """Read from the source: the plugin is not imported."""
+    assert "upscale       tile: int | Literal['auto'] | None = 'auto'" not in run("info", "lfa").out
+    facts = json.loads(run("info", "edge-sd-sr", "--json").out)["keywords"]
+    assert "consistency: int = 0" in facts["upscale"]  # of a base class, in another package
+    assert "int8: bool = False" in facts["export"]
+    assert not any("progress" in keyword for keyword in facts["upscale"])
+    assert re.search(r"^align +safe: bool = True$", run("info", "lfa").out, re.MULTILINE)
 
 
 def test_info_of_a_saved_folder(run: Command) -> None:

@@ -563,3 +563,68 @@ def test_eval_says_what_it_cannot_do(run: Run, toy: Callable[[str], str], tmp_pa
         said(run("eval", "edge-sd-sr", "none"), 1, "small.png is ", "less than 24 pixels")
     Image.new("RGB", (24, 27)).save(tmp_path / "none" / "small.png")
     assert run("eval", "edge-sd-sr", "none")[0] == 0
+
+
+# --- outputs, before the work ---------------------------------------------------------------------
+
+FOLDERS = {
+    "align": ("VLAligner", ("photos",)),
+    "classify": ("VLAligner", ("photos", "--labels", "a, b")),
+    "quantize": ("Quantizer", ("./llm",)),
+    "select": ("DataSelector", ("--train", "a.csv", "--target", "b.csv")),
+    "detect": ("Detector", ("photos",)),
+    "upscale": ("SRModel", ("photos",)),
+}
+MAKES_PARENTS = {"classify", "detect", "upscale"}
+"""Their folder is for files beside one another, and is made with all above it."""
+
+
+@pytest.mark.parametrize("verb", FOLDERS)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    verb: str,
+    run: Run,
+    toy: Callable[[str], str],
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    interface, arguments = FOLDERS[verb]
+    name = toy(interface)
+
+    def load(*args: Any, **options: Any) -> Any:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr("zoo.api.load", load)
+    Path("file").write_text("mine")
+    Path("taken").mkdir()
+    files = {
+        "upscale": [f"{colour}/{i}-x2.png" for colour in COLOURS for i in range(4)],
+        "detect": ["detections.json"],
+        "classify": ["labels.csv"],
+    }.get(verb, ["notes.txt"])
+    for file in files:
+        (Path("taken") / file).parent.mkdir(parents=True, exist_ok=True)
+        (Path("taken") / file).write_text("mine")
+    more = ("--scale", "2") if verb == "upscale" else ()
+    said(run(verb, name, *arguments, *more, "-o", "file/"), 1, "file")
+    said(run(verb, name, *arguments, *more, "-o", "taken"), 1, "already exists")
+    if verb not in MAKES_PARENTS:
+        said(run(verb, name, *arguments, "-o", "no/such/out"), 1, "no/such is no folder")
+        said(run(verb, name, *arguments, "-o", "taken", "--force"), 1, "is not a saved model")
+    assert Path("file").read_text() == "mine"
+    assert all((Path("taken") / file).read_text() == "mine" for file in files)
+    assert not Path("no").exists()
+
+
+def test_train_refuses_its_output_before_the_work(
+    run: Run, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(*args: Any) -> Any:
+        raise AssertionError("training began")
+
+    monkeypatch.setattr("zoo.plugins.call", call)
+    Path("file").write_text("mine")
+    Path("taken").mkdir()
+    Path("taken/notes.txt").write_text("mine")
+    for out, words in {"file": "file", "taken": "already holds something"}.items():
+        said(run("train", "edge-sd-sr", "--data", "photos", "-o", out), 1, words)
+    assert Path("taken/notes.txt").read_text() == "mine"

@@ -131,8 +131,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        _say("interrupted; nothing half-written is left.")
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:  # training says how to go on
+        _say(
+            f"interrupted. {error}" if str(error) else "interrupted; nothing half-written is left."
+        )
         sys.exit(130)
     except BrokenPipeError:  # `zoo list | head`: the reader has gone, and that is fine
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -48,6 +48,7 @@ def bench(
     """Run the experiment behind MODEL's claim, or measure every model of an INTERFACE alike."""
     from .. import api
     from .. import bench as benchmarks
+    from ..errors import UsageError
     from ..interfaces import INTERFACES
 
     if quick and write:
@@ -69,6 +70,11 @@ def bench(
         kept = benchmarks.write(found, write / subject) if write else None
     else:
         entry = api.entry_of(subject)
+        if api.saved_in(subject) is not None:
+            raise UsageError(
+                f"zoo bench measures a method with its own weights, and {subject} is a saved model "
+                f"of {entry.name}. Measure it on data: zoo eval {subject} DATA."
+            )
         with tempfile.TemporaryDirectory() as scratch:
             out = write / entry.name if write else Path(scratch)
             out.mkdir(parents=True, exist_ok=True)
@@ -90,6 +96,8 @@ def bench(
     click.echo(benchmarks.table_text(found))
     if found["claims"]:
         click.echo("\n" + benchmarks.claims_text(found))
+    if quick:
+        click.echo("\n--quick shows that the experiment runs; its numbers are of too little data.")
     click.echo(f"\n{found['seconds']:.0f} s on {found['hardware']}")
     if kept:
         click.echo(str(kept))
