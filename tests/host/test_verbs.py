@@ -192,6 +192,17 @@ def test_quantize_refuses_before_it_writes(llm: Path, run: Run, toy: Callable[[s
     assert not Path("small").exists()
 
 
+def test_a_fault_of_a_plugin_is_reported_to_its_author(
+    llm: Path, run: Run, toy: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = toy("Quantizer")
+    done = run("quantize", name, "./llm", "-o", "small", "-O", "tokenizer=3")
+    said(done, 1, "unexpected TypeError", f"please report it to {name})")
+    monkeypatch.setattr("zoo.calibration.read", lambda path: 1 / 0)
+    done = run("quantize", name, "./llm", "-o", "small", "--calibration", "texts.txt")
+    said(done, 1, "unexpected ZeroDivisionError", "please report it)")
+
+
 # --- detect ---------------------------------------------------------------------------------------
 
 
