@@ -298,7 +298,7 @@ def _guarded(action: Any, plugin: Plugin, what: str, entry: Entry | None) -> Any
 
 
 def _failed(plugin: Plugin, what: str, error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     shown = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{plugin.package}: {what} failed with {shown}. {_blame(plugin)}"
 

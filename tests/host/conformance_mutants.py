@@ -660,10 +660,8 @@ def numbers_the_folders(toy: Any, cls: Any) -> type:
         def align(self, images, texts=None, **rest):
             super().align(images, texts, **rest)
             if texts is None:
-                self.config = {
-                    **self.config,
-                    "classes": [str(i) for i, _ in enumerate(self.classes)],
-                }
+                numbers = [str(i) for i, _ in enumerate(self.classes)]
+                self.config = {**self.config, "classes": numbers}  # type: ignore[has-type]
             return self
 
     return Broken
