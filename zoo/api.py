@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import bases, hub, plugins
 from .arguments import as_folder, dtype_name, refuse_bare_folder, torch_device
 from .bases import Given
-from .errors import NotReadyError, OptionError, PluginError, UsageError
+from .errors import NotReadyError, OptionError, PluginError, UnknownModelError, UsageError
 from .interfaces import INTERFACES, Model
 from .isolation import isolated
 from .registry import catalogue
@@ -282,6 +282,10 @@ def entry_of(name: str | Path) -> Entry:
     """
     found = saved_in(name)
     if found is None:
-        return catalogue().entry(str(name))
+        try:
+            return catalogue().entry(str(name))
+        except UnknownModelError:
+            refuse_bare_folder(str(name), "MODEL")
+            raise
     assert found.saved is not None
     return _entry_of(found.saved)
