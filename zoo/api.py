@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import bases, hub, plugins
 from .arguments import as_folder, dtype_name, refuse_bare_folder, torch_device
 from .bases import Given
-from .errors import NotReadyError, OptionError, PluginError, UsageError
+from .errors import NotReadyError, OptionError, PluginError, UnknownModelError, UsageError
 from .interfaces import INTERFACES, Model
 from .isolation import isolated
 from .registry import catalogue
@@ -289,7 +289,11 @@ def entry_and_kind(name: str | Path) -> tuple[Entry, str]:
     """
     found = saved_in(name)
     if found is None:
-        entry = catalogue().entry(str(name))
+        try:
+            entry = catalogue().entry(str(name))
+        except UnknownModelError:
+            refuse_bare_folder(str(name), "MODEL")
+            raise
         return entry, entry.interface
     assert found.saved is not None
     manifest = found.saved.manifest

@@ -171,7 +171,6 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("info doublr", 2, "no model is called 'doublr'; did you mean 'doubler'"),
         ("info ./nowhere", 1, "there is no folder nowhere"),
         ("pull doublr", 2, "no model is called 'doublr'"),
-        ("verify doubler", 1, "doubler has no check input"),
         ("upscale doubler", 2, "Missing argument 'INPUTS"),
         ("upscale doublr in.png", 2, "did you mean 'doubler'"),
         ("upscale vladva in.png", 1, "vladva is of kind VLAligner; it does not upscale"),
@@ -435,6 +434,22 @@ def test_list_and_info(run: Command) -> None:
     assert "count: counts its arguments" in facts
     assert json.loads(run("info", "doubler:doubler", "--json").out)["distribution"] == "doubler"
     assert run("info", "vladva").code == 0  # planned: no plugin, and no fault
+
+
+def test_a_folder_that_is_meant_is_named(run: Command) -> None:
+    """Text without ./ is a model's name; the message says what to type."""
+    zoo.load("doubler").save_pretrained("mine")
+    for words in ("upscale mine in.png", "info mine", "verify mine", "export mine -o x.onnx"):
+        one_line(run(*words.split()), 2, r"there is a folder 'mine'\. Write './mine'")
+    assert run("info", "./mine").code == 0
+
+
+def test_pull_and_verify_agree_on_what_has_no_files(run: Command) -> None:
+    assert run("pull", "doubler") == (0, "doubler has no files of its own; nothing to pull.\n", "")
+    assert run("verify", "doubler").out == "doubler has no files of its own; nothing to verify.\n"
+    assert json.loads(run("verify", "doubler", "--json").out)["deviation"] is None
+    zoo.load("doubler").save_pretrained("mine")
+    assert run("pull", "./mine").out == "mine is on this machine already.\n"
 
 
 def test_list_finds_parts_of_names_and_shows_what_is_ready_first(run: Command) -> None:

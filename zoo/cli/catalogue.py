@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import api, registry
 from .. import plugins as finder
-from .. import registry
 from .options import echo_json, json_option, model_argument
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def info(model: str, as_json: bool) -> None:
         manifest = dict(found.saved.manifest)
         return echo_json(manifest) if as_json else _facts(manifest)
     catalogue = registry.catalogue()
-    entry = catalogue.entry(model)
+    entry = api.entry_of(model)
     facts = _public(entry)
     try:
         plugin = catalogue.owner(entry)
