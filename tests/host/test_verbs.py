@@ -387,6 +387,8 @@ def test_classify_by_labels_of_ones_own(fitted: str, run: Run) -> None:
     Path("labels.txt").write_text("red dots\nblue, not red\n", "utf-8")
     code, out, _ = run("classify", fitted, photos, "--labels", "labels.txt", "-o", "u")
     assert (code, "blue, not red" in out) == (0, True)
+    many = ", ".join(f"a photo of {'a very ' * i}red dot" for i in range(60))
+    assert run("classify", fitted, photos, "--labels", many, "-o", "v", "--copy")[0] == 0
     Path("one.txt").write_text("red dots\n", "utf-8")
     for wrong in ("red", "a,,b", "a, a", "one.txt"):
         said(run("classify", fitted, "photos", "--labels", wrong, "-o", "t"), 2, "--labels", wrong)
