@@ -258,6 +258,8 @@ def test_one_broken_picture_does_not_stop_the_others(
     assert not Path("other").exists()
     said(run("detect", name, "gone.png"), 1, "gone.png: there is no such file")
     said(run("detect", name, "*.jpg"), 1, "*.jpg: no file has such a name")
+    said(run("detect", name, ""), 1, "an input is empty")
+    said(run("detect", name, "x" * 300), 1, f"{'x' * 300}: File name too long")
     said(run("detect", name, "scene", "--threshold", "2"), 2, "threshold")
 
 
