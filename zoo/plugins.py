@@ -53,6 +53,11 @@ class Plugin:
         """Where it bundles the files of a model or base; the folder need not exist."""
         return self.folder / "weights" / model if self.folder else None
 
+    def card(self, model: str) -> Path | None:
+        """The card it ships, in ``hub_cards`` beside its registry file; the file need not exist."""
+        home = first_party_registry().parent if self.first_party else self.folder
+        return home / "hub_cards" / model / "README.md" if home else None
+
     @property
     def first_party(self) -> bool:
         """Is it one of ours?"""

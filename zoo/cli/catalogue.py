@@ -76,6 +76,7 @@ def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> No
 @json_option
 def info(model: str, as_json: bool) -> None:
     """Show what MODEL is, its licence, its options and its files."""
+    from .. import about
     from ..api import saved_in
     from ..errors import PluginError
 
@@ -93,6 +94,8 @@ def info(model: str, as_json: bool) -> None:
         there = bundle is not None and all((bundle / f.path).is_file() for f in entry.files)
         facts["bundled"] = bool(entry.files) and there
         facts["keywords"] = _keywords(entry, plugin)
+        card = plugin.card(entry.name)
+        facts["limits"] = about.limits(card.read_text("utf-8")) if card and card.is_file() else ()
     except PluginError:
         pass  # planned: there is no plugin yet, and the status says so
     if as_json:
@@ -185,9 +188,11 @@ def _facts(facts: dict[str, Any]) -> None:
             for name, base in value.items():
                 said = ", ".join(f"{k} {v}" for k, v in base.items() if v)
                 click.echo(f"{'base':{width}}  {name}: {said}")
+        elif key == "limits":
+            for limit in value:
+                click.echo(f"{'limit':{width}}  {_tame(limit)}")
         elif key == "card":
-            for limit in value["limits"]:
-                click.echo(f"{'limit':{width}}  {limit}")
+            continue  # for those who read the card
         elif key == "keywords":
             for verb, names in value.items():
                 for name in names:
