@@ -155,6 +155,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             traceback.print_exc()
         elif isinstance(error, ZooError):
             _say(str(error))
+        elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+            # A name too long, a folder that may not be read: what was asked for, not a fault.
+            _say(f"{error.filename}: {error.strerror}. (--debug shows where)")
         else:
             text = " ".join(str(error).split())
             _say(
