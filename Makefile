@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?= data
 
-.PHONY: demo test check generated bench clean
+.PHONY: demo test check generated bench cards clean
 
 demo: $(READY)
 	$(BIN)/zoo demo --force
@@ -23,14 +23,19 @@ check: $(READY)
 generated: $(READY)
 	$(BIN)/python -m zoo.generate
 
+# The names of the registry's models with these statuses.
+models = $$($(BIN)/python -c "from zoo import plugins; \
+  print(*(m.name for m in plugins.own_registry().models.values() if m.status in '$(1)'.split()))")
+
 # The numbers in hub_cards/: hours on a laptop. DATA is described in CONTRIBUTING.md.
 bench: $(READY)
-	for model in edge-sd-sr edge-sd-sr-photo yonos-sr; do \
+	for model in $(call models,ready); do \
 	  $(BIN)/zoo bench $$model --data $(DATA) --write hub_cards || exit 1; done
-	$(BIN)/zoo bench lfa --data $(DATA)/cifar10 --write hub_cards
-	$(BIN)/zoo bench bayesian-dps --data $(DATA) --write hub_cards
-	for model in edge-sd-sr edge-sd-sr-photo edge-sd-sr-full yonos-sr yonos-sr-full lfa \
-	  bayesian-dps; do $(BIN)/zoo card $$model || exit 1; done
+	$(MAKE) cards
+
+# What follows from the registry, hub_cards/*/about.md and hub_cards/*/results.json.
+cards: $(READY)
+	for model in $(call models,ready untrained); do $(BIN)/zoo card $$model || exit 1; done
 	$(BIN)/python -m zoo.generate
 
 $(READY): pyproject.toml constraints.txt

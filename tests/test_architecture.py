@@ -15,17 +15,18 @@ from pathlib import Path
 import pytest
 
 import zoo
-from tests.overlay import ROOT, SIBLINGS, pyproject
+from tests.overlay import ROOT, SIBLINGS
 from zoo import errors, generate, interfaces, plugins
 from zoo.cli import VERBS, command_of
+from zoo.errors import InputError
 
 OWN = plugins.own_registry()
 PRESENT = {name: entry for name, entry in OWN.models.items() if entry.status != "planned"}
-PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.is_dir())
+PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/__init__.py"))
 
 LAYERS = [
     {"cli", "generate", "__main__"},
-    {"cards", "publish", "scaffold", "testing"},
+    {"about", "cards", "publish", "scaffold", "testing"},
     {"actions", "bench", "charts", "evaluation", "experiment", "protocols", "training"},
     {"api"},
     {"bases"},
@@ -34,7 +35,8 @@ LAYERS = [
     {"plugins"},
     {"spec", "hookspecs"},
     {"entry", "interfaces"},
-    {"errors", "installed", "progress", "metrics", "isolation", "yamltree", "__init__"},
+    {"errors", "installed", "progress", "metrics", "isolation", "signatures"}
+    | {"yamltree", "__init__"},
 ]
 """From the top: a module imports from its own row or one below. ``__init__`` is zoo's own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -353,12 +355,23 @@ def test_every_model_is_tested_by_name(name: str) -> None:
     assert [p for p in files if mentions.search(p.read_text("utf-8"))] != []
 
 
-def test_every_package_is_marked_as_typed_and_shipped() -> None:
-    shipped = pyproject()["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    assert sorted(shipped) == sorted(["zoo", *(f"plugins/{name}" for name in PLUGINS)])
-    for folder in shipped:
-        assert (ROOT / folder / "py.typed").is_file(), folder
-        assert (ROOT / folder / "__init__.py").is_file(), folder
+def test_every_package_is_marked_as_typed() -> None:
+    """That all of them are shipped is in tests/host/test_install.py, which looks into the wheel."""
+    folders = {p for p in (ROOT / "plugins").iterdir() if p.is_dir() and p.name[0] not in "._"}
+    assert sorted(p.name for p in folders) == PLUGINS
+    for folder in (ROOT / "zoo", *folders):
+        assert (folder / "py.typed").is_file(), folder
+
+
+def test_what_builds_and_checks_names_no_model() -> None:
+    for name in ("Makefile", ".ci/run"):
+        text = (ROOT / name).read_text("utf-8")
+        assert [n for n in (*OWN.models, *PLUGINS) if re.search(rf"\b{n}\b", text)] == [], name
+
+
+def test_the_lines_of_the_registry_are_short() -> None:
+    lines = plugins.first_party_registry().read_text("utf-8").splitlines()
+    assert [i for i, line in enumerate(lines, 1) if len(line) > 100] == []
 
 
 def test_every_verb_has_a_command_and_one_line_of_help() -> None:
@@ -400,6 +413,18 @@ def test_generated_text_is_fresh() -> None:
     text = generate.README.read_text("utf-8")
     assert generate.STUB.read_text("utf-8") == generate.stub(), "run: python -m zoo.generate"
     assert text == generate.readme(text), "run: python -m zoo.generate"
+    claims = generate.CLAIMS.read_text("utf-8")
+    assert claims == generate.claims_page(), "run: python -m zoo.generate"
+
+
+def test_a_missing_number_of_the_readme_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ready model without a word on how good it is, and no number without a source."""
+    ready = {n for n, e in plugins.own_registry().models.items() if e.status == "ready"}
+    assert ready == set(generate.HEADLINES)
+    assert set(generate.SECONDS) <= ready
+    monkeypatch.setitem(generate.HEADLINES, "lfa", "{{lfa | 5 shots}}")
+    with pytest.raises(InputError, match="no metric '5 shots'"):
+        generate.ready_table()
 
 
 def test_the_stub_names_what_the_module_has() -> None:

@@ -1,8 +1,8 @@
 """Model cards: rendered from a registry entry and ``results.json``, and checked without a network.
 
 A card is ``hub_cards/<model>/README.md``, exactly as it goes to the Hub. Nothing in it is typed
-twice: facts come from the registry, numbers from ``results.json``, which names the command that
-makes them again.
+twice: facts come from the registry, prose from ``about.md`` beside the card, numbers (those in the
+prose too) from ``results.json``, which names the command that makes them again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import bench, experiment
+from . import about, bench, experiment
+from .about import About
 from .api import train_command
 from .entry import Entry
 from .errors import InputError, NotReadyError, ZooError
@@ -39,18 +40,24 @@ LICENSES = frozenset(
     "apache-2.0 mit cc0-1.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 bsd-3-clause unlicense openrail "
     "openrail++ creativeml-openrail-m other".split()
 )
+NO_PROSE = About()
 _PLACEHOLDER = re.compile(
     r"\b(TODO|TBD|FIXME|XXX|lorem ipsum)\b|\{\{|<(your|insert)[^>]*>", re.IGNORECASE
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_MEASURED = re.compile(r"\d+\.\d+|\d\s*(%|dB\b)")
 
 
-def render(entry: Entry, results: Mapping[str, Any] | None, *, published: str | None = None) -> str:
+def render(
+    entry: Entry,
+    results: Mapping[str, Any] | None,
+    prose: About = NO_PROSE,
+    *,
+    published: str | None = None,
+) -> str:
     """The card's whole text.
 
-    ``results``: the checked record of ``results.json``, or None. ``published``: the Hub id of a
-    model that no registry knows: what its users load it by.
+    ``results``: the checked record of ``results.json``, or None. ``prose``: the author's Markdown.
+    ``published``: the Hub id of a model that no registry knows: what its users load it by.
     """
     from huggingface_hub import ModelCardData
 
@@ -71,15 +78,15 @@ def render(entry: Entry, results: Mapping[str, Any] | None, *, published: str | 
         eval_results=_eval_results(entry, results) or None,
     )
     parts = [f"---\n{data.to_yaml()}\n---", f"# {entry.name}", _first_line(entry)]
-    if card.about:
-        parts.append(_plain(card.about))
-    if card.picture:
-        parts.append(f"![{_plain(card.caption)}]({card.picture})\n\n{_plain(card.caption)}")
+    if prose.text:
+        parts.append(prose.text)
+    if card.picture and prose.caption:
+        parts.append(f"![{prose.caption}]({card.picture})\n\n{prose.caption}")
     parts += ["## Use", f"```python\n{usage(entry, published)}\n```"]
     if entry.extra:
         parts.append(f"Needs `pip install '{entry.distribution}[{entry.extra}]'`.")
-    if card.limits:
-        parts += ["## What it is not good for", "\n".join(f"- {_plain(t)}" for t in card.limits)]
+    if prose.limits:
+        parts += [f"## {about.LIMITS}", "\n".join(f"- {limit}" for limit in prose.limits)]
     parts += ["## Training", _training(entry)]
     parts += ["## What was measured", _measured(entry, results)]
     parts += ["## Licence and source", _source(entry)]
@@ -192,7 +199,8 @@ def write(entry: Entry, folder: Path) -> Path:
 
     if entry.status == "planned":
         raise NotReadyError(f"{entry.name} is planned; there is nothing to write a card about.")
-    text = render(entry, folder_results(entry, folder))
+    results = folder_results(entry, folder)
+    text = render(entry, results, about.read(folder, results))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / "README.md") as temporary:
         temporary.write_text(text, "utf-8")
@@ -207,24 +215,30 @@ def faults(entry: Entry, folder: Path) -> list[str]:
     text = path.read_text("utf-8")
     try:
         results = folder_results(entry, folder)
-        wanted = render(entry, results)
+        prose = about.read(folder, results)
+        wanted = render(entry, results, prose)
     except ZooError as error:
         return [str(error)]
     found = []
     if text != wanted:
-        found.append(f"stale: registry or results have changed; run `zoo card {entry.name}`")
+        found.append(
+            f"stale: registry, {about.FILE} or results have changed; run `zoo card {entry.name}`"
+        )
     found += _metadata_faults(text)
     found += [f"placeholder: {m[0]!r}" for m in _PLACEHOLDER.finditer(text)]
-    for said in (entry.summary, entry.card.about, entry.card.caption, *entry.card.limits):
-        for number in _MEASURED.finditer(said):
-            found.append(
-                f"number without a source: {number[0]!r} in {said[:60]!r}; "
-                "numbers belong to results.json"
-            )
+    for number, said in about.typed_numbers(f"{entry.summary}\n{about.raw(folder)}"):
+        found.append(
+            f"number without a source: {number!r} in {said[:60]!r}; "
+            "numbers belong to results.json: {{row | metric}} or {{claim.value}}"
+        )
     if entry.card.picture and not (folder / entry.card.picture).is_file():
         found.append(f"the picture {entry.card.picture} is missing")
-    if entry.status == "ready" and not entry.card.limits:
-        found.append("it does not say what the model is not good for (card: limits)")
+    if entry.card.picture and not prose.caption:
+        found.append(f"it does not say what its picture shows ({about.FILE}: ## {about.PICTURE})")
+    if entry.status == "ready" and not prose.limits:
+        found.append(
+            f"it does not say what the model is not good for ({about.FILE}: ## {about.LIMITS})"
+        )
     if entry.files and not entry.card.data:
         found.append("it does not say what the weights were trained on (card: data)")
     return found + (_results_faults(entry, results) if results else [])

@@ -62,6 +62,8 @@ def tree(sources: Path) -> dict[str, bytes]:
         for path in root.rglob("*")
         if path.is_file()
     }
+    cards = (sources / "hub_cards").glob("*/README.md")
+    found |= {f"zoo/{path.relative_to(sources).as_posix()}": path.read_bytes() for path in cards}
     return {**found, "zoo/registry.yaml": (sources / "registry.yaml").read_bytes()}
 
 
@@ -78,7 +80,9 @@ def test_the_wheel_holds_every_file_of_the_tree_and_no_other(sources: Path, whee
 
 def test_the_wheel_holds_every_plugin_with_its_marker_and_its_bundled_files(wheel: Path) -> None:
     built = contents(wheel)
-    for package in ("zoo", "zoo_sr", *PACKAGES):
+    packages = {path.parent.name for path in (overlay.ROOT / "plugins").glob("*/__init__.py")}
+    assert packages >= {"zoo_sr", *PACKAGES}
+    for package in ("zoo", *packages):
         assert f"{package}/__init__.py" in built
         assert f"{package}/py.typed" in built
     assert "zoo/__init__.pyi" in built
@@ -135,7 +139,9 @@ def test_the_bare_host_lists_and_informs(bare: Environment) -> None:
     assert [model["name"] for model in listed] == [*OWN.models]
     found = json.loads(bare.zoo("plugins", "--json").stdout)
     assert [(p["package"], p["state"]) for p in found] == [(p, "ok") for p in PACKAGES]
-    assert json.loads(bare.zoo("info", FIRST, "--json").stdout)["bundled"] is True
+    facts = json.loads(bare.zoo("info", FIRST, "--json").stdout)
+    assert facts["bundled"] is True
+    assert len(facts["limits"]) > 1  # from the card in the wheel
     # the package that runs is the installed one, and its registry lies inside it
     where = bare.code("from zoo import plugins; print(plugins.first_party_registry())").strip()
     assert Path(where) == bare.site / "zoo" / "registry.yaml"

@@ -66,7 +66,6 @@ models:
       - {{path: model.safetensors, size: 1, sha256: "{old}"}}   # both are written anew
     hub: {{repo: nobody/nothing, revision: null}}
     card:
-      limits: ["Everything but brightness."]
       data: [{{name: nothing, license: CC0-1.0}}]
 """
 LOAD = """
@@ -84,6 +83,11 @@ def project(site: Site) -> Path:
         "zoo_gain", registry=REGISTRY.format(old="0" * 64), init=MINIMAL_INIT, model=MODEL
     )
     (site.path / "pyproject.toml").write_text("[project]\nname = 'zoo-gain'\n", "utf-8")
+    page = site.path / "hub_cards" / "gain"
+    page.mkdir(parents=True)
+    (page / "about.md").write_text(
+        "## What it is not good for\n\n- Everything but brightness.\n", "utf-8"
+    )
     (folder / "weights" / "gain").mkdir(parents=True)
     save_file({"gain": torch.tensor([0.5])}, folder / "weights" / "gain" / "model.safetensors")
     return folder

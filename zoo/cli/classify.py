@@ -7,12 +7,12 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import click
 
-from .inputs import Failures, Picture, pictures
+from .inputs import Failures, Picture, numbered, pictures
 from .options import PATH, echo_json
 from .verbs import Call, verb
 
@@ -156,16 +156,12 @@ def _targets(
     found: Sequence[Picture], texts: Sequence[str], folder: Path
 ) -> Mapping[tuple[Path, str], Path]:
     """(photo, label) -> where its copy would go; photos of one name are numbered."""
-    names: dict[str, int] = {}
-    targets = {}
-    for picture in found:
-        path = picture.path
-        key = path.name.casefold()  # some file systems see no difference
-        names[key] = names.get(key, 0) + 1
-        number = f"-{names[key]}" if names[key] > 1 else ""
-        for text in texts:
-            targets[path, text] = folder / _safe(text) / f"{path.stem}{number}{path.suffix}"
-    return targets
+    names = numbered(PurePath(picture.path.name) for picture in found)
+    return {
+        (picture.path, text): folder / _safe(text) / name
+        for picture, name in zip(found, names, strict=True)
+        for text in texts
+    }
 
 
 def _safe(text: str) -> str:
