@@ -18,6 +18,7 @@ import zoo
 from tests.overlay import ROOT, SIBLINGS
 from zoo import errors, generate, interfaces, plugins
 from zoo.cli import VERBS, command_of
+from zoo.errors import InputError
 
 OWN = plugins.own_registry()
 PRESENT = {name: entry for name, entry in OWN.models.items() if entry.status != "planned"}
@@ -34,7 +35,8 @@ LAYERS = [
     {"plugins"},
     {"spec", "hookspecs"},
     {"entry", "interfaces"},
-    {"errors", "installed", "progress", "metrics", "isolation", "yamltree", "__init__"},
+    {"errors", "installed", "progress", "metrics", "isolation", "signatures"}
+    | {"yamltree", "__init__"},
 ]
 """From the top: a module imports from its own row or one below. ``__init__`` is zoo's own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -405,6 +407,18 @@ def test_generated_text_is_fresh() -> None:
     text = generate.README.read_text("utf-8")
     assert generate.STUB.read_text("utf-8") == generate.stub(), "run: python -m zoo.generate"
     assert text == generate.readme(text), "run: python -m zoo.generate"
+    claims = generate.CLAIMS.read_text("utf-8")
+    assert claims == generate.claims_page(), "run: python -m zoo.generate"
+
+
+def test_a_missing_number_of_the_readme_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ready model without a word on how good it is, and no number without a source."""
+    ready = {n for n, e in plugins.own_registry().models.items() if e.status == "ready"}
+    assert ready == set(generate.HEADLINES)
+    assert set(generate.SECONDS) <= ready
+    monkeypatch.setitem(generate.HEADLINES, "lfa", "{{lfa | 5 shots}}")
+    with pytest.raises(InputError, match="no metric '5 shots'"):
+        generate.ready_table()
 
 
 def test_the_stub_names_what_the_module_has() -> None:

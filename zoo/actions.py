@@ -30,17 +30,18 @@ def pull(name: str) -> hub.Located:
     return hub.locate(entry, bundled=bundled, progress=hub.bar())
 
 
-def verify(model: Model) -> float:
+def verify(model: Model) -> float | None:
     """Run the model on its check input; the largest deviation from the expected output.
 
-    Raises NotReadyError where the entry has no check, and WeightsError where the deviation is
+    None where its entry has no check input: loading has compared the hashes of its files. Raises
+    NotReadyError for weights that are not the entry's own, and WeightsError where the deviation is
     above the entry's tolerance.
     """
     from .weights import load_tensors
 
     entry = model.entry
     if entry.check is None:
-        raise NotReadyError(f"{entry.name} has no check input, so there is nothing to verify.")
+        return None
     if model.source not in ("bundled", "cache", "hub"):
         raise NotReadyError(
             f"{entry.name}'s expected output is for its own weights, and these are from a folder. "

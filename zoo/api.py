@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import bases, hub, plugins
 from .arguments import as_folder, dtype_name, refuse_bare_folder, torch_device
 from .bases import Given
-from .errors import NotReadyError, OptionError, PluginError, UsageError
+from .errors import NotReadyError, OptionError, PluginError, UnknownModelError, UsageError
 from .interfaces import INTERFACES, Model
 from .isolation import isolated
 from .registry import catalogue
@@ -280,8 +280,21 @@ def entry_of(name: str | Path) -> Entry:
     """The entry that a MODEL argument means: a name, ``dist:name``, or that of what was saved in a
     folder or published under a Hub id.
     """
+    return entry_and_kind(name)[0]
+
+
+def entry_and_kind(name: str | Path) -> tuple[Entry, str]:
+    """``entry_of``, and what is there: its interface, or the kind of something saved that has
+    none, such as ``reader``.
+    """
     found = saved_in(name)
     if found is None:
-        return catalogue().entry(str(name))
+        try:
+            entry = catalogue().entry(str(name))
+        except UnknownModelError:
+            refuse_bare_folder(str(name), "MODEL")
+            raise
+        return entry, entry.interface
     assert found.saved is not None
-    return _entry_of(found.saved)
+    manifest = found.saved.manifest
+    return _entry_of(found.saved), manifest["interface"] or manifest["kind"]

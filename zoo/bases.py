@@ -30,6 +30,8 @@ Given: TypeAlias = "Named | Mapping[str, Named] | None"
 
 HASHED = (".safetensors", ".json", ".txt", ".model")
 """Files of a base that is a folder whose content counts as the base's."""
+MODEL = (".safetensors", ".json")
+"""A folder without any of them holds no model, of whatever kind."""
 
 
 def resolve(model: Named, *, what: str = "model", relative_to: Path | None = None) -> Base:
@@ -38,8 +40,8 @@ def resolve(model: Named, *, what: str = "model", relative_to: Path | None = Non
     A base that was found already (that of a request) comes back as it is.
 
     ``what``: the argument's name, for messages. ``relative_to``: where a relative folder begins.
-    Raises UsageError for what is none of them, WeightsError for pickles and for files that are not
-    what the Hub says, HubError where the Hub cannot be asked.
+    Raises UsageError for what is none of them and for a folder without a model, WeightsError for
+    pickles and for files that are not what the Hub says, HubError where the Hub cannot be asked.
     """
     if isinstance(model, Base):
         return model
@@ -50,6 +52,10 @@ def resolve(model: Named, *, what: str = "model", relative_to: Path | None = Non
         if not folder.is_dir():
             raise UsageError(f"{what}={str(model)!r}: there is no such folder.")
         refuse_pickles(folder)
+        if not any(file.suffix in MODEL for file in folder.rglob("*")):
+            raise UsageError(
+                f"{what}={str(model)!r}: there is no model in this folder: no safetensors, no JSON."
+            )
         return Base(str(folder), folder, None, _digest(folder), _license(folder))
     known = catalogue().base(str(model))
     if known is not None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, api, bases, plugins, protocols
 from .arguments import torch_device
 from .bases import Given
-from .errors import InputError, PluginError, ZooError
+from .errors import InputError, NotReadyError, PluginError, ZooError
 from .experiment import Book
 from .hookspecs import BenchRequest
 from .interfaces import Claim, Data, Metric, Results
@@ -364,7 +364,8 @@ def run_interface(
 ) -> dict[str, Any]:
     """Measure every installed, ready model of an interface on the same data.
 
-    ``say`` gets one line for each model that is left out, with the reason.
+    ``say`` gets one line for each model that is left out, with the reason. Raises NotReadyError
+    where nothing could be measured.
     """
     protocol = protocols.of(interface)
     started = time.perf_counter()
@@ -384,5 +385,9 @@ def run_interface(
                 measure(name, api.load(name, device=device))
             except ZooError as error:
                 say(f"{name}: left out: {error}")
+            except Exception as error:  # one model's fault does not stop the others
+                say(f"{name}: left out: unexpected {type(error).__name__}: {error}")
     results = book.results(data=[protocol.described(data, items)])
+    if not results.table:
+        raise NotReadyError(f"none of the installed models of {interface} could be measured.")
     return record(interface, results, command, time.perf_counter() - started)

@@ -86,7 +86,7 @@ class _Failure(Exception):  # noqa: N818 (never leaves this module)
     def told(self, name: str, tried: Sequence[str]) -> WeightsError:
         """The error for the user, with every place that was tried."""
         places = "".join(f"\n  {place}" for place in [*tried, self.why])
-        return self.kind(f"{name}: the files could not be had. Tried:{places}\n{self.advice}")
+        return self.kind(f"{name}: could not get the files. Tried:{places}\n{self.advice}")
 
 
 # --- the public questions -------------------------------------------------------------------------
@@ -101,6 +101,8 @@ def locate(
     WeightsError where a file is not the registry's, HubError where the Hub could not be asked or
     refused, WeightsNotFoundError where no place has the files; each lists the places tried.
     """
+    if bundled is not None:
+        _warn_of_unlisted(entry, bundled)
     if not entry.files:
         return Located(None, "none")
     tried = []
@@ -135,6 +137,20 @@ def locate(
         return Located(snapshot, "hub", repo, commit)
     except _Failure as failure:
         raise failure.told(entry.name, tried) from failure
+
+
+def _warn_of_unlisted(entry: Entry | BaseEntry, bundled: Path) -> None:
+    """Files that an author put beside the others and forgot in the registry: nobody reads them."""
+    listed = {file.path for file in entry.files}
+    found = (p.relative_to(bundled).as_posix() for p in bundled.rglob("*") if p.is_file())
+    unlisted = sorted(path for path in found if path not in listed and not path.startswith("."))
+    if unlisted:
+        shown = ", ".join(unlisted[:5]) + (", ..." if len(unlisted) > 5 else "")
+        warnings.warn(
+            f"{entry.name}: {bundled} also has {shown}, which its registry entry does not list "
+            "under files: not used.",
+            stacklevel=2,
+        )
 
 
 def fetch(
@@ -711,7 +727,7 @@ def _download(
             return
         else:
             part.unlink()
-            if kept and not again:  # what was there may be what is wrong: once more from the start
+            if kept and not again:  # the resumed part may be corrupt: once more from the start
                 again = True
                 continue
             more = f"has more than {file.size:,} bytes" if have > file.size else None

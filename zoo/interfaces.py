@@ -61,7 +61,7 @@ class Model(abc.ABC):
 
     def __init__(self, request: Any) -> None:
         """``request``: a BuildRequest, or the model that this one is made from (a reader from its
-        generator, a quantized model from its quantizer): it then is saved and loaded as that one's.
+        generator, a quantized model from its quantizer); it is saved under that model's entry.
         """
         self.entry = request.entry
         self.options = dict(request.options)
@@ -262,9 +262,10 @@ class VLAligner(Model):
     ) -> Self:
         """Fit on pairs; returns self, fitted.
 
-        ``images`` and ``texts``: raw images and strings, rows of both as ``zoo.tables.read`` takes
-        them (a folder, a file, a DataFrame, ...), or float arrays (N, d_image) and (M, d_text) of
-        features; what a method cannot take is an InputError.
+        ``images`` and ``texts``: raw images and strings, or float arrays (N, d_image) and
+        (M, d_text) of features; what a method cannot take is an InputError. One that takes raw
+        images also takes ``images`` alone as rows for ``zoo.tables.read``: a folder with one folder
+        for each class, a JSONL file of image and text, ...
         ``labels``: (N,) integers into ``texts`` where there is not one text for each image.
         """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import spec
 from .entry import API_VERSION
 from .errors import MissingDependencyError, NotReadyError, PluginError, RegistryError, ZooError
-from .installed import Damage, Point, entry_points, extras_with
+from .installed import Damage, Point, entry_points, extras_with, normalised
 from .interfaces import INTERFACES
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def discover() -> tuple[Plugin, ...]:
     if not any(plugin.first_party for plugin in found):
         found += _without_metadata(ours - {"zoo"})
     found.sort(key=lambda p: (not p.first_party, p.distribution, p.package))
+    _warn_of_unknown(found)
     return tuple(_without_doubles(found))
 
 
@@ -159,19 +161,31 @@ def _fault(plugin: Plugin, reason: str) -> Plugin:
 
 
 def _block(plugin: Plugin) -> Plugin:
-    if plugin.package in _listed("ZOO_PLUGINS_DISABLE"):
+    if _names_of(plugin) & _listed("ZOO_PLUGINS_DISABLE"):
         return replace(plugin, state="blocked", reason="named in ZOO_PLUGINS_DISABLE")
-    if (
-        "ZOO_PLUGINS" in os.environ
-        and not plugin.first_party
-        and plugin.package not in _listed("ZOO_PLUGINS")
-    ):
+    allowed = "ZOO_PLUGINS" not in os.environ or _names_of(plugin) & _listed("ZOO_PLUGINS")
+    if not plugin.first_party and not allowed:
         return replace(plugin, state="blocked", reason="not named in ZOO_PLUGINS")
     return plugin
 
 
+def _names_of(plugin: Plugin) -> set[str]:
+    """By which the variables may name it: the package, and what was installed to get it."""
+    return {normalised(plugin.package), normalised(plugin.distribution)}
+
+
 def _listed(variable: str) -> set[str]:
-    return {word.strip() for word in os.environ.get(variable, "").split(",")} - {""}
+    words = {word.strip() for word in os.environ.get(variable, "").split(",")}
+    return {normalised(word) for word in words - {""}}
+
+
+def _warn_of_unknown(found: list[Plugin]) -> None:
+    """A name with a mistake in it would block nothing, in silence."""
+    known = {name for plugin in found for name in _names_of(plugin)}
+    for variable in ("ZOO_PLUGINS", "ZOO_PLUGINS_DISABLE"):
+        if unknown := sorted(_listed(variable) - known):
+            text = f"{variable} names {', '.join(unknown)}, which no installed plugin is called."
+            warnings.warn(text, stacklevel=2)
 
 
 def _without_doubles(plugins: list[Plugin]) -> list[Plugin]:
@@ -306,7 +320,7 @@ def _guarded(action: Any, plugin: Plugin, what: str, entry: Entry | None) -> Any
 
 
 def _failed(plugin: Plugin, what: str, error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     shown = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"{plugin.package}: {what} failed with {shown}. {_blame(plugin)}"
 

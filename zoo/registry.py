@@ -127,8 +127,31 @@ def catalogue() -> Catalogue:
         MappingProxyType({name: tuple(claims) for name, claims in models.items()}),
         MappingProxyType({name: tuple(claims) for name, claims in bases.items()}),
         MappingProxyType(qualified),
-        tuple(seen),
+        tuple(_with_rivals(plugin, seen) for plugin in seen),
     )
+
+
+def _with_rivals(plugin: Plugin, plugins: list[Plugin]) -> Plugin:
+    """The plugin, and of its models' names those that another one claims too."""
+    if plugin.state != "ok" or plugin.registry is None:
+        return plugin
+    said = []
+    for name in plugin.registry.models:
+        others = sorted(
+            {
+                p.distribution
+                for p in plugins
+                if p.registry is not None and name in p.registry.models and p.state != "blocked"
+            }
+            - {plugin.distribution}
+        )
+        if others:
+            mine = name if plugin.first_party else f"{plugin.distribution}:{name}"
+            said.append(f"{name} is claimed by {', '.join(others)} too; this one is {mine}")
+    if not said:
+        return plugin
+    state = plugin.state if plugin.first_party else "conflict"  # our names stay ours
+    return replace(plugin, state=state, reason="; ".join(said))
 
 
 def forget() -> None:

@@ -4,7 +4,7 @@
     UNet   UNet2DModel, 8 channels in, 4 out, no text     166.4  M    80.4 GFLOP
     D      vae.Decoder                                      2.0  M    53.0 GFLOP
 
-The widths are ours (the paper's table is not public); they meet both published totals (section 3).
+The widths are ours (the paper's table is not public); they meet both published totals.
 E_H and D before fine-tuning come on top, for training only.
 """
 

@@ -1,10 +1,10 @@
 """The recipe of Edge-SD-SR, in the order of the paper's three ingredients.
 
 autoencoder   E_H and D learn to reconstruct; then both are frozen and the latents normalised
-lr_encoder    E_L learns to imitate E_H(up(x_l)), so that the UNet starts from something   (2.4)
-teacher       only with ``distill``: a reverse-only x2 model, the target of the UNet       (2.5)
-unet          UNet alone (20 %), UNet and E_L jointly (70 %), UNet alone, decaying (10 %)  (2.4)
-decoder       D is tuned on what one step really gives                                 (2.0 iii)
+lr_encoder    E_L learns to imitate E_H(up(x_l)), so that the UNet starts from something  (eq. 8)
+teacher       only with ``distill``: a reverse-only x2 model, the target of the UNet     (eq. 10)
+unet          UNet alone (20 %), UNet and E_L jointly (70 %), UNet alone, decaying (10 %) (eq. 9)
+decoder       D is tuned on what one step really gives                                   (eq. 12)
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ FULL_RECIPE: Mapping[str, Stage] = {
 }
 """For ``edge-sd-sr-full``: our choice, the paper's schedule is not public. Needs a large GPU."""
 
-KL_WEIGHT = 1e-3  # on log sigma_l^2 (2.2)
-LR_ENCODER_RATE = 0.2  # E_L learns slower than the UNet while both learn (2.4: 0.1 to 0.3)
+KL_WEIGHT = 1e-3  # on log sigma_l^2 (eq. 6)
+LR_ENCODER_RATE = 0.2  # E_L learns slower than the UNet while both learn (eq. 9)
 
 # --- the stages of our own -----------------------------------------------------------------------
 
 
 def phases(progress: float, *, encoder: bool) -> float:
-    """Rates of the dedicated schedule (2.4): E_L learns in phase B only; in C all decay to 0."""
+    """Rates of the dedicated schedule (eq. 9): E_L learns in phase B only; in C all decay to 0."""
     if progress < 0.2:  # A: the UNet alone
         return 0.0 if encoder else 1.0
     if progress < 0.9:  # B: jointly
@@ -68,7 +68,7 @@ def phases(progress: float, *, encoder: bool) -> float:
 
 
 def train_lr_encoder(job: Recipe) -> None:
-    """|| mu_l - E_H(up(x_l)) ||_1: the UNet shall meet the kind of thing it will see (2.4, A)."""
+    """|| mu_l - E_H(up(x_l)) ||_1: the UNet shall meet the kind of thing it will see (eq. 8)."""
     net = job.net
 
     def loss(batch: Batch) -> Tensor:
@@ -81,7 +81,7 @@ def train_lr_encoder(job: Recipe) -> None:
 
 
 def train_teacher(job: Recipe) -> None:
-    """A reverse-only x2 model, conditioned on E_H(up(x_l')) (2.5, step 4)."""
+    """A reverse-only x2 model, conditioned on E_H(up(x_l')) (eq. 10)."""
     net = job.net
     teacher = job.run.keep("teacher", job.new_unet)
 
@@ -101,7 +101,7 @@ def train_teacher(job: Recipe) -> None:
 def unet_loss(
     job: Recipe, batch: Batch, channels: Tensor | None = None, teacher: nn.Module | None = None
 ) -> Tensor:
-    """omega(t) || z^ - y ||^2 + KL: one iteration of section 2.5."""
+    """omega(t) || z^ - y ||^2 + KL, eq. 5, for one batch."""
     net = job.net
     with job.autocast():
         z_h = net.encode_hr(batch.x_h).float()  # no gradient: E_H is frozen

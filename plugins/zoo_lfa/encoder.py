@@ -20,7 +20,7 @@ TEMPLATES = {
     "none": ("{}",),
     "photo": ("a photo of a {}.",),
     "video": ("a video frame of a person {}.",),
-    "imagenet": (  # those of Tip-Adapter and of the paper (brief, 2.1)
+    "imagenet": (  # those of Tip-Adapter and of the authors' code
         "a photo of a {}.",
         "itap of a {}.",
         "a bad photo of the {}.",

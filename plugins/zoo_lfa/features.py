@@ -126,7 +126,7 @@ def _listed(rows: Sequence[int]) -> str:
 
 
 def ensemble(texts: Any, device: str = "cpu") -> Tensor:
-    """(C,d) unit rows of (C,d) or (C,T,d): T templates normalised, averaged, normalised (2.1)."""
+    """(C,d) unit rows of (C,d) or (C,T,d): T templates normalised, averaged, normalised (eq. 2)."""
     rows = rows_of(texts, "text features", pool="crops", device=device)
     rows = torch.nn.functional.normalize(rows, dim=-1)
     return torch.nn.functional.normalize(rows.mean(1), dim=-1) if rows.ndim == 3 else rows

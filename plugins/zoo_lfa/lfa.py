@@ -1,17 +1,17 @@
 """The method: linear feature alignment of image features to text features, in the paper's order.
 
 Y. Ouali, A. Bulat, B. Martinez, G. Tzimiropoulos: "Black Box Few-Shot Adaptation for
-Vision-Language models", ICCV 2023, arXiv 2304.01752. Numbers in brackets are sections of our brief,
-which marks what the paper and the authors' code say and what is our choice ([design]).
+Vision-Language models", ICCV 2023, arXiv 2304.01752. Equations are numbered as in this plugin's
+README.md, which says what is the paper's, what the authors' code does and what is our choice.
 
     X (N,d)   image features, rows of unit norm           Y (C,d)  text features, one for each class
     l (N,)    labels in 0..C-1; P (N,C) is their one-hot matrix, so PY = Y[l]
     W (d,d)   the map: x' = xW on rows; the text stays. Zero-shot is W = I: argmax X Y^T
 
-    W*  = argmin ||XW - PY||_F with W^T W = I             closed form                        (2.2)
-    W_b = (1-b) W* + b I                                  b by cross-validation              (2.3)
-    W   = W_b refined by AdamW on the re-ranking loss     a few hundred cheap steps          (2.4)
-    W   <- (1-m) W + m I                                  m by cross-validation: never harm  (2.9)
+    W*  = argmin ||XW - PY||_F with W^T W = I             closed form                        (eq. 3)
+    W_b = (1-b) W* + b I                                  b by cross-validation              (eq. 5)
+    W   = W_b refined by AdamW on the re-ranking loss     a few hundred cheap steps         (eq. 11)
+    W   <- (1-m) W + m I                                  m by cross-validation: never harm (eq. 13)
 
 Where image and text features differ in width, W is (d_x, d_y) and I is the rectangular identity E.
 """
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 BETAS = 25
-"""Values of b that are tried, from 0 to 1 (2.3)."""
+"""Values of b that are tried, from 0 to 1 (eq. 6)."""
 BLENDS = (0.0, 0.2, 0.4, 0.6, 0.8)
 """Values of m that ``safe`` tries."""
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -55,9 +55,9 @@ class Recipe:
     init: str = "beta"
     """beta, procrustes, ridge, identity or random: where the refinement starts."""
     beta: float | None = None
-    """b of (2.3); None is cross-validation."""
+    """b of eq. 5; None is cross-validation."""
     ridge: float = 0.1
-    """Penalty of the ridge to the identity (2.9)."""
+    """Penalty of the ridge to the identity (eq. 7)."""
     iterations: int = 100
     """Steps of the refinement; 0 is the closed form alone."""
     loss: str = "rerank"
@@ -69,15 +69,15 @@ class Recipe:
     lr: float = 5e-4
     decay: float = 5e-4
     batch: int = 256
-    """Rows in a step, at least two for each class and at most 75 % of the support set [design]: the
-    reference always takes 75 %, which costs more and is no more accurate."""
+    """Rows in a step, at least two for each class and at most 75 % of the support set, our choice:
+    the reference always takes 75 %, which costs more and is no more accurate."""
     noise: float = 0.035
     """Standard deviation of the feature noise, added in every other step (at random)."""
     dropout: float = 0.05
     safe: bool = True
-    """Cross-validate {I, closed forms, refined} x blends with I, and keep the best (2.9)."""
+    """Cross-validate {I, closed forms, refined} x blends with I, and keep the best (eq. 13)."""
     met: bool = True
-    """Were the two encoders trained together, so that I is a zero-shot map worth keeping? (2.7)"""
+    """Were the two encoders trained together, so that I is a map worth keeping? (eq. 17)"""
     seed: int = 0
 
 
@@ -87,11 +87,11 @@ class Fit(NamedTuple):
     w: Tensor
     """(d_x, d_y) float32."""
     average: Tensor
-    """The moving average of W over the refinement: starts at I and stays nearer to it (2.5)."""
+    """The moving average of W over the refinement: starts at I and stays nearer to it (eq. 12)."""
     report: dict[str, Any]
 
 
-# --- 2.1 rows of unit norm ------------------------------------------------------------------------
+# --- rows of unit norm (eq. 1) --------------------------------------------------------------------
 
 
 def unit(x: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def like_identity(w: Tensor) -> Tensor:
     return identity(w.shape[0], w.shape[1], w)
 
 
-# --- 2.2 closed forms -----------------------------------------------------------------------------
+# --- closed forms (eq. 3, 4, 7 and 8) -------------------------------------------------------------
 
 
 def class_sums(x: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -125,7 +125,7 @@ def procrustes(x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
 
     x (N,d), y (C,d), labels (N,); returns (d,d) float64. X^T P Y = (P^T X)^T Y has rank at most
     C, so where C < d the minimiser is not unique. Of all minimisers this is the one nearest to I
-    [design], so that it is the same on every machine and leaves alone what no example speaks about.
+    (eq. 4), so that it is the same on every machine and leaves alone what no example speaks about.
     No sign is corrected: reflections are allowed.
 
     All that differs from I happens in the span of the class sums and the texts: with an
@@ -158,7 +158,7 @@ def _rank(s: Tensor) -> int:
 
 
 def ridge(x: Tensor, y: Tensor, labels: Tensor, penalty: float) -> Tensor:
-    """argmin ||XW - PY||^2 + p ||W - E||^2 = E + (X^T X + p I)^-1 X^T (PY - XE) [design].
+    """argmin ||XW - PY||^2 + p ||W - E||^2 = E + (X^T X + p I)^-1 X^T (PY - XE) (eq. 7).
 
     p is ``penalty`` > 0. Returns (d_x,d_y) float64. No null space: unique, in
     milliseconds.
@@ -207,7 +207,7 @@ def without_own_class(x: Tensor, y: Tensor, labels: Tensor, penalty: float) -> T
     return out.float()
 
 
-# --- 2.3 between the closed form and the identity -------------------------------------------------
+# --- between the closed form and the identity (eq. 5 and 6) ---------------------------------------
 
 
 def interpolate(w: Tensor, beta: float) -> Tensor:
@@ -247,7 +247,7 @@ def rows_at_once(y: Tensor) -> int:
     return max(1, min(ROWS, 2**26 // len(y)))
 
 
-# --- 2.4 refinement -------------------------------------------------------------------------------
+# --- refinement (eq. 9 to 12) ---------------------------------------------------------------------
 
 
 class Texts(NamedTuple):
@@ -395,7 +395,7 @@ def _pools(size: int, recipe: Recipe, seed: int, like: Tensor) -> tuple[Tensor, 
     return noise.mul_(recipe.noise), mask
 
 
-# --- 2.9 the whole fit, which by default cannot harm ----------------------------------------------
+# --- the whole fit, which by default cannot harm (eq. 13) -----------------------------------------
 
 
 def split(labels: Tensor, classes: int, seed: int) -> tuple[str, list[Tensor]]:
@@ -518,7 +518,7 @@ def _safe(
 
     With one example of each class only ridges are candidates, each judged by leaving out every
     class in turn, exactly and at once (``without_own_class``): what W says of a class that it has
-    not seen is the least that it can do. (The b of (2.3) was chosen on the same folds: one number
+    not seen is the least that it can do. (The b of eq. 5 was chosen on the same folds: one number
     from all rows, a leak too small to matter against two standard errors.)
     """
     centre = x[:, -1] if x.ndim == 3 else x
@@ -607,7 +607,7 @@ def _bar(gain: Tensor) -> float:
     return CLEAR * float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
 
 
-# --- 2.6 without labels ---------------------------------------------------------------------------
+# --- without labels (eq. 14 and 15) ---------------------------------------------------------------
 
 
 def sinkhorn(
@@ -679,7 +679,7 @@ def fit_unsupervised(
     return Fit(w, average, report)
 
 
-# --- 2.5 use --------------------------------------------------------------------------------------
+# --- use (eq. 16) ---------------------------------------------------------------------------------
 
 
 def fold(y: Tensor, w: Tensor) -> Tensor:
@@ -690,7 +690,7 @@ def fold(y: Tensor, w: Tensor) -> Tensor:
     return y @ w.T
 
 
-# --- 2.7 encoders of different widths -------------------------------------------------------------
+# --- encoders of different widths (eq. 17) --------------------------------------------------------
 
 
 def projection(x: Tensor, width: int, kind: str, seed: int = 0) -> Tensor:

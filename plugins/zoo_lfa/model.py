@@ -325,7 +325,7 @@ class LFA(VLAligner):
     def _bring_together(
         self, x: Tensor, y: Tensor, how: str, seed: int, met: bool | None
     ) -> dict[str, Tensor]:
-        """What makes features of strangers comparable (2.7): empty where the encoders have met."""
+        """What makes strangers' features comparable (eq. 17): empty where the encoders have met."""
         wide_x, wide_y = x.shape[-1], y.shape[1]
         if wide_x == wide_y and met is not False:
             return {}

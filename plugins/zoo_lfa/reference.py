@@ -1,8 +1,9 @@
 """The method written straight down, to measure the quick one against: as many steps.
 
-Each b has its own SVD (2.3), the loss sorts and differentiates every distance (2.4), a step sees
-75 % of the rows, as in the reference (ours: ``Recipe.batch``), and nothing is reused. Part of the
-quick one's lead is thus its smaller batch; that accuracy is equal has to be measured, not assumed.
+Each b has its own SVD (eq. 6), the loss sorts and differentiates every distance (eq. 9), a step
+sees 75 % of the rows, as in the reference (ours: ``Recipe.batch``), and nothing is reused. Part of
+the quick one's lead is thus its smaller batch; that accuracy is equal has to be measured, not
+assumed.
 """
 
 from __future__ import annotations

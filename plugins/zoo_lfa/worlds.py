@@ -376,7 +376,7 @@ class Renderings:
 
     The image encoder is a linear map of ``patch_encoder`` into the texts' letter features, fitted
     on the source domain: zero-shot is right for some two of five there. Tasks are in a target
-    domain (``shifted``). A world in which learning from few examples loses (brief, 7.4).
+    domain (``shifted``). A world in which learning from few examples loses.
     """
 
     def __init__(self, data: Path, source: int = 3000, pool: int = 1500, tests: int = 500) -> None:

@@ -1,4 +1,4 @@
-"""How LR images are made from HR images; parameters are drawn once, as data (YONOS-SR, 2.2, 2.8).
+"""How LR images are made from HR images; parameters are drawn once, as data (YONOS-SR, eq. 6).
 
 Scale distillation needs an *easier* version of the *same* degradation for its teacher: draw the
 parameters once for the final scale, then apply them at both scales.
@@ -123,7 +123,7 @@ class Blur:
 
     shape 1 is a Gaussian with covariance S; below 1 the kernel has a sharp peak and long tails;
     far above 1 it is a cut at |w| = 1/spread that rings, as a sinc filter does. Our choice: the
-    usual lists of blur kernels (section 2.8) in one formula.
+    usual lists of blur kernels in one formula.
     """
 
     spread: tuple[float, float]
@@ -174,9 +174,9 @@ Chain: TypeAlias = tuple[Blur | Resize | Noise | Jpeg, ...]
 class RealESRGAN:
     """Blur, resize, noise and JPEG in random order, once or twice, for a share of the images.
 
-    The idea of Real-ESRGAN (section 2.8), with ranges of our own for what x4 meets most: phone
-    pictures and thumbnails of web pages. Noise and JPEG come after the first resize, so their
-    grids follow ``scale``: at a smaller one the noise field is the same, enlarged, and JPEG's
+    The idea of Real-ESRGAN (Wang, Xie, Dong, Shan 2021), with ranges of our own for what x4 meets
+    most: phone pictures and thumbnails of web pages. Noise and JPEG come after the first resize, so
+    their grids follow ``scale``: at a smaller one the noise field is the same, enlarged, and JPEG's
     blocks cover less of the picture. That keeps the teacher's version the easier one.
     """
 

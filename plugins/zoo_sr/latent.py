@@ -1,16 +1,19 @@
 """The latent process that both methods share: schedule, forward noise, scale distillation.
 
     z_t = alpha_t z_h + sigma_t n        alpha_t^2 + sigma_t^2 = 1        t in [0, 1]
-    v   = alpha_t n - sigma_t z_h                                  (YONOS-SR, section 2.1 and 2.5)
+    v   = alpha_t n - sigma_t z_h
     z^  = alpha_t z_t - sigma_t v^       n^  = sigma_t z_t + alpha_t v^
 
     n   = m + s eps,   eps ~ N(0, I)     YONOS-SR    m = 0,     s = 1
-                                         Edge-SD-SR  m = mu_l,  s = exp(log sigma_l^2 / 2)   (2.2)
+                                         Edge-SD-SR  m = mu_l,  s = exp(log sigma_l^2 / 2)
 
     L   = omega(t) || z^_theta(z_t, z_l, t) - y ||^2
     y   = z_h                            plain training
     y   = stopgrad z^_phi(z_t', z_l', t) scale distillation: the teacher phi sees z_l', the same
-                                         image at half the factor            (YONOS-SR, 2.1 and 2.2)
+                                         image at half the factor
+
+In this order: YONOS-SR, eq. 2, 3, 4 and 6; Edge-SD-SR, eq. 2, 4, 3, 5 and 10, of the pages in their
+plugins' README.md.
 
 The schedule is variance-preserving and linear in n, so it need not know which noise n is.
 """
@@ -52,7 +55,7 @@ def snr(t: Tensor) -> Tensor:
 
 
 def loss_weight(t: Tensor, ceiling: float = 5.0) -> Tensor:
-    """omega(t) = max(SNR, 1), clipped: the truncated-SNR weight of an x0 loss (section 2.1)."""
+    """omega(t) = max(SNR, 1), clipped: the truncated-SNR weight of an x0 loss (YONOS-SR, eq. 4)."""
     return snr(t).clamp(1.0, ceiling)
 
 
@@ -121,7 +124,8 @@ class ForwardNoise:
 def kl_to_unit(log_var: Tensor) -> Tensor:
     """KL(N(0, sigma^2) || N(0, 1)), mean over elements.
 
-    Under a squared error a learned variance shrinks to nothing; this holds against it (2.2).
+    Under a squared error a learned variance shrinks to nothing; this holds against it
+    (Edge-SD-SR, eq. 6).
     """
     return 0.5 * (log_var.exp() - log_var - 1).mean()
 
@@ -168,7 +172,7 @@ def teacher_target(
 
     With the teacher's noise law equal to the student's (YONOS-SR: zero, unit) both see the same
     z_t. An Edge-SD-SR student has its own shifted noise; its teacher stays a reverse-only model
-    and shares z_h, eps and t (Edge-SD-SR, 2.5, step 4).
+    and shares z_h, eps and t (Edge-SD-SR, eq. 10).
     """
     z_t = forward(z_h, noise.n(eps, z_l_easy, torch.zeros_like(z_l_easy)), t)
     v = teacher(z_t, z_l_easy, t).to(z_t.dtype)

@@ -1,7 +1,7 @@
 """The tiny denoiser. No norm over space, no attention: a pixel depends on its neighbourhood only.
 
 GroupNorm and self-attention make a tile's result depend on all of the tile, which shows as
-brightness steps between tiles (YONOS-SR, 2.9). Without them a tiled run equals an untiled one.
+brightness steps between tiles (YONOS-SR, eq. 13). Without them a tiled run equals an untiled one.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def _embed(t: Tensor) -> Tensor:
 #
 # The tiny autoencoder: factor 4, 8 channels. Latents of an HR image stand on the LR grid.
 #
-# Factor 8 with 4 channels, as Stable Diffusion has it, is too lossy at this size: its
-# reconstruction is below plain bicubic x4 (Edge-SD-SR, 7.2). The rule there: reconstruction at
+# Factor 8 with 4 channels, as Stable Diffusion has it, is too lossy at this size: even the best
+# linear code of that size reconstructs worse than bicubic x4 does. The rule: reconstruction at
 # least 4 dB above bicubic x4, or super-resolution cannot win whatever the denoiser does.
 
 
@@ -161,7 +161,8 @@ def normalise_latents(conv_out: nn.Conv2d, conv_ins: Sequence[nn.Conv2d], std: T
     """Give each latent channel unit variance, exactly, without a new parameter.
 
     ``std`` (C,) is the measured spread; the encoder's last layer is divided by it and the decoders'
-    first is multiplied. Without this s_l and the noise level would mean nothing (section 11).
+    first is multiplied. Without this s_l and the noise level would mean nothing
+    (Edge-SD-SR, eq. 1).
     """
     conv_out.weight /= std[:, None, None, None]
     assert conv_out.bias is not None

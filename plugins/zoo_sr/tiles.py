@@ -1,4 +1,6 @@
-"""Tiled inference: overlapping tiles, raised-cosine blending, finished rows as they come (2.9).
+"""Tiled inference: overlapping tiles, raised-cosine blending, finished rows as they come.
+
+The grid and the weights are YONOS-SR, eq. 13, and Edge-SD-SR, eq. 15.
 
 Memory is bounded by one row of tiles, not by the image: ``stream`` yields horizontal bands of the
 result from top to bottom and keeps only what the next row of tiles still has to be blended into.
@@ -153,7 +155,7 @@ def stream(
 
 # --- a field that is addressed by position --------------------------------------------------------
 #
-# Tiles must see the same noise where they overlap (YONOS-SR, 2.9). A field for the whole image
+# Tiles must see the same noise where they overlap (YONOS-SR, eq. 13). A field for the whole image
 # would make memory grow with the image, so each value is a function of (seed, channel, y, x).
 
 _MASK = {k: (1 << (64 - k)) - 1 for k in (27, 30, 31, 40)}

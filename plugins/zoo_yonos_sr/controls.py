@@ -1,4 +1,4 @@
-"""What in the gain of scale distillation is distillation? The controls of section 7.3.
+"""What in the gain of scale distillation is distillation? The controls.
 
 Small UNets on the frozen autoencoder of the bundled weights, photographs and steps as equal as can
 be. ``T`` steps make a x2 teacher; every student at x4 then takes ``S``:
@@ -11,8 +11,8 @@ be. ``T`` steps make a x2 teacher; every student at x4 then takes ``S``:
     regression, t = 1     as (a), but only ever at t = 1: no diffusion at all  (e)
 
 and at x8: taught by the x4 student (the chain), by the x2 teacher (a scale skipped), by the truth.
-Last, the decoder is tuned on what one step of the distilled student gives (2.4), with the texture
-term and without it.
+Last, the decoder is tuned on what one step of the distilled student gives (eq. 8), with the
+texture term and without it.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ prompt, so the UNet sees the same tokens always. They start as those of the empt
 trained with it (our choice; the paper says nothing).
 
 One schedule serves both sizes: our t in [0, 1] becomes the timestep at which the base had the same
-signal-to-noise ratio; t=1, where we have no signal at all, its last one. The UNet's output is v
-(section 2.1). A base that was trained to predict epsilon learns v in the first stage: at t=1
+signal-to-noise ratio (eq. 15); t=1, where we have no signal at all, its last one. The UNet's output
+is v (eq. 3). A base that was trained to predict epsilon learns v in the first stage: at t=1
 epsilon says nothing about z_h.
 """
 
@@ -96,7 +96,7 @@ class VAEDecoder(nn.Module):
 
 
 def _no_float16(x: Tensor) -> AbstractContextManager[Any]:
-    """No autocast to float16, in which Stable Diffusion's VAE overflows (section 3)."""
+    """No autocast to float16, in which Stable Diffusion's VAE overflows."""
     kind = x.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return nullcontext()

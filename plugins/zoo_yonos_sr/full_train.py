@@ -3,9 +3,9 @@
     zoo train yonos-sr-full --base ORG/REPO --data PHOTOS -o OUT
     accelerate launch -m zoo train yonos-sr-full --base ORG/REPO --data PHOTOS -o OUT
 
-x2            the UNet, widened to see z_l, on the true latents; it learns v            (2.1)
-x4, x8        a copy of it, on the answers of the one before, up to the target scale     (2.2)
-decoder       D is tuned on what one step really gives                                   (2.4)
+x2            the UNet, widened to see z_l, on the true latents; it learns v             (eq. 4)
+x4, x8        a copy of it, on the answers of the one before, up to the target scale     (eq. 6)
+decoder       D is tuned on what one step really gives                                   (eq. 8)
 
 E and the first D stay the base's. With ``-O micro=N`` a run is the same, up to the order of sums,
 on any number of processes. float32 weights, gradients, moments, averages and teacher of 866 M
@@ -36,7 +36,7 @@ FULL_RECIPE: Mapping[str, Stage] = {
     "x8": Stage(30_000, 5e-5, 64, crop=512, ema=0.9999, decay=0.01),
     "decoder": Stage(20_000, 5e-5, 16, crop=512, ema=0.999, decay=0.01),
 }
-"""Our choice (section 3): the paper's schedule is not public."""
+"""Our choice: the paper's schedule is not public."""
 
 
 def recipe(request: TrainRequest, photos: Photos | None = None) -> YonosRecipe:

@@ -1,4 +1,4 @@
-"""Scale distillation in a linear world, where all of it can be computed (YONOS-SR, 2.3 and 7.1).
+"""Scale distillation in a linear world, where all of it can be computed (eq. 9 to 11).
 
 Super-resolution by linear regression on photographs: a student predicts a block of N x N HR pixels
 from the LR pixels x around it, a teacher from those and the pixels x' of an LR image that is twice
@@ -47,10 +47,10 @@ DIRECT = "truth"
 MORE = 4
 """The data of teachers that know a little more than their student, as a multiple of n."""
 TOLERANCE = 0.15
-"""How near the measured ratio must come to the predicted one (section 8, check 5)."""
+"""How near the measured ratio must come to the predicted one."""
 RIDGE = 1e-9  # of the mean square of an input: for the solver only, far below the eigenvalues
 CHUNK = 4096  # blocks in memory at a time
-SIDE = 1280  # larger photographs are shrunk: at native size they are soft (7.3)
+SIDE = 1280  # larger photographs are shrunk: at native size they are soft
 
 
 # --- photographs and blocks -----------------------------------------------------------------------

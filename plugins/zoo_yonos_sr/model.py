@@ -2,13 +2,14 @@
 
 M. Noroozi, I. Hadji, B. Martinez, A. Bulat, G. Tzimiropoulos: "You Only Need One Step: Fast
 Super-Resolution with Stable Diffusion via Scale Distillation", ECCV 2024, arXiv 2401.17258.
-Section numbers are those of our brief, which marks what the paper says and what is our reading.
+Equations are numbered as in this plugin's README.md, which says what is the paper's and what is our
+reading of it.
 
-    z_l = E(up_N(x_l))                      the LR image at HR size, by the HR image's encoder (2.1)
-    z_1 = eps                               the chain starts at pure noise: alpha_1 = 0        (2.5)
-    v^  = UNet(concat[z_1, z_l], t=1)
-    z^  = -v^                               one DDIM step
-    x^  = D(z^)                             a decoder tuned on just these z^                   (2.4)
+    z_l = E(up_N(x_l))                      the LR image at HR size, by the HR encoder     (eq. 1)
+    z_1 = eps                               the chain starts at pure noise: alpha_1 = 0    (eq. 7)
+    v^  = UNet(concat[z_1, z_l], t=1)                                                      (eq. 3)
+    z^  = -v^                               one DDIM step                                  (eq. 7)
+    x^  = D(z^)                             a decoder tuned on just these z^               (eq. 8)
 
 What makes one step enough is how the UNet learnt: see ``zoo_sr.latent`` and ``train``.
 """
@@ -60,7 +61,7 @@ class YonosNetwork(LatentNetwork):
         return z
 
     def encode(self, x_l: Tensor, scale: int | None = None) -> Tensor:
-        """z_l (B,latent,H/f,W/f) of x_l (B,3,H/scale,W/scale): enlarged first, whatever N (2.1)."""
+        """z_l (B,latent,H/f,W/f) of x_l (B,3,H/scale,W/scale): enlarged first for any N (eq. 1)."""
         return self.encode_hr(bicubic_up(x_l, scale or self.scale))
 
     def denoise(self, z_t: Tensor, z_l: Tensor, t: Tensor) -> Tensor:

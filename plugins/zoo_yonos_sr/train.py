@@ -2,9 +2,9 @@
 
 autoencoder   E and D learn to reconstruct; then both are frozen and the latents normalised
               (``-O autoencoder=false`` keeps those of ``--init``)
-x2            the first UNet, on the true latents                                       (2.1)
-x4, x8        a copy of it, on the answers of the one before, up to the target scale     (2.2)
-decoder       D is tuned on what one step really gives                                   (2.4)
+x2            the first UNet, on the true latents                                        (eq. 4)
+x4, x8        a copy of it, on the answers of the one before, up to the target scale     (eq. 6)
+decoder       D is tuned on what one step really gives                                   (eq. 8)
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def scale_loss(
     *,
     last_only: bool = False,
 ) -> Tensor:
-    """One iteration of section 2.2; without a teacher the target is the truth (2.1).
+    """Eq. 4 for one batch; the target is a teacher's answer (eq. 6), without a teacher the truth.
 
     ``last_only``: t = 1 always, which is plain regression, for comparison.
     """

@@ -303,7 +303,7 @@ def free_scale(toy: Any, cls: Any) -> type:
         ):  # fmt: skip
             scale = self.default_scale if scale is None else scale
             if scale not in self.scales or prompt is not None:
-                raise OptionError(f"scale {self.scales}, by default {self.default_scale}.")
+                raise OptionError(f"scale={scale!r}: expected {self.scales}.")
             many = len(images) if isinstance(images, list) else 1
             with toy.track(max(many, 1), progress, "upscale") as advance:
 
@@ -643,6 +643,30 @@ def stumbles_over_raw_rows(toy: Any, cls: Any) -> type:
     return Broken
 
 
+@mutant("VLAligner", "test_raw_rows")
+def takes_lists_alone(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, **rest):
+            if texts is None:
+                raise toy.InputError("images: expected a list of images, and texts.")
+            return super().align(images, texts, **rest)
+
+    return Broken
+
+
+@mutant("VLAligner", "test_raw_rows")
+def numbers_the_folders(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def align(self, images, texts=None, **rest):
+            super().align(images, texts, **rest)
+            if texts is None:
+                numbers = [str(i) for i, _ in enumerate(self.classes)]
+                self.config = {**self.config, "classes": numbers}  # type: ignore[has-type]
+            return self
+
+    return Broken
+
+
 @mutant("VLAligner", "test_before_align")
 def untrained_answers(toy: Any, cls: Any) -> type:
     class Broken(cls):
@@ -942,6 +966,11 @@ def half_for_every_fraction(toy: Any, cls: Any) -> type:
             return super().select(fraction=fraction and 0.5, k=k)
 
     return Broken
+
+
+@mutant("DataSelector", "test_weights")
+def ids_of_a_few_rows(toy: Any, cls: Any) -> type:
+    return type("Broken", (cls,), {"ids": ("a", "b")})
 
 
 @mutant("DataSelector", "test_weights")
@@ -1406,6 +1435,7 @@ PROMISES: dict[str, dict[str, str]] = {
         "Fit on pairs; returns self, fitted.": "returns_none untrained_answers "
         "pairs_what_there_is",
         "what a method cannot take is an InputError": "any_features stumbles_over_raw_rows",
+        "One that takes raw images also takes": "takes_lists_alone numbers_the_folders",
         "integers into ``texts``": "no_labels labels_the_other_way_round labels_from_the_end",
     },
     "VLAligner.similarity": {
@@ -1455,6 +1485,7 @@ PROMISES: dict[str, dict[str, str]] = {
         "The result is in eval mode": "result_in_training_mode",
     },
     # data selection
+    "DataSelector.ids": {"(N,) what the rows of ``train`` are called": "ids_of_a_few_rows"},
     "DataSelector.fit": {
         "that serve the small ``target`` set": "the_far_weigh_more nothing_is_enough",
         "Returns self, fitted.": "fit_returns_the_weights",

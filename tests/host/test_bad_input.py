@@ -71,7 +71,7 @@ FILES: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("not an image", "a.png", lambda p: p.write_text("hello"), "not an image"),
     ("empty file", "a.png", lambda p: p.write_bytes(b""), "empty"),
     ("truncated JPEG", "a.jpg", truncated, "truncated"),
-    ("missing file", "a.png", lambda p: None, "there is no file"),
+    ("missing file", "a.png", lambda p: None, "there is no such file"),
     ("folder", "a.png", lambda p: p.mkdir(), "a.png"),
     ("decompression bomb", "a.png", bomb, "pixels"),
 ]

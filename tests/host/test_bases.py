@@ -80,6 +80,10 @@ def test_a_missing_base_is_refused_by_the_host(two: Entry) -> None:
         zoo.load("two", base={"ranker": "./clip"})
     with pytest.raises(UsageError, match="there is no such folder"):
         zoo.load("two", base="./none")
+    Path("photos").mkdir()
+    Path("photos/notes.txt").touch()
+    with pytest.raises(UsageError, match="there is no model in this folder"):
+        zoo.load("two", base="./photos")
 
 
 def test_training_without_a_base_names_both_ways_to_start(two: Entry) -> None:
@@ -160,7 +164,7 @@ def test_bases_on_the_command_line(two: Entry, given: tuple[str, ...], expected:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("ranger=./clip",), "has no base 'ranger': lvlm, ranker"),
+        (("ranger=./clip",), "has no base 'ranger'. It has: lvlm, ranker"),
         (("org/x", "lvlm=org/y"), "lvlm is given twice, as org/x and org/y"),
     ],
 )

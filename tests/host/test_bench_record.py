@@ -342,6 +342,9 @@ def test_the_common_metrics(here: Site, tmp_path: Path, monkeypatch: pytest.Monk
     four = model.replace("(2,)", "(4,)").replace("scale=2)", "scale=4)").replace("eave(2", "eave(4")
     here.plugin("four_times", model=four)
     here.plugin("broken", init="raise ValueError('no')")
+    here.plugin(
+        "odd", model=four.replace("def double(rgb):", "def double(rgb):\n            1 / 0")
+    )
     photos = tmp_path / "photos"
     photos.mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (66, 67, 3), np.uint8)
@@ -356,12 +359,22 @@ def test_the_common_metrics(here: Site, tmp_path: Path, monkeypatch: pytest.Monk
     assert all([*values] == ["a.png"] for values in scores.values())  # item by item
     assert scores["PSNR-Y"]["a.png"] == found["table"]["four-times"]["PSNR-Y"]["mean"]
     assert any(line.startswith("twice: left out: it enlarges by (2,)") for line in said)
+    assert "odd: left out: unexpected ZeroDivisionError: division by zero" in said
     assert any(line.startswith("broken: left out: broken: import failed") for line in said)
-    with pytest.raises(NotReadyError, match=r"for a Detector yet.* for: SRModel"):
+    with pytest.raises(NotReadyError, match=r"for the kind Detector yet.* for: SRModel"):
         bench.run_interface("Detector", command="c")
     (photos / "a.png").unlink()
     with pytest.raises(UsageError, match=r"there is no picture below it"):
         bench.run_interface("SRModel", command="c", data=photos)
+
+
+def test_a_table_of_nothing_is_refused(here: Site, tmp_path: Path) -> None:
+    """lfa takes features alone where it has no base."""
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name / "0.png")
+    with pytest.raises(NotReadyError, match="none of the installed models of VLAligner"):
+        bench.run_interface("VLAligner", command="c", data=tmp_path / "photos", device="cpu")
 
 
 def test_models_are_timed_on_one_thread(tmp_path: Path) -> None:

@@ -184,10 +184,9 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("info doublr", 2, "no model is called 'doublr'; did you mean 'doubler'"),
         ("info ./nowhere", 1, "there is no folder nowhere"),
         ("pull doublr", 2, "no model is called 'doublr'"),
-        ("verify doubler", 1, "doubler has no check input"),
         ("upscale doubler", 2, "Missing argument 'INPUTS"),
         ("upscale doublr in.png", 2, "did you mean 'doubler'"),
-        ("upscale vladva in.png", 1, "vladva is a VLAligner; it does not upscale"),
+        ("upscale vladva in.png", 1, "vladva is of kind VLAligner; it does not upscale"),
         ("upscale fam-diffusion in.png", 1, "fam-diffusion is planned"),
         ("upscale doubler none.png", 1, "none.png"),
         ("upscale doubler in.png --scale x", 2, "'x' is not a valid float"),
@@ -448,6 +447,55 @@ def test_list_and_info(run: Command) -> None:
     assert "count: counts its arguments" in facts
     assert json.loads(run("info", "doubler:doubler", "--json").out)["distribution"] == "doubler"
     assert run("info", "vladva").code == 0  # planned: no plugin, and no fault
+
+
+def test_a_folder_that_is_meant_is_named(run: Command) -> None:
+    """Text without ./ is a model's name; the message says what to type."""
+    zoo.load("doubler").save_pretrained("mine")
+    for words in ("upscale mine in.png", "info mine", "verify mine", "export mine -o x.onnx"):
+        one_line(run(*words.split()), 2, r"there is a folder 'mine'\. Write './mine'")
+    assert run("info", "./mine").code == 0
+
+
+def test_pull_and_verify_agree_on_what_has_no_files(run: Command) -> None:
+    assert run("pull", "doubler") == (0, "doubler has no files of its own; nothing to pull.\n", "")
+    assert run("verify", "doubler").out == "doubler has no files of its own; nothing to verify.\n"
+    assert json.loads(run("verify", "doubler", "--json").out)["deviation"] is None
+    zoo.load("doubler").save_pretrained("mine")
+    assert run("pull", "./mine").out == "mine is on this machine already.\n"
+
+
+def test_list_finds_parts_of_names_and_shows_what_is_ready_first(run: Command) -> None:
+    found = [line.split()[:3] for line in run("list").out.splitlines()]
+    states = [state for _, _, state in found]
+    assert states == sorted(states, key=["ready", "untrained", "planned"].index)
+    assert {line.split()[0] for line in run("list", "oubl").out.splitlines()} == {"doubler"}
+    assert run("list", "no-such") == (0, "", "no model matches 'no-such'; `zoo list` shows all.\n")
+    done = run("list", "oubl", "--interface", "Detector")
+    assert done.err == "no Detector model matches 'oubl'; `zoo list` shows all.\n"
+
+
+def test_a_terminal_of_80_columns_is_wide_enough(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere each model is one line, for grep."""
+    assert max(map(len, run("list").out.splitlines())) > 80
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    shown = run("list").out
+    assert max(map(len, shown.splitlines())) <= 80
+    whole = " ".join(shown.split())
+    assert "SRModel ready one-step diffusion super-" in whole
+
+
+def test_info_lists_what_the_verbs_take(run: Command) -> None:
+    """Read from the source: the plugin is not imported."""
+    assert "upscale       tile: int | Literal['auto'] | None = 'auto'" not in run("info", "lfa").out
+    facts = json.loads(run("info", "edge-sd-sr", "--json").out)["keywords"]
+    assert "consistency: int = 0" in facts["upscale"]  # of a base class, in another package
+    assert "int8: bool = False" in facts["export"]
+    assert not any("progress" in keyword for keyword in facts["upscale"])
+    assert re.search(r"^align +safe: bool = True$", run("info", "lfa").out, re.MULTILINE)
 
 
 def test_info_of_a_saved_folder(run: Command) -> None:

@@ -153,6 +153,17 @@ def test_bundled_files(tmp_path: Path) -> None:
         hub.locate(wanted, bundled=tmp_path)
 
 
+def test_files_that_no_entry_lists_are_named(tmp_path: Path) -> None:
+    """An author added one and forgot the registry."""
+    (tmp_path / "model.safetensors").write_bytes(b"abc")
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / "more.safetensors").write_bytes(b"abc")
+    with pytest.warns(UserWarning, match=r"also has extra/more\.safetensors, which its registry"):
+        hub.locate(entry(spec("model.safetensors", b"abc")), bundled=tmp_path)
+    with pytest.warns(UserWarning, match=r"extra/more\.safetensors, model\.safetensors, which"):
+        assert hub.locate(entry(), bundled=tmp_path).source == "none"
+
+
 @pytest.mark.parametrize("repo", [None, "org/tiny"])
 def test_files_that_are_nowhere(tmp_path: Path, repo: str | None) -> None:
     wanted = entry(spec("model.safetensors", b"abc"), repo=repo)

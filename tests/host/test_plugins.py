@@ -356,6 +356,11 @@ def test_a_stranger_cannot_take_a_name_of_ours(here: Site) -> None:
     found = by_package()["thief"]
     assert found.state == "conflict"
     assert found.reason == f"taken name: {ours} is zoo's own; reachable as thief-dist:{ours}"
+    own = next(p for p in registry.catalogue().plugins if p.package == entry.plugin)
+    assert (own.state, own.reason) == (
+        "ok",
+        f"{ours} is claimed by thief-dist too; this one is {ours}",
+    )
     assert zoo.load(f"thief-dist:{ours}").entry.distribution == "thief-dist"
     assert zoo.load(f"Thief_Dist:{ours}").entry.distribution == "thief-dist"
     assert zoo.load("own-one").entry.plugin == "thief"
@@ -376,6 +381,11 @@ def test_two_strangers_with_one_name(here: Site, capsys: pytest.CaptureFixture[s
     for ask in (zoo.load, zoo.info):
         with pytest.raises(UnknownModelError, match=words):
             ask("same")
+    found = by_package()
+    for package, other in (("left", "right"), ("right", "left")):
+        assert found[package].state == "conflict"
+        words = f"same is claimed by {other} too; this one is {package}:same"
+        assert found[package].reason == words
     assert zoo.load("right:same").entry.plugin == "right"
     assert zoo.load("left:same").entry.plugin == "left"
     assert zoo.load("left-only").entry.plugin == "left"
@@ -391,6 +401,7 @@ def test_a_rival_that_is_switched_off_does_not_compete(
     monkeypatch.setenv("ZOO_PLUGINS_DISABLE", "left")
     forget()
     assert zoo.load("same").entry.plugin == "right"
+    assert by_package()["right"].state == "ok"
 
 
 def test_one_distribution_claims_a_name_twice(here: Site) -> None:
@@ -428,7 +439,8 @@ def test_a_blocked_plugin_is_never_imported(
     monkeypatch.setenv("ZOO_PLUGINS", "wanted, denied ,")
     monkeypatch.setenv("ZOO_PLUGINS_DISABLE", " denied,unknown")
     forget()
-    found = by_package()
+    with pytest.warns(UserWarning, match=r"ZOO_PLUGINS_DISABLE names unknown, which no installed"):
+        found = by_package()
     assert {p: found[p].state for p in found} == {
         "wanted": "ok",
         "other": "blocked",
@@ -448,6 +460,20 @@ def test_a_blocked_plugin_is_never_imported(
     assert {p.parent.name for p in here.path.rglob("*imported")} == {"wanted"}
     assert [p.state for p in registry.catalogue().plugins if p.first_party].count("blocked") == 0
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", ["the_package", "The-Package", "Some.Dist", "some-dist"])
+def test_plugins_are_named_by_package_or_distribution(
+    name: str, here: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.plugin("the_package", distribution="some_dist")
+    monkeypatch.setenv("ZOO_PLUGINS_DISABLE", name)
+    forget()
+    assert by_package()["the_package"].state == "blocked"
+    monkeypatch.delenv("ZOO_PLUGINS_DISABLE")
+    monkeypatch.setenv("ZOO_PLUGINS", name)
+    forget()
+    assert by_package()["the_package"].state == "ok"
 
 
 def test_an_empty_allow_list_allows_no_stranger(

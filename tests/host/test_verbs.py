@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,10 @@ import zoo
 from tests.conftest import Site, forget, install
 from zoo import calibration, cli, protocols, scaffold
 from zoo.annotations import read as read_boxes
-from zoo.errors import InputError, NotReadyError, UsageError
+from zoo.cli.inputs import numbered
+from zoo.cli.options import split_settings
+from zoo.entry import Entry
+from zoo.errors import InputError, NotReadyError, OptionError, UsageError
 from zoo.evaluation import evaluate
 from zoo.protocols import alignment
 
@@ -98,7 +101,7 @@ CALLS = {
 def test_a_verb_is_for_models_of_its_kind(verb: str, run: Run, toy: Callable[[str], str]) -> None:
     other = toy("QAGenerator" if verb != "qa" else "Detector")
     arguments = CALLS[verb]
-    said(run(verb, other, *arguments), 1, f"{other} is a ", "it does not")
+    said(run(verb, other, *arguments), 1, f"{other} is of kind ", "it does not")
     said(run(verb, "no-such-model", *arguments), 2, "no-such-model")
     planned = {"quantize": "mobilequant", "detect": "simdetr", "qa": "graph-qa"}
     if verb in planned:
@@ -161,6 +164,10 @@ def test_quantize(llm: Path, run: Run, toy: Callable[[str], str]) -> None:
     assert small.report()["bytes_after"] < 0.6 * small.report()["bytes_before"]
     assert small.tokenizer("a")["input_ids"]
     said(run("quantize", name, "./llm", "-o", "small"), 1, "small already exists")
+    said(run("quantize", "./small", "./llm", "-o", "x"), 1, "./small is of kind quantized")
+    said(run("eval", "./small", "texts.txt"), 1, "no common metrics for the kind quantized")
+    shown = run("info", "./small")[1]
+    assert max(map(len, shown.splitlines())) < 400  # the network's config is far longer
     done = run("quantize", name, "./llm", "-o", "small", "--scheme", "w8a16", "--force", "--json")
     found = json.loads(done[1])
     assert (done[0], found["source"]["id"]) == (0, str(Path("llm")))
@@ -183,6 +190,17 @@ def test_quantize_refuses_before_it_writes(llm: Path, run: Run, toy: Callable[[s
     said(run("quantize", name, "./llm", "--scheme", "w1a1", "-o", "small"), 2, "w1a1")
     said(run("quantize", name, "./llm", "-o", "no/small"), 1, "no is no folder")
     assert not Path("small").exists()
+
+
+def test_a_fault_of_a_plugin_is_reported_to_its_author(
+    llm: Path, run: Run, toy: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = toy("Quantizer")
+    done = run("quantize", name, "./llm", "-o", "small", "-O", "tokenizer=3")
+    said(done, 1, "unexpected TypeError", f"please report it to {name})")
+    monkeypatch.setattr("zoo.calibration.read", lambda path: 1 / 0)
+    done = run("quantize", name, "./llm", "-o", "small", "--calibration", "texts.txt")
+    said(done, 1, "unexpected ZeroDivisionError", "please report it)")
 
 
 # --- detect ---------------------------------------------------------------------------------------
@@ -240,7 +258,43 @@ def test_one_broken_picture_does_not_stop_the_others(
     assert not Path("other").exists()
     said(run("detect", name, "gone.png"), 1, "gone.png: there is no such file")
     said(run("detect", name, "*.jpg"), 1, "*.jpg: no file has such a name")
+    said(run("detect", name, ""), 1, "an input is empty")
+    said(run("detect", name, "x" * 300), 1, f"{'x' * 300}: File name too long")
     said(run("detect", name, "scene", "--threshold", "2"), 2, "threshold")
+
+
+def test_pictures_of_one_name_are_numbered(
+    scene: Path, run: Run, toy: Callable[[str], str]
+) -> None:
+    """Both become a PNG: the second gets a number that no other picture has."""
+    name = toy("Detector")
+    for other in ("none.jpg", "none-2.png"):
+        Image.new("RGB", (30, 20)).save(scene / other)
+    assert run("detect", name, "scene", "-o", "found")[0] == 0
+    made = sorted(path.name for path in Path("found").glob("*.png"))
+    assert made == ["none-2.png", "none-3.png", "none.png"]
+    assert [str(p) for p in numbered(map(PurePath, ["d/a.b", "a.b", "d/A.b", "d/a.b"]))] == [
+        str(PurePath(text)) for text in ("d/a.b", "a.b", "d/A-2.b", "d/a-3.b")
+    ]
+
+
+def test_an_option_may_be_set_as_a_keyword(
+    scene: Path, run: Run, toy: Callable[[str], str]
+) -> None:
+    code, out, _ = run("detect", toy("Detector"), "scene/deep", "-O", "threshold=0.95")
+    assert (code, out.count("bright")) == (0, 1)
+
+
+def test_a_keyword_without_annotation_is_read_as_the_interface_says() -> None:
+    class Plain:
+        def detect(self, images, *, threshold=0.4, own=None):
+            pass
+
+    entry = Entry(name="plain", interface="Detector", plugin="plain", status="ready", summary="")
+    read = split_settings({"threshold": "1", "own": "[1]"}, entry, Plain.detect)[1]
+    assert read == {"threshold": 1.0, "own": [1]}
+    with pytest.raises(OptionError, match="a number"):
+        split_settings({"threshold": "x"}, entry, Plain.detect)
 
 
 # --- qa -------------------------------------------------------------------------------------------
@@ -335,6 +389,8 @@ def test_classify_by_labels_of_ones_own(fitted: str, run: Run) -> None:
     Path("labels.txt").write_text("red dots\nblue, not red\n", "utf-8")
     code, out, _ = run("classify", fitted, photos, "--labels", "labels.txt", "-o", "u")
     assert (code, "blue, not red" in out) == (0, True)
+    many = ", ".join(f"a photo of {'a very ' * i}red dot" for i in range(60))
+    assert run("classify", fitted, photos, "--labels", many, "-o", "v", "--copy")[0] == 0
     Path("one.txt").write_text("red dots\n", "utf-8")
     for wrong in ("red", "a,,b", "a, a", "one.txt"):
         said(run("classify", fitted, "photos", "--labels", wrong, "-o", "t"), 2, "--labels", wrong)
@@ -348,8 +404,6 @@ def test_classify_needs_labels(run: Run, photos: Path, toy: Callable[[str], str]
 
 def test_a_contact_sheet_of_many(photos: Path, tmp_path: Path) -> None:
     """More photos than fit: the surest, and in the last line the least sure."""
-    from pathlib import PurePath
-
     from zoo.cli import classify
     from zoo.cli.inputs import Picture
 
@@ -513,12 +567,17 @@ def test_eval_of_super_resolution(run: Run, toy: Callable[[str], str], tmp_path:
 
 
 def test_eval_says_what_it_cannot_do(run: Run, toy: Callable[[str], str], tmp_path: Path) -> None:
-    said(run("eval", toy("Detector"), "x"), 1, "no common metrics for a Detector yet")
+    said(run("eval", toy("Detector"), "x"), 1, "no common metrics for the kind Detector yet")
     said(run("eval", "edge-sd-sr", "gone"), 1, "gone: there is no such file")
     with pytest.raises(NotReadyError, match="none of the six"):
         protocols.of(None)
     (tmp_path / "none").mkdir()
     said(run("eval", "edge-sd-sr", "none"), 2, "no picture")
+    for size in ((23, 40), (3, 3)):
+        Image.new("RGB", size).save(tmp_path / "none" / "small.png")
+        said(run("eval", "edge-sd-sr", "none"), 1, "small.png is ", "less than 24 pixels")
+    Image.new("RGB", (24, 27)).save(tmp_path / "none" / "small.png")
+    assert run("eval", "edge-sd-sr", "none")[0] == 0
 
 
 # --- outputs, before the work ---------------------------------------------------------------------

@@ -182,9 +182,10 @@ def test_a_map_belongs_to_its_encoder(base: Path, photos: Path, tmp_path: Path) 
 
 
 def test_what_is_no_checkpoint_is_refused(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}", "utf-8")
     with pytest.raises(WeightsError, match="open_clip_config"):
-        zoo.load("lfa", base=tmp_path / "empty", device="cpu").embed_texts(["x"])
+        zoo.load("lfa", base=tmp_path / "other", device="cpu").embed_texts(["x"])
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "open_clip_config.json").write_text("{}", "utf-8")
     weights = (base / "open_clip_model.safetensors").read_bytes()

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
@@ -107,8 +108,8 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def cli() -> None:
     """Published vision and language methods, each an installable plugin.
 
-    `zoo VERB --help` explains a verb. A MODEL is a name from `zoo list`, DIST:NAME, or a saved
-    folder such as ./my-model.
+    `zoo VERB --help` explains a verb. A MODEL is a name from `zoo list`, DIST:NAME, a saved folder
+    such as ./my-model, or the Hub id of a published model (ORG/NAME).
     """
 
 
@@ -156,10 +157,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             _say(str(error))
         elif (extra := _extra_with(error)) is not None:
             _say(f'{error}. Run: pip install "{extra}"')
+        elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+            # A name too long, a folder that may not be read: what was asked for, not a fault.
+            _say(f"{error.filename}: {error.strerror}. (--debug shows where)")
         else:
             text = " ".join(str(error).split())
             _say(
-                f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it)"
+                f"unexpected {type(error).__name__}: {text} (--debug shows where; please report it"
+                f"{_to_whom(error)})"
             )
         sys.exit(error.exit_code if isinstance(error, ZooError) else 1)
 
@@ -173,6 +178,21 @@ def _extra_with(error: Exception) -> str | None:
         return None
     found = extras_with(HOST, error.name.split(".")[0])
     return f"{HOST}[{found[0]}]" if found else None
+
+
+def _to_whom(error: Exception) -> str:
+    """`` to DIST``, where an error came out of a stranger's plugin; else nothing."""
+    from traceback import walk_tb
+
+    from ..registry import catalogue
+
+    with suppress(Exception):  # the error may be one of finding plugins
+        strangers = {p.package: p.distribution for p in catalogue().plugins if not p.first_party}
+        for frame, _ in walk_tb(error.__traceback__):
+            package = frame.f_globals.get("__name__", "").partition(".")[0]
+            if package in strangers:
+                return f" to {strangers[package]}"
+    return ""
 
 
 def _show_warning(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from ..entry import Entry
     from ..plugins import Plugin
 
+STATES = ("ready", "untrained", "planned", "blocked")
+"""In the order in which they are listed."""
+
 
 @click.command("list")
 @click.argument("pattern", default="*")
@@ -22,13 +28,17 @@ if TYPE_CHECKING:
 @click.option("--bases", is_flag=True, help="Show the bundled base models instead.")
 @json_option
 def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> None:
-    """Show the models that are known; PATTERN is a glob such as '*sd*'.
+    """Show the models that are known; PATTERN is a part of the name, or a glob such as '*-sr'.
 
     ready: loads. untrained: the code is there, the weights are yours to train. planned: not yet.
     """
     from fnmatch import fnmatchcase
 
     from ..interfaces import INTERFACES
+
+    wanted = pattern
+    if not set(pattern) & set("*?["):
+        pattern = f"*{pattern}*"
 
     if interface is not None and interface not in INTERFACES:
         raise click.BadParameter(f"{interface!r} is none of {', '.join(INTERFACES)}")
@@ -39,24 +49,22 @@ def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> No
         if as_json:
             return echo_json([{"name": b.name, "summary": b.summary} for b in found])
         return _columns([(b.name, b.summary) for b in found] or [("no bases", "")])
+
+    def state(entry: Entry) -> str:
+        return "blocked" if catalogue.blocked(entry) else entry.status
+
     entries = [
         entry
         for entry in catalogue.entries()
         if interface in (None, entry.interface) and fnmatchcase(entry.name, pattern)
     ]
+    entries.sort(key=lambda entry: STATES.index(state(entry)))
     if as_json:
         return echo_json([_public(entry) for entry in entries])
-    _columns(
-        [
-            (
-                _name(e, catalogue),
-                e.interface,
-                "blocked" if catalogue.blocked(e) else e.status,
-                e.summary,
-            )
-            for e in entries
-        ]
-    )
+    if not entries:
+        of = f" {interface}" if interface else ""
+        click.echo(f"no{of} model matches {wanted!r}; `zoo list` shows all.", err=True)
+    _columns([(_name(e, catalogue), e.interface, state(e), e.summary) for e in entries])
     faults = [p for p in catalogue.plugins if p.state in ("fault", "conflict")]
     if faults:
         count = "1 plugin has" if len(faults) == 1 else f"{len(faults)} plugins have"
@@ -68,16 +76,15 @@ def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> No
 @json_option
 def info(model: str, as_json: bool) -> None:
     """Show what MODEL is, its licence, its options and its files."""
-    from .. import about
-    from ..api import saved_in
+    from .. import about, api
     from ..errors import PluginError
 
-    found = saved_in(model)
+    found = api.saved_in(model)
     if found is not None and found.saved is not None:
         manifest = dict(found.saved.manifest)
         return echo_json(manifest) if as_json else _facts(manifest)
     catalogue = registry.catalogue()
-    entry = catalogue.entry(model)
+    entry = api.entry_of(model)
     facts = _public(entry)
     try:
         plugin = catalogue.owner(entry)
@@ -85,6 +92,7 @@ def info(model: str, as_json: bool) -> None:
         bundle = plugin.bundle(entry.name)
         there = bundle is not None and all((bundle / f.path).is_file() for f in entry.files)
         facts["bundled"] = bool(entry.files) and there
+        facts["keywords"] = _keywords(entry, plugin)
         card = plugin.card(entry.name)
         facts["limits"] = about.limits(card.read_text("utf-8")) if card and card.is_file() else ()
     except PluginError:
@@ -144,8 +152,22 @@ def _public(entry: Entry) -> dict[str, Any]:
     return facts
 
 
+def _keywords(entry: Entry, plugin: Plugin) -> dict[str, list[str]]:
+    """Verb -> what -O may set beside declared options, as the class's source has it."""
+    from ..interfaces import verbs
+    from ..signatures import keywords
+
+    if plugin.folder is None or entry.class_ is None:
+        return {}
+    found = {
+        verb: [str(k) for k in keywords(plugin.folder, entry.class_, verb)]
+        for verb in (*verbs(entry.interface), "export")
+    }
+    return {verb: names for verb, names in found.items() if names}
+
+
 def _facts(facts: dict[str, Any]) -> None:
-    width = max(len(key) for key in facts)
+    width = max(map(len, [*facts, *facts.get("keywords", ()), "train option"]))
     for key, value in facts.items():
         if value in (None, "", [], {}, ()):
             continue
@@ -170,14 +192,24 @@ def _facts(facts: dict[str, Any]) -> None:
                 click.echo(f"{'limit':{width}}  {_tame(limit)}")
         elif key == "card":
             continue  # for those who read the card
+        elif key == "keywords":
+            for verb, names in value.items():
+                for name in names:
+                    click.echo(f"{verb:{width}}  {name}")
         elif key == "commands":
             for name, command in value.items():
                 click.echo(f"{'command':{width}}  {name}: {command['help']}")
         elif isinstance(value, dict):
-            text = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
+            text = ", ".join(f"{k} {_brief(v)}" for k, v in value.items() if v is not None)
             click.echo(f"{key:{width}}  {text}")
         else:
             click.echo(f"{key:{width}}  {' '.join(str(value).split())}")
+
+
+def _brief(value: Any) -> str:
+    """A part of a config: a saved network's own would fill the screen; ``--json`` has all of it."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _option(option: Any) -> str:
@@ -195,9 +227,15 @@ def _tame(text: str) -> str:
 
 
 def _columns(rows: Any) -> None:
-    """Print rows in aligned columns; the last one is as long as it likes, on one line."""
+    """Print rows in aligned columns; on a terminal the last one is wrapped, else each row is one
+    line, for grep."""
     rows = [[_tame(" ".join(str(cell).split())) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     for row in rows:
-        line = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
-        click.echo(line.rstrip())
+        line = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        indent = sum(widths[:-1]) + 2 * len(widths[:-1])
+        wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else len(line)
+        if len(line) > wide and indent < wide // 2 + wide // 4:
+            parts = textwrap.wrap(row[-1], wide - indent)
+            line = f"\n{' ' * indent}".join([line[:indent] + parts[0], *parts[1:]])
+        click.echo(line)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import click
 
-from .inputs import Failures, Picture, pictures
+from .inputs import Failures, Picture, numbered, pictures
 from .options import PATH, echo_json
 from .verbs import Call, verb
 
@@ -98,7 +99,7 @@ def _labels(given: str | None) -> list[str]:
 
     if given is None:
         return []
-    if Path(given).is_file():
+    if os.path.isfile(given):  # noqa: PTH113 - Path's raises where many labels are a long name
         texts = [line.strip() for line in tables.lines(given, "--labels")]
     else:
         texts = [text.strip() for text in given.split(",")]
@@ -156,21 +157,19 @@ def _targets(
     found: Sequence[Picture], texts: Sequence[str], folder: Path
 ) -> Mapping[tuple[Path, str], Path]:
     """(photo, label) -> where its copy would go; photos of one name are numbered."""
-    names: dict[str, int] = {}
-    targets = {}
-    for picture in found:
-        path = picture.path
-        key = path.name.casefold()  # some file systems see no difference
-        names[key] = names.get(key, 0) + 1
-        number = f"-{names[key]}" if names[key] > 1 else ""
-        for text in texts:
-            targets[path, text] = folder / _safe(text) / f"{path.stem}{number}{path.suffix}"
-    return targets
+    names = numbered(PurePath(picture.path.name) for picture in found)
+    return {
+        (picture.path, text): folder / _safe(text) / name
+        for picture, name in zip(found, names, strict=True)
+        for text in texts
+    }
 
 
 def _safe(text: str) -> str:
-    """A label as the name of a folder: it cannot lead elsewhere."""
-    return re.sub(r"[^\w -]+", "_", text).strip(" _.") or "_"
+    """A label as the name of a folder: it cannot lead elsewhere, and is of a length that all file
+    systems take.
+    """
+    return re.sub(r"[^\w -]+", "_", text)[:60].strip(" _.") or "_"
 
 
 def _copied(source: Path, target: Path) -> None:

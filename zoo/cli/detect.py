@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .inputs import Failures, pictures
+from .inputs import Failures, numbered, pictures
 from .options import PATH, echo_json
 from .verbs import Call, verb
 
@@ -38,7 +38,8 @@ def detect(call: Call, inputs: tuple[str, ...], out: Path | None, threshold: flo
     from ..files import new_folder
 
     found = pictures(inputs)
-    targets = [out / picture.name.with_suffix(".png") if out else None for picture in found]
+    names = numbered(picture.name.with_suffix(".png") for picture in found)
+    targets = [out / name if out else None for name in names]
     if out:
         call.refuse_taken_files(out, [out / FILE, *filter(None, targets)])
     loaded: Detector = call.load()
@@ -47,7 +48,7 @@ def detect(call: Call, inputs: tuple[str, ...], out: Path | None, threshold: flo
         for picture, target in zip(found, targets, strict=True):
             with failures.of(picture.path):
                 image = images.read(picture.path, "RGB")
-                seen = loaded.detect(image, threshold=threshold, **call.keywords)
+                seen = loaded.detect(image, **{"threshold": threshold, **call.keywords})
                 if target:
                     with new_folder(target.parent):
                         images.save(drawn(image, seen), target, overwrite=call.force)

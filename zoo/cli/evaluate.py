@@ -56,12 +56,12 @@ def eval_(
     The other kinds follow with their first model. Example: zoo eval edge-sd-sr photos/
     """
     from .. import protocols
-    from ..api import entry_of, load, require_code
+    from ..api import entry_and_kind, load, require_code
     from ..errors import InputError
     from ..evaluation import evaluate
 
-    entry = entry_of(model)
-    protocols.of(entry.interface)  # before the model is loaded
+    entry, kind = entry_and_kind(model)
+    protocols.of(kind)  # before the model is loaded
     require_code(entry)
     if not data.exists():
         raise InputError(f"{data}: there is no such file or folder.")

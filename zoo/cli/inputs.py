@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -47,7 +47,32 @@ def pictures(inputs: Sequence[str]) -> list[Picture]:
     return list(found.values())
 
 
+def numbered(names: Iterable[PurePath]) -> list[PurePath]:
+    """The names in order, where one that comes again gets a number: ``a.png``, ``a-2.png``.
+
+    Capitals count as small letters: some file systems see no difference.
+    """
+    names = list(names)
+    taken = {str(name).casefold() for name in names}
+    used: dict[str, int] = {}  # name -> the last number
+    made = []
+    for name in names:
+        key, unique = str(name).casefold(), name
+        number = used.get(key, 0) + 1
+        while number > 1:
+            unique = name.with_stem(f"{name.stem}-{number}")
+            if str(unique).casefold() not in taken:
+                break
+            number += 1
+        used[key] = number
+        taken.add(str(unique).casefold())
+        made.append(unique)
+    return made
+
+
 def _expanded(text: str) -> list[Path]:
+    if not text:  # a variable that is not set; for a path it would be the current folder
+        raise InputError("an input is empty. Name a file or folder; . is the current one.")
     if Path(text).exists() or not glob.has_magic(text):
         return [Path(text)]
     # Path.glob takes no pattern that begins at the root

@@ -11,7 +11,7 @@ import sysconfig
 
 import click
 
-from .. import plugins, registry
+from .. import registry
 from ..errors import NotReadyError, UsageError
 from ..installed import normalised
 
@@ -39,15 +39,19 @@ def install(distributions: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("distribution", metavar="DIST")
 def uninstall(distribution: str) -> None:
-    """Remove the plugin distribution DIST with pip."""
+    """Remove the plugin distribution DIST with pip; its package's name will do too."""
+    strangers = [p for p in registry.catalogue().plugins if not p.first_party]
+    known = {p.distribution for p in strangers}
     name = normalised(distribution)
-    known = {p.distribution for p in registry.catalogue().plugins} - {plugins.HOST}
-    if name not in known:
-        have = ", ".join(sorted(known)) or "none"
-        raise UsageError(
-            f"{distribution!r} brings no third-party plugin (there are: {have}). "
-            "Other packages are pip's affair."
-        )
+    if name not in known:  # the name of a package, perhaps
+        owners = {p.distribution for p in strangers if normalised(p.package) == name}
+        if len(owners) != 1:
+            have = ", ".join(sorted(known)) or "none"
+            raise UsageError(
+                f"{distribution!r} brings no third-party plugin (there are: {have}). "
+                "Other packages are pip's affair."
+            )
+        (name,) = owners
     _pip("uninstall", "--yes", name)
 
 

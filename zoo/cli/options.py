@@ -12,6 +12,7 @@ import click
 
 from ..entry import NONE, WORDS, Entry, Option, near
 from ..errors import OptionError
+from ..interfaces import INTERFACES
 
 PATH = click.Path(path_type=Path)
 
@@ -55,7 +56,9 @@ def parse_bases(given: tuple[str, ...], entry: Entry) -> dict[str, str] | None:
         if not equals or name not in entry.bases:
             if equals and not name.startswith((".", "/", "~")) and "/" not in name:
                 known = ", ".join(entry.bases) or "none"
-                raise OptionError(f"--base {text}: {entry.name} has no base {name!r}: {known}.")
+                raise OptionError(
+                    f"--base {text}: {entry.name} has no base {name!r}. It has: {known}."
+                )
             name, value = next(iter(entry.bases), "base"), text
         if name in found:
             raise OptionError(f"--base: {name} is given twice, as {found[name]} and {value}.")
@@ -86,6 +89,8 @@ def split_settings(
     annotation. Raises OptionError for a name that is neither, or a value of another type.
     """
     declared = entry.options.get("load", {})
+    interface = INTERFACES[entry.interface]
+    promised = inspect.signature(getattr(interface, verb.__name__, verb)).parameters
     keywords = {
         name: parameter
         for name, parameter in inspect.signature(verb).parameters.items()
@@ -96,14 +101,16 @@ def split_settings(
         if key in declared:
             load[key] = value
         elif key in keywords:
-            call[key] = read_value(value, keywords[key])
+            own = keywords[key]  # where its annotation is left out, the interface's counts
+            bare = own.annotation is own.empty
+            call[key] = read_value(value, promised.get(key, own) if bare else own)
         else:
             known = [*declared, *keywords]
             hint = near(key, known)
             raise OptionError(
                 f"{entry.name} has no option {key!r}"
                 + (f"; did you mean {hint[0]!r}?" if hint else ".")
-                + f" It takes: {', '.join(known)}."
+                + f" It takes: {', '.join(known) or 'none'}."
             )
     return load, call
 

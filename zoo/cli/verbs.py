@@ -79,7 +79,7 @@ class Call:
 def verb(interface: str, method: str, does: str) -> Callable[[Callable[..., None]], click.Command]:
     """A command on MODEL of an interface; its body gets a ``Call``, then its own arguments.
 
-    ``method``: whose keywords ``-O`` may set. ``does``: "it does not ..." of another interface.
+    ``method``: whose keywords ``-O`` may set. ``does``: "it does not ..." of another kind.
     """
 
     def decorate(body: Callable[..., None]) -> click.Command:
@@ -94,12 +94,12 @@ def verb(interface: str, method: str, does: str) -> Callable[[Callable[..., None
             as_json: bool,
             **own: Any,
         ) -> None:
-            from ..api import entry_of, require_code
+            from ..api import entry_and_kind, require_code
             from ..errors import NotReadyError
 
-            entry = entry_of(model)
-            if entry.interface != interface:
-                raise NotReadyError(f"{entry.name} is a {entry.interface}; it does not {does}.")
+            entry, kind = entry_and_kind(model)
+            if kind != interface:
+                raise NotReadyError(f"{model} is of kind {kind}; it does not {does}.")
             require_code(entry)
             found: tuple[Mapping[str, str], Mapping[str, Any]] = {}, {}
             if settings:  # else the model's code is imported once the inputs have been looked at

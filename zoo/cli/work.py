@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .. import actions, api
+from .. import actions, api, hub
 from .options import (
     PATH,
     base_option,
@@ -108,13 +108,16 @@ def export(
 @json_option
 def pull(model: str, as_json: bool) -> None:
     """Bring MODEL's weights to this machine, each file checked against its hash."""
-    found = actions.pull(model)
+    saved = api.saved_in(model)  # a published one is fetched by this
+    found = hub.Located(saved.folder, saved.source) if saved else actions.pull(model)
     if as_json:
         return echo_json(
             {"folder": found.folder, "source": found.source, "revision": found.revision}
         )
     if found.folder is None:
         return click.echo(f"{model} has no files of its own; nothing to pull.")
+    if found.source == "folder":
+        return click.echo(f"{found.folder} is on this machine already.")
     click.echo(f"{found.folder} ({found.source}, verified)")
 
 
@@ -130,12 +133,16 @@ def verify(model: str, bases: tuple[str, ...], device: str, as_json: bool) -> No
     off = actions.verify(loaded)
     seconds = time.perf_counter() - started
     check = loaded.entry.check
-    assert check is not None  # actions.verify has said so otherwise
+    atol = check.atol if check else None
     if as_json:
-        return echo_json({"model": model, "deviation": off, "atol": check.atol, "seconds": seconds})
+        return echo_json({"model": model, "deviation": off, "atol": atol, "seconds": seconds})
+    if off is None:
+        if not loaded.entry.files:
+            return click.echo(f"{model} has no files of its own; nothing to verify.")
+        return click.echo(f"{model}: files match their hashes; it has no check input.")
     click.echo(
         f"{model}: files match their hashes; output within {off:.2g} of what it should be "
-        f"(allowed {check.atol:g}); weights from: {loaded.source}; {seconds:.1f} s"
+        f"(allowed {atol:g}); weights from: {loaded.source}; {seconds:.1f} s"
     )
 
 

@@ -63,7 +63,7 @@ class Measuring(Protocol):
 def of(interface: str | None) -> Measuring:
     """The module for an interface. Raises NotReadyError where there is none."""
     if interface is None or interface not in MODULES:
-        what = f"a {interface} yet" if interface else "what has none of the six interfaces"
+        what = f"the kind {interface} yet" if interface else "what has none of the six interfaces"
         raise NotReadyError(
             f"zoo has no common metrics for {what}. It has some for: {', '.join(MODULES)}."
         )

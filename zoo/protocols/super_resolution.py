@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NotReadyError, UsageError
+from ..errors import InputError, NotReadyError, UsageError
 from ..interfaces import Data
 from . import Measured
 
@@ -21,6 +21,8 @@ SCALE = 4
 HIGHER = {"PSNR-Y": True, "SSIM": True, "HaarPSI": True, "CPU-s/megapixel": False}
 EXACT = 100.0
 """PSNR in dB of a picture that is equal to the truth, as flat ones are: a mean has no infinity."""
+LEAST = 16 + 2 * SCALE
+"""Pixels a side of a picture that can be measured: HaarPSI's widest filter inside the border."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Item:
 def items(data: Path | None, most: int | None = None) -> list[Item]:
     """The pictures below a folder, else three photographs of scikit-image's.
 
-    Raises UsageError where the folder has none.
+    Raises UsageError where the folder has none, InputError for a picture that is too small.
     """
     from PIL import Image
 
@@ -59,6 +61,11 @@ def _item(name: str, image: Image.Image) -> Item:
     from PIL import Image
 
     width, height = (side // SCALE for side in image.size)
+    if min(width, height) * SCALE < LEAST:
+        raise InputError(
+            f"{name} is {image.width} x {image.height}, too small to measure. Leave out pictures "
+            f"of less than {LEAST} pixels a side."
+        )
     truth = image.crop((0, 0, width * SCALE, height * SCALE))
     # PIL's bicubic is antialiased, as published x4 tables want it
     return Item(name, truth, truth.resize((width, height), Image.Resampling.BICUBIC))

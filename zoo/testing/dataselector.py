@@ -85,7 +85,7 @@ class DataSelectorSuite(ModelSuite):
         return ready.weights, ready.select(k=5)
 
     def test_weights(self, ready: Any, task: SelectionTask) -> None:
-        """(N,) float32 in [0, 1]."""
+        """(N,) float32 in [0, 1]; where rows have ids, as many."""
         import numpy as np
 
         weights = ready.weights
@@ -94,6 +94,7 @@ class DataSelectorSuite(ModelSuite):
         assert np.isfinite(weights).all()
         assert weights.min() >= 0
         assert weights.max() <= 1
+        assert ready.ids is None or len(ready.ids) == len(weights)
 
     def test_what_is_useful_weighs_more(self, ready: Any, task: SelectionTask) -> None:
         """In the order of ``train``."""

@@ -1,4 +1,4 @@
-"""G-DISTS: DISTS on Gabor magnitudes instead of VGG features (YONOS-SR, 7.4). No weights.
+"""G-DISTS: DISTS on Gabor magnitudes instead of VGG features. No weights.
 
 DISTS (Ding, Ma, Wang, Simoncelli, TPAMI 2022) compares two pictures by the means and by the
 correlation of feature maps; taken in windows it forgives a texture that is the right one and

@@ -67,18 +67,22 @@ def cut(x: Tensor, scale: int, crop: int | None = None) -> Tensor:
 
 
 def find_sets(data: Path | None, quick: bool, scale: int) -> dict[str, list[Tensor]]:
-    """Name -> HR images (3,H,W) in [0,1] of each test set under ``data``."""
+    """Name -> HR images (3,H,W) in [0,1] of each test set under ``data``.
+
+    ``quick``: fewer, and of each the centre.
+    """
     if data is None:
         from skimage.data import astronaut
 
         picture = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
         return {"astronaut": [cut(picture, scale, 256 if quick else None)]}
     sets: dict[str, list[Tensor]] = {}
+    crop = 256 if quick else None
     for name in ("Set5", "BSD100"):
         for folder in (data / name.lower(), data / "sr-eval" / name.lower(), data):
             if folder.name == name.lower() and (files := _pngs(folder)):
                 few = quick and len(files) > 10
-                sets[name] = [read_hr(p, scale) for p in (files[::10] if few else files)]
+                sets[name] = [read_hr(p, scale, crop) for p in (files[::25] if few else files)]
                 break
     if below := photos_below(data):
         files = sorted(p for p in below.glob("*.jpg") if p.stem in HELD_OUT)

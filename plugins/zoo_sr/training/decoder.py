@@ -1,4 +1,4 @@
-"""Decoder fine-tuning on the latents that one step really gives (YONOS-SR, 2.4).
+"""Decoder fine-tuning on the latents that one step really gives (YONOS-SR, eq. 8).
 
 The denoiser is frozen; its one-step answer is a conditional mean, so smooth. The decoder learns to
 make the picture from *that*:   L = || x^ - x_h ||_1 + lambda * texture(x^, x_h).

@@ -15,7 +15,10 @@ from .recipe import Batch, Recipe
 
 
 def draw_t(batch: Batch) -> Tensor:
-    """t (B,): 1 with probability a half, for inference only meets t=1; else uniform (2.5)."""
+    """t (B,): 1 with probability a half, as inference meets t=1 only; else uniform.
+
+    YONOS-SR, eq. 5; Edge-SD-SR, eq. 7.
+    """
     u = batch.uniform()
     return torch.where(u < 0.5, torch.ones_like(u), 2 * (u - 0.5))
 
