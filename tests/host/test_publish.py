@@ -22,6 +22,8 @@ from zoo import bench
 from zoo.interfaces import Metric, Results
 from zoo.testing import LoopbackHub
 
+pytestmark = pytest.mark.slow
+
 MODEL = """
 import torch
 from PIL import Image
