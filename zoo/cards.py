@@ -8,7 +8,7 @@ prose too) from ``results.json``, which names the command that makes them again.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,10 @@ def render(
     entry: Entry,
     results: Mapping[str, Any] | None,
     prose: About = NO_PROSE,
-    *,
-    published: str | None = None,
 ) -> str:
     """The card's whole text.
 
     ``results``: the checked record of ``results.json``, or None. ``prose``: the author's Markdown.
-    ``published``: the Hub id of a model that no registry knows: what its users load it by.
     """
     from huggingface_hub import ModelCardData
 
@@ -82,7 +79,7 @@ def render(
         parts.append(prose.text)
     if card.picture and prose.caption:
         parts.append(f"![{prose.caption}]({card.picture})\n\n{prose.caption}")
-    parts += ["## Use", f"```python\n{usage(entry, published)}\n```"]
+    parts += ["## Use", f"```python\n{usage(entry)}\n```"]
     if entry.extra:
         parts.append(f"Needs `pip install '{entry.distribution}[{entry.extra}]'`.")
     if prose.limits:
@@ -93,11 +90,67 @@ def render(
     return "\n\n".join(parts) + "\n"
 
 
-def usage(entry: Entry, published: str | None = None) -> str:
+def render_saved(
+    entry: Entry,
+    manifest: Mapping[str, Any],
+    repo: str,
+    *,
+    license: str | None = None,
+    data: Sequence[str] = (),
+) -> str:
+    """The card of somebody's own saved model: what ``zoo.json`` knows, and what they said of it.
+
+    ``manifest``: the parsed ``zoo.json``. ``license``: the Hub's identifier of their licence.
+    ``data``: what it was trained on, in their words. The entry's own origin, licence, data, picture
+    and numbers are not this model's, so nothing of them is here.
+    """
+    from huggingface_hub import ModelCardData
+
+    interface = manifest["interface"]
+    bases = manifest["bases"]
+    hubs = [b["id"] for b in bases.values() if _HUB_ID.fullmatch(str(b.get("id", "")))]
+    info = ModelCardData(
+        license=license,
+        library_name="zoo",
+        pipeline_tag=PIPELINE_TAGS.get(interface) if interface else None,
+        base_model=hubs or None,
+        tags=["zoo", *filter(None, [interface, entry.method]), *_paper_tag(entry)],
+        model_name=repo,
+    )
+    kind = interface or manifest["kind"]
+    facts = [f"- Method: {entry.method or entry.name}, by zoo {manifest['zoo']}"]
+    facts += [f"- {name}: {_plain(str(value))}" for name, value in manifest["options"].items()]
+    facts += [f"- Base {name}: {_plain(str(base.get('id')))}" for name, base in bases.items()]
+    facts += [f"- {path}: {f['size']:,} bytes" for path, f in sorted(manifest["files"].items())]
+    use = f"\n{USE[interface]}" if interface else ""
+    parts = [
+        f"---\n{info.to_yaml()}\n---",
+        f"# {repo}",
+        f"A {kind} made with zoo's `{entry.name}` and saved by its user.",
+        "\n".join(facts),
+        f'## Use\n\n```python\nimport zoo\nmodel = zoo.load("{repo}"){use}\n```',
+    ]
+    if entry.extra:
+        parts.append(f"Needs `pip install '{entry.distribution}[{entry.extra}]'`.")
+    if data:
+        parts.append("## Training data\n\n" + "\n".join(f"- {_plain(d)}" for d in data))
+    if license:
+        parts.append(f"## Licence\n\n{_plain(license)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def usage(entry: Entry) -> str:
     """Three lines that use the model; a test runs them."""
-    own = f"./runs/{entry.name}/model" if entry.status == "untrained" else entry.name
-    what = published or own
-    return f'import zoo\nmodel = zoo.load("{what}")\n{USE[entry.interface]}'
+    what = f"./runs/{entry.name}/model" if entry.status == "untrained" else entry.name
+    needed = [n for n, b in entry.bases.items() if "build" in b.needed and b.default is None]
+    base = ""
+    if needed and entry.status != "untrained":  # what was trained holds what it needs of its base
+        base = (
+            ', base="org/model"'
+            if len(needed) == 1
+            else f", base={dict.fromkeys(needed, 'org/model')}"
+        )
+    return f'import zoo\nmodel = zoo.load("{what}"{base})\n{USE[entry.interface]}'
 
 
 def _first_line(entry: Entry) -> str:
@@ -116,7 +169,8 @@ def _training(entry: Entry) -> str:
             f"$ {train_command(entry)}\n```"
         )
     lines = [f"- {_plain(d.name)} ({_plain(d.license)})" for d in entry.card.data]
-    text = "\n".join(lines) if lines else "No training: the method has no weights of its own."
+    unsaid = "Not stated." if entry.files else "No training: the method has no weights of its own."
+    text = "\n".join(lines) if lines else unsaid
     if entry.card.training:
         text += f"\n\nTrained by:\n\n```console\n$ {entry.card.training}\n```"
     return text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import hashlib
 import json
+import re
 import shutil
 import tarfile
 import zipfile
@@ -12,11 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
+import zoo
 from tests import overlay
 from tests.overlay import Environment
-from zoo import plugins, spec
+from zoo import installed, plugins, spec
 
 FIRST = "edge-sd-sr"
 """The model of the README: it must be ready, and work from its bundle."""
@@ -106,6 +111,60 @@ def test_every_extra_of_a_model_exists() -> None:
     everything = set(overlay.extra_needs("all"))
     wanted = {need for entry in PRESENT.values() for need in overlay.extra_needs(entry.extra or "")}
     assert wanted <= everything
+
+
+def brought(*extras: str) -> set[str]:
+    """The names of the distributions that extras of ours ask for."""
+    return {
+        canonicalize_name(Requirement(need).name)
+        for extra in extras
+        for need in overlay.extra_needs(extra)
+    }
+
+
+def test_running_a_small_model_needs_torch_and_little_else() -> None:
+    assert brought("sr") == {"torch"}
+    for entry in PRESENT.values():
+        if entry.status == "ready":
+            assert brought(entry.extra or "") <= {
+                *("torch", "open-clip-torch"),  # raw images and texts
+                *("transformers", "accelerate"),  # language models
+            }, entry.name
+
+
+def test_an_error_names_an_extra_that_brings_what_is_missing() -> None:
+    extras = overlay.pyproject()["project"]["optional-dependencies"]
+    checked = 0
+    for path in sorted(p for f in ("zoo", "plugins") for p in (overlay.ROOT / f).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and "MissingDependency" in ast.unparse(node.func)):
+                continue
+            words = ast.unparse(node)
+            named = re.search(rf"{overlay.PROJECT}\[([\w-]+)\]", words)
+            package = re.search(r"name='(\w+)'", words)
+            if named and package:
+                assert named[1] in extras, words
+                wanted = installed.PACKAGES.get(package[1], package[1].replace("_", "-"))
+                assert wanted in brought(named[1]), words
+                checked += 1
+    assert checked >= 10
+
+
+def test_constraints_pin_all_that_is_asked_for() -> None:
+    lines = (overlay.ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = {
+        canonicalize_name(pin.name): pin.specifier
+        for pin in map(Requirement, (line for line in lines if not line.startswith("#")))
+    }
+    asked = [*overlay.pyproject()["project"]["dependencies"], *overlay.extra_needs("dev")]
+    for need in map(Requirement, asked):
+        (version,) = (spec.version for spec in pins[canonicalize_name(need.name)])
+        assert need.specifier.contains(version), need
+
+
+def test_the_version_has_one_source(wheel: Path) -> None:
+    assert "version" not in overlay.pyproject()["project"]
+    assert wheel.name.startswith(f"{overlay.PROJECT}-{zoo.__version__}-")
 
 
 def test_the_wheel_built_from_the_sdist_is_the_same(

@@ -22,6 +22,8 @@ from zoo import bench
 from zoo.interfaces import Metric, Results
 from zoo.testing import LoopbackHub
 
+pytestmark = pytest.mark.slow
+
 MODEL = """
 import torch
 from PIL import Image
@@ -236,8 +238,26 @@ def test_a_saved_folder_is_published_without_touching_a_registry(
     }  # notes.txt is not listed in zoo.json, so it stays here
     assert (project / "registry.yaml").read_text("utf-8") == before
 
-    # The card's own snippet, as somebody with the plugin and an empty cache runs it; the command.
+    # It claims nothing of the catalogue's origin, licence, training or picture.
     card = hub.files("me/mine")["README.md"].decode()
+    for claim in ("trained by", "variant", "License", "license:", "Training", "Independent", "!["):
+        assert claim not in card, claim
+    assert "saved by its user" in card
+    assert "licence or data" in done.stderr
+    told = zoo(hub, site, "publish", "./mine", "--to", "me/told", "--license", "mit",
+               "--trained-on", "my holiday photos (my own)")  # fmt: skip
+    assert (told.returncode, told.stderr) == (0, "")
+    said = hub.files("me/told")["README.md"].decode()
+    assert "license: mit" in said
+    assert "- my holiday photos (my own)" in said
+    wrong = zoo(hub, site, "publish", "./mine", "--to", "me/x", "--license", "nonsense")
+    assert wrong.returncode == 2
+    assert "expected one of the Hub's" in wrong.stderr
+    wrong = zoo(hub, site, "publish", "gain", "--to", "me/x", "--license", "mit")
+    assert wrong.returncode == 2
+    assert "are for a saved folder" in wrong.stderr
+
+    # The card's own snippet, as somebody with the plugin and an empty cache runs it; the command.
     (snippet,) = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
     assert 'zoo.load("me/mine")' in snippet
     Image.new("RGB", (4, 4), (200, 100, 0)).save(site.path / "small.png")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import api, registry
 from .. import plugins as finder
+from .. import registry
 from .options import echo_json, json_option, model_argument
 
 if TYPE_CHECKING:
@@ -76,11 +76,10 @@ def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> No
 @json_option
 def info(model: str, as_json: bool) -> None:
     """Show what MODEL is, its licence, its options and its files."""
-    from .. import about
-    from ..api import saved_in
+    from .. import about, api
     from ..errors import PluginError
 
-    found = saved_in(model)
+    found = api.saved_in(model)
     if found is not None and found.saved is not None:
         manifest = dict(found.saved.manifest)
         return echo_json(manifest) if as_json else _facts(manifest)
