@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -333,6 +334,94 @@ def test_a_plugin_holds_code_weights_and_its_page() -> None:
         and not allowed.fullmatch(path.relative_to(ROOT / "plugins").as_posix())
     ]
     assert stray == []
+
+
+# --- a plugin's page is the method's --------------------------------------------------------------
+
+PAGES = {"YONOS-SR": "zoo_yonos_sr", "Edge-SD-SR": "zoo_edge_sd_sr"}
+"""How a package of shared ground names the page of a method that is built on it."""
+METHODS = sorted({entry.plugin for entry in PRESENT.values() if entry.plugin})
+
+
+def page(package: str) -> str:
+    """The README of a plugin."""
+    return (ROOT / "plugins" / package / "README.md").read_text("utf-8")
+
+
+def equations(package: str) -> list[int]:
+    """The numbers of a page's equations, each of which starts a paragraph: **(1)**."""
+    return [int(n) for n in re.findall(r"^\*\*\((\d+)\)\*\*", page(package), re.MULTILINE)]
+
+
+def cited(text: str) -> Iterator[tuple[str, list[int]]]:
+    """The method named before ("" for none) and the numbers of "eq. 2, 3 and 7"."""
+    names = "|".join(PAGES)
+    pattern = rf"(?:({names}), )?\b[Ee]q\.\s+(\d+(?:(?:, | and | to )\d+)*)"
+    for found in re.finditer(pattern, text):
+        yield found[1] or "", [int(n) for n in re.findall(r"\d+", found[2])]
+
+
+def defined(path: Path) -> set[str]:
+    """Functions, classes and constants of a module, methods as Class.method."""
+    names: set[str] = set()
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names.update(prefix + t.id for t in targets if isinstance(t, ast.Name))
+
+    visit(ast.parse(path.read_text("utf-8")).body, "")
+    return names
+
+
+@pytest.mark.parametrize("package", METHODS)
+def test_a_page_numbers_its_equations_and_says_where_each_is(package: str) -> None:
+    numbers = equations(package)
+    assert numbers, f"plugins/{package}/README.md has no equation **(1)**"
+    assert numbers == [*range(1, len(numbers) + 1)]
+    folder, located, missing = ROOT / "plugins" / package, set(), []
+    for row in re.findall(r"^\| (\d[\d, to]*) \| (.*) \|$", page(package), re.MULTILINE):
+        references = re.findall(r"`([\w/]+\.py):([\w.]+)`", row[1])
+        for file, name in references:
+            path = folder / file if (folder / file).is_file() else folder.parent / file
+            if not path.is_file() or name not in defined(path):
+                missing.append(f"{file}:{name}")
+        if references:
+            first_last = re.findall(r"(\d+) to (\d+)", row[0])
+            located |= {int(n) for n in re.findall(r"\d+", row[0])}
+            located |= {n for a, b in first_last for n in range(int(a), int(b) + 1)}
+    assert missing == []
+    assert located == set(numbers)
+
+
+@pytest.mark.parametrize("package", PLUGINS)
+def test_every_equation_that_is_cited_is_on_the_page(package: str) -> None:
+    wrong = []
+    for path in [*sources(f"plugins/{package}"), ROOT / "plugins" / package / "README.md"]:
+        for method, numbers in cited(path.read_text("utf-8")):
+            owner = PAGES.get(method, package)
+            allowed = owner == package or package in SIBLINGS.get(owner, ())
+            if not allowed or not {*numbers} <= {*equations(owner)}:
+                wrong.append(f"{path.relative_to(ROOT)}: {method} eq. {numbers}")
+    assert wrong == []
+
+
+def test_no_comment_cites_what_is_not_here() -> None:
+    """Such as a section of notes that only their author has."""
+    elsewhere = re.compile(r"\b[Bb][r]iefs?\b|\b[Ss]ections? \d|(?<![\w.])\(\d\.\d(?:, \d\.\d)*\)")
+    wrong = []
+    for path in sources("zoo", "plugins", "tests"):
+        with path.open("rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                if token.type in (tokenize.COMMENT, tokenize.STRING):
+                    where = f"{path.relative_to(ROOT)}:{token.start[0]}"
+                    wrong += [f"{where}: {found}" for found in elsewhere.findall(token.string)]
+    assert wrong == []
 
 
 # --- everything that is named is there ------------------------------------------------------------
