@@ -58,6 +58,9 @@ class Column:
         """All values: numbers, texts, None where there is none."""
         if hasattr(self.data, "to_pylist"):
             return list(self.data.to_pylist())
+        if is_time(self.data):
+            # of nanoseconds numpy's own tolist makes whole numbers, which a date is not
+            return [None if v != v else v for v in self.data]
         if hasattr(self.data, "dtype") and hasattr(self.data, "tolist") and self.data.ndim == 1:
             return list(self.data.tolist())
         found = (
@@ -214,9 +217,16 @@ def _plain(value: Any) -> Any:
         return value
     if hasattr(value, "as_py"):
         return value.as_py()
+    if is_time(value):
+        return value
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     return value
+
+
+def is_time(value: Any) -> bool:
+    """Dates or spans of time of numpy."""
+    return getattr(getattr(value, "dtype", None), "kind", None) in ("m", "M")
 
 
 def is_number(value: Any) -> bool:

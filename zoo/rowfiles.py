@@ -12,7 +12,7 @@ from typing import Any
 
 from .columns import Column, Columns
 from .errors import InputError, MissingDependencyError, WeightsError
-from .frames import arrow, records, table
+from .frames import arrow, records, refuse_twice, table
 from .images import hidden, listed
 
 PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
@@ -44,7 +44,7 @@ def opened(path: Path, what: str) -> Any:
     if ending == ".safetensors":
         return _safetensors(path, what)
     if ending in (".parquet", ".arrow"):
-        return arrow(_arrow([path], what), path.parent)
+        return arrow(_arrow([path], what), what, path.parent)
     if ending in PICKLED:
         raise InputError(
             f"{what}: {path} may hold pickled code and is not opened. Save the array with np.save, "
@@ -239,6 +239,7 @@ def _arrow(files: Sequence[Path], what: str) -> Any:
     for file in files:
         try:
             if file.suffix.lower() == ".parquet":
+                refuse_twice(parquet.read_schema(file).names, f"{what}: {file}")
                 tables.append(parquet.read_table(file))
             else:
                 tables.append(_ipc(pyarrow, file))
@@ -272,7 +273,7 @@ def _folder(path: Path, what: str) -> Any:
         raise InputError(f"{what}: {path} holds several sets: {splits}. Pass one of these folders.")
     for ending in (".parquet", ".arrow"):
         if found := [p for p in files if p.is_file() and p.suffix.lower() == ending]:
-            return arrow(_arrow(found, what), path)
+            return arrow(_arrow(found, what), what, path)
     rows = [p for p in files if p.is_file() and p.suffix.lower() in (".jsonl", ".ndjson", ".csv")]
     about = [p for p in rows if p.stem == "metadata"]  # as ``datasets`` names it beside pictures
     if len(about) == 1:

@@ -26,6 +26,7 @@ Y = np.arange(8) % 2
 NAMES = ["cat" if y else "ant" for y in Y]
 FLAT = [{"a": float(x[0]), "b": float(x[1]), "c": float(x[2]), "label": n}
         for x, n in zip(X, NAMES, strict=True)]  # fmt: skip
+DATES = np.arange(8).astype("M8[ns]")
 VECTORS = [{"features": x.tolist(), "label": n} for x, n in zip(X, NAMES, strict=True)]
 
 
@@ -402,6 +403,24 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a text": (lambda: b"abc", "no length"),
     "half a character": (lambda: [("a\ud800", "x")], "surrogate"),
     "text and number labels": (lambda: (X, [1.5, *NAMES[1:]]), "some numbers"),
+    "text and whole labels": (lambda: (X, [1, *NAMES[1:]]), "some numbers"),
+    "an infinite label": (lambda: (X, [*(Y + 0.5)[:7], float("inf")]), "infinite in row 7"),
+    "dates": (lambda: DATES, "dates, not numbers"),
+    "dates alone": (lambda: {"t": DATES, "label": Y}, "the columns t, label: expected"),
+    "dates as labels": (lambda: (X, DATES), "label in row 0 is a datetime64"),
+    "dates as a column of labels": (lambda: {"x": X, "y": DATES}, "row 0 is a datetime64"),
+    "beyond int64": (lambda: np.full((2, 2), 2**63, np.uint64), "beyond int64"),
+    "a masked column": (lambda: {"a": np.ma.masked_array(Y, Y > 0), "y": Y}, "a: .*filled"),
+    "a sparse column": (lambda: {"x": torch.tensor(X).to_sparse(), "y": Y}, "x: .*to_dense"),
+    "a nested tensor": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "unbind",
+    ),
+    "a set as a column": (lambda: {"x": {1, 2}, "y": [0, 1]}, "x is a set"),
+    "a column without dimension": (lambda: {"x": X, "n": np.array(3)}, "n is a ndarray"),
+    "a pair cut short": (lambda: [("a", 0), ("b",)], "row 1 has no label"),
+    "no pair": (lambda: [("a", 0), None], "row 1 has no label"),
+    "no path": (lambda: "", "path is empty"),
     "an address": (lambda: "https://example.org/a.csv", "address"),
 }  # fmt: skip
 
@@ -411,6 +430,57 @@ def test_refusals_say_what_and_where(case: str) -> None:
     make, said = REFUSED[case]
     with pytest.raises(InputError, match=said):
         tables.read(make())
+
+
+def test_dates_beside_numbers_are_named_as_left_out() -> None:
+    for dates in (DATES, DATES - DATES[0]):
+        with pytest.warns(UserWarning, match="left out 1 column without numbers: t"):
+            found = tables.read({"t": dates, "a": Y, "label": NAMES})
+        assert found.columns == ("a",)
+
+
+def test_frames_as_inputs_beside_any_labels() -> None:
+    pandas = pytest.importorskip("pandas")
+    inputs = pandas.DataFrame(X, index=range(5, 13))
+    for labels in (NAMES, pandas.DataFrame({"name": NAMES}), pandas.Series(NAMES)):
+        found = tables.read((inputs, labels))
+        np.testing.assert_array_equal(found.rows(range(8)), X)
+        assert found.labels == NAMES
+    for labels, said in (
+        (pandas.Series([1, None] * 4, dtype="Int64"), "4 of 8 rows have no label: rows 1, 3"),
+        (pandas.Series(["a", None] * 4, dtype="string"), "4 of 8 rows have no label: rows 1, 3"),
+        (pandas.DataFrame({"a": Y, "b": Y}), "DataFrame of 2 columns"),
+    ):
+        with pytest.raises(InputError, match=said):
+            tables.read((inputs, labels))
+    with pytest.raises(InputError, match="a is null in row 1"):
+        tables.read((pandas.DataFrame({"a": pandas.array([1, None], "Int64")}), [0, 1]))
+
+
+def test_columns_that_are_series_go_by_place() -> None:
+    pandas = pytest.importorskip("pandas")
+    back = range(7, -1, -1)
+    columns = {"text": pandas.Series([*"abcdefgh"], back), "label": pandas.Series(NAMES, back)}
+    found = tables.read(columns)
+    assert (found.rows(range(8)), found.labels) == ([*"abcdefgh"], NAMES)
+
+
+def test_texts_of_an_array_are_texts(tmp_path: Path) -> None:
+    assert tables.read(np.array(NAMES)).kind == tables.read(NAMES).kind == "language"
+    np.save(tmp_path / "a.npy", np.array([(1.5, 0)], [("a", "f4"), ("label", "i8")]))
+    found = tables.read(tmp_path / "a.npy")
+    assert (found.columns, found.labels) == (("a",), [0])
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    found = pyarrow.Table.from_arrays([pyarrow.array([1])] * 3, ["a", "a", "y"])
+    parquet.write_table(found, tmp_path / "a.parquet")
+    for source in (found, tmp_path / "a.parquet"):
+        with pytest.raises(InputError, match="the column 'a' is there twice"):
+            tables.read(source)
 
 
 def test_containers_of_libraries_are_refused_in_words() -> None:
