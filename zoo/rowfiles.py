@@ -239,7 +239,8 @@ def _arrow(files: Sequence[Path], what: str) -> Any:
     for file in files:
         try:
             if file.suffix.lower() == ".parquet":
-                refuse_twice(parquet.read_schema(file).names, f"{what}: {file}")
+                with file.open("rb") as opened_file:
+                    refuse_twice(parquet.read_schema(opened_file).names, f"{what}: {file}")
                 tables.append(parquet.read_table(file))
             else:
                 tables.append(_ipc(pyarrow, file))

@@ -459,7 +459,7 @@ def test_frames_as_inputs_beside_any_labels() -> None:
 
 def test_columns_that_are_series_go_by_place() -> None:
     pandas = pytest.importorskip("pandas")
-    back = range(7, -1, -1)
+    back = range(15, 7, -1)
     columns = {"text": pandas.Series([*"abcdefgh"], back), "label": pandas.Series(NAMES, back)}
     found = tables.read(columns)
     assert (found.rows(range(8)), found.labels) == ([*"abcdefgh"], NAMES)
