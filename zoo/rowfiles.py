@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ ENDINGS = (
     ".arrow",
 )  # fmt: skip
 """Endings of files that hold rows."""
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 
 
 def opened(path: Path, what: str) -> Any:
@@ -121,17 +123,24 @@ def _json(path: Path, what: str) -> Any:
     if isinstance(found, list) and found and all(isinstance(row, list) for row in found):
         return found
     raise InputError(
-        f"{what}: {path}: expected a list of objects, one for each row, or an object of columns."
+        f"{what}: {path}: expected a list of objects, one for each row, or an object of columns. "
+        "Of pandas: df.to_json(path, orient='records')."
     )
 
 
 def _csv(path: Path, what: str) -> Any:
     text = _text(path, what)
-    head = text.split("\n", 1)[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+    head = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").split("\n", 1)[0])
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=head.count)
+    spaced = len(names := head.split(delimiter)) > 1 and all(n.startswith(" ") for n in names[1:])
     limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))  # texts may be long
     try:
-        reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True)
+        reader = csv.reader(
+            io.StringIO(text, newline="\n"),
+            delimiter=delimiter,
+            skipinitialspace=spaced,  # where the line of names has a space after each delimiter
+            strict=True,
+        )
         rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise InputError(f"{what}: {path}, line {reader.line_num}: {error}.") from None
@@ -145,8 +154,20 @@ def _csv(path: Path, what: str) -> Any:
             raise InputError(
                 f"{what}: {path}, line {number}: {len(row)} cells, the first line has {width}."
             )
-    if all(_number(cell) for cell in rows[0][1]):  # an array, as np.savetxt writes it
+    numbers = [cell.strip() for cell in rows[0][1] if _number(cell)]
+    if len(numbers) == width:  # an array, as np.savetxt writes it
+        if width > 1 and numbers == [*map(str, range(width))]:
+            start = ",".join(numbers[:3]) + ", ..." * (width > 3)
+            raise InputError(
+                f"{what}: {path} starts with {start}: names, as pandas writes them, or a "
+                "row? Name the columns (a,b,...), or use np.save."
+            )
         return _matrix(path, rows, what)
+    if parts := [n for n in numbers if not n.isdecimal()]:
+        raise InputError(
+            f"{what}: {path} starts with {parts[0]} among names: a row without a line of names "
+            "before it? Write the names of the columns in the first line."
+        )
     names = [name.strip() for name in rows[0][1]]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
@@ -280,6 +301,11 @@ def _folder(path: Path, what: str) -> Any:
     if len(about) == 1:
         return opened(about[0], what)
     classes = [p for p in files if p.is_dir()]
+    splits = [p.name for p in classes if p.name.lower() in _SPLITS]
+    if len(splits) > 1 and len(splits) == len(classes):
+        raise InputError(
+            f"{what}: {path} holds several sets: {', '.join(splits)}. Pass one of these folders."
+        )
     pictures = [(p, listed(p, below=True)) for p in classes]
     filled = [(p, found) for p, found in pictures if found]
     if not filled and len(rows) == 1:

@@ -340,6 +340,7 @@ def _of_columns(found: Columns, what: str, features: Any, label: str | None) -> 
     if made.label is not None:
         labels = _labels(columns[made.label].values(), columns[made.label].names, what)
     ids = columns[made.id].values() if made.id is not None else found.ids
+    ids = None if ids is not None and all(v is None for v in ids) else ids
     inputs: Any
     if made.kind == "custom":
         inputs = _Rows(found)

@@ -381,6 +381,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "text without a label": (lambda: [{"text": "a", "stars": 4}], r"Pass label='stars'"),
     "two labels": (lambda: [{"a": 1, "label": 1, "target": 1}], "columns label, target"),
     "no columns that are known": (lambda: [{"what": "?"}], "the columns what: expected"),
+    "two labels by capitals": (lambda: [{"a": 1, "Label": 1, "label": 1}], "Label, label"),
+    "rows of numbers beside numbers": (
+        lambda: {"arr_0": X, "arr_1": Y}, "arr_0 has rows of numbers, arr_1 one number",
+    ),
     "ragged": (lambda: [*VECTORS, {"features": [1.0], "label": "ant"}], "shapes.*row 0.*row 8"),
     "no vector": (lambda: [*VECTORS, {"features": None, "label": "ant"}], "null in row 8"),
     "no record": (lambda: [*FLAT, 3], "row 8 is a int"),
@@ -558,6 +562,12 @@ def test_text_is_split_at_newlines_only(tmp_path: Path, odd: str, encoding: str)
         ("a.csv", b"a,label\n1,x\n,y\n", "a is null in row 1"),
         ("a.csv", b'a,label\n"1,x\n', "a.csv, line"),
         ("a.csv", b"1,2\n3,x", "line 2: 'x' is no number"),
+        ("a.csv", b"0,1,2\n.5,.6,.7", "names, as pandas writes them, or a row"),
+        ("a.csv", b"1.5,2,cat\n3,4,dog", "starts with 1.5 among names"),
+        ("a.csv", b"a,b,label\n1,NA,0\n2,3,1", "b is null in row 0"),
+        ("a.csv", b"a,label\n1,0\n2,n/a", "1 of 2 rows have no label: row 1"),
+        ("a.csv", b"a;b;label\n1,5;2;0\n3;4;1", "a holds '1,5', a number with a comma"),
+        ("a.json", b'{"a": {"0": 1}}', "orient='records'"),
         ("a.pt", b"x", "pickled"),
         ("a.xlsx", b"x", "none of .csv"),
         ("a.npy", b"x", "no plain .npy"),
@@ -596,7 +606,11 @@ def test_delimiters_and_an_array_as_savetxt_writes_it(tmp_path: Path) -> None:
 
 def test_spaces_after_the_delimiter_and_long_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a, b, label\n1, 2, x\n3, 4, y\n")
-    assert tables.read(tmp_path / "a.csv").rows([1]).tolist() == [[3, 4]]
+    found = tables.read(tmp_path / "a.csv")
+    assert (found.rows([1]).tolist(), found.labels) == ([[3, 4]], ["x", "y"])
+    (tmp_path / "c.csv").write_text('text, label\n"a", x\n "b, c",  "y"\n')
+    found = tables.read(tmp_path / "c.csv")
+    assert (found.rows([0, 1]), found.labels) == (["a", "b, c"], ["x", "y"])
     (tmp_path / "b.csv").write_text(f"text,label\n{'a' * 200_000},x\n")
     assert len(tables.read(tmp_path / "b.csv")[0]) == 200_000
 
@@ -605,6 +619,19 @@ def test_numbers_in_a_column_of_texts_stay_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\n007,01\n1.50,02\n")
     found = tables.read(tmp_path / "a.csv")
     assert (found.rows([0, 1]), found.labels) == (["007", "1.50"], ["01", "02"])
+
+
+def test_delimiters_in_quotes_and_bars(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"te,xt";label\na;0\nb;1\n')
+    assert tables.read(tmp_path / "a.csv").labels == [0, 1]
+    (tmp_path / "b.csv").write_text("a|b|label\n1|2|x\n")
+    assert tables.read(tmp_path / "b.csv").columns == ("a", "b")
+
+
+def test_a_comma_at_the_end_of_each_line_is_no_id(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,label,\n1,0,\n3,1,\n")
+    found = tables.read(tmp_path / "a.csv")
+    assert (found.columns, found.ids) == (("a",), None)
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -632,6 +659,18 @@ def test_hidden_files_are_neither_classes_nor_pictures(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match=r"left out 1 of 3 files.*list.txt"),
     ):
         tables.read(tmp_path)
+
+
+def test_a_folder_of_sets_is_no_folder_of_classes(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("ant", "cat"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (4, 4)).save(tmp_path / split / name / "a.png")
+    with pytest.raises(InputError, match="several sets: test, train"):
+        tables.read(tmp_path)
+    assert tables.read(tmp_path / "train").classes == ("ant", "cat")
 
 
 def test_images_of_a_file_start_at_its_folder(tmp_path: Path) -> None:
