@@ -36,6 +36,9 @@ _INTEGER = re.compile(r"-?(0|[1-9]\d*)", re.A)
 _NUMBER = re.compile(
     r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I | re.A
 )  # 007 is a name
+_COMMA = re.compile(r"[-+]?\d+,\d+", re.A)
+_MISSING = {"na", "n/a", "#n/a", "null", "none"}
+"""How programs write in a column of numbers that there is none."""
 
 
 class Column:
@@ -58,6 +61,9 @@ class Column:
         """All values: numbers, texts, None where there is none."""
         if hasattr(self.data, "to_pylist"):
             return list(self.data.to_pylist())
+        if is_time(self.data):
+            # of nanoseconds numpy's own tolist makes whole numbers, which a date is not
+            return [None if v != v else v for v in self.data]
         if hasattr(self.data, "dtype") and hasattr(self.data, "tolist") and self.data.ndim == 1:
             return list(self.data.tolist())
         found = (
@@ -116,6 +122,8 @@ class Column:
         else:
             kinds = [is_number(v) for v in values]
         if not any(kinds):
+            if self.cells:
+                self._refuse_commas(values, name, what)
             return None
         if not all(kinds):
             self.require(values, name, what)
@@ -130,6 +138,17 @@ class Column:
             raise InputError(f"{what}: {name}: {error}.") from None
         self._require_finite(made, name, what)
         return made
+
+    @staticmethod
+    def _refuse_commas(values: Sequence[Any], name: str, what: str) -> None:
+        """InputError for a column that would be numbers if their commas were points."""
+        found = [v for v in values if v is not None]
+        commas = [v for v in found if _COMMA.fullmatch(v)]
+        if commas and all(_COMMA.fullmatch(v) or _NUMBER.fullmatch(v) for v in found):
+            raise InputError(
+                f"{what}: {name} holds {commas[0]!r}, a number with a comma. Write a point, "
+                "and nothing between thousands; or pass features= to choose other columns."
+            )
 
     @staticmethod
     def _require_finite(values: np.ndarray, name: str, what: str) -> None:
@@ -214,9 +233,16 @@ def _plain(value: Any) -> Any:
         return value
     if hasattr(value, "as_py"):
         return value.as_py()
+    if is_time(value):
+        return value
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     return value
+
+
+def is_time(value: Any) -> bool:
+    """Dates or spans of time of numpy."""
+    return getattr(getattr(value, "dtype", None), "kind", None) in ("m", "M")
 
 
 def is_number(value: Any) -> bool:
@@ -236,13 +262,16 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _parsed(cells: Sequence[str | None]) -> list[Any]:
-    """Texts of a CSV column: whole numbers or numbers where all are, else the texts."""
+    """Texts of a CSV column: whole numbers or numbers where all are, else the texts. ``NA`` and its
+    like among numbers are None."""
+    texts = [*cells]
+    cells = [None if c is None or c.strip().lower() in _MISSING else c for c in cells]
     found = [c.strip() for c in cells if c is not None]
     if found and all(_INTEGER.fullmatch(c) for c in found):
         return [None if c is None else int(c) for c in cells]
     if found and all(_NUMBER.fullmatch(c) for c in found):
         return [None if c is None else float(c) for c in cells]
-    return [*cells]
+    return texts
 
 
 def _of_arrow(data: Any, name: str, what: str) -> Any:
@@ -412,6 +441,11 @@ class _Decision:
         numeric = [n for n in self.free if columns[n].numbers(n, self.what) is not None]
         others = [n for n in self.free if n not in numeric]
         if numeric:
+            if rows := [n for n in others if self._is_vector(n)]:
+                raise InputError(
+                    f"{self.what}: {rows[0]} has rows of numbers, {_join(numeric)} one number in "
+                    "each row. Pass features= for the one or the others, and label=."
+                )
             notes = []
             if others:
                 notes.append(
@@ -475,7 +509,7 @@ class _Decision:
             )
 
     def _label(self) -> str | None:
-        found = [n for f in FIELDS["label"] if (n := self._same(f, self.names)) is not None]
+        found = [n for f in FIELDS["label"] for n in self.names if n.lower() == f]
         found = [n for n in found if n not in (self.chosen or ())]
         strong = [n for n in found if n.lower() != "y"]  # beside another label y is a coordinate
         if len(strong) > 1:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .columns import Column, Columns
+from .columns import Column, Columns, is_tensor
 from .errors import InputError
 
 
@@ -30,7 +30,9 @@ def records(rows: Sequence[Any], what: str, *, folder: Path | None = None) -> Co
 def table(found: Mapping[Any, Any], what: str, *, folder: Path | None = None) -> Columns:
     """Columns of a mapping of them; InputError where their lengths differ."""
     for name, values in found.items():
-        if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
+        refuse_holes(values, f"{what}: {name}")
+        no_rows = not (hasattr(values, "__len__") and hasattr(values, "__getitem__"))
+        if no_rows or isinstance(values, str | bytes | Mapping) or _is_scalar(values):
             raise InputError(
                 f"{what}: {name} is a {type(values).__name__}; expected a mapping of columns, "
                 "such as {'x': x, 'y': y}."
@@ -40,7 +42,40 @@ def table(found: Mapping[Any, Any], what: str, *, folder: Path | None = None) ->
         said = ", ".join(f"{name} {n}" for name, n in lengths.items())
         raise InputError(f"{what}: columns of different lengths: {said}.")
     count = next(iter(lengths.values()), 0)
-    return Columns({str(n): Column(v) for n, v in found.items()}, count, folder)
+    return Columns({str(n): Column(_listed(v)) for n, v in found.items()}, count, folder)
+
+
+def _is_scalar(values: Any) -> bool:
+    return getattr(values, "shape", None) == ()
+
+
+def _listed(values: Any) -> Any:
+    """A Series by position, whatever its index is called; anything else as it is."""
+    return plain_series(values) if hasattr(values, "iloc") else values
+
+
+def refuse_holes(value: Any, what: str) -> None:
+    """InputError for arrays and tensors that do not hold all of their values."""
+    layout = str(getattr(value, "layout", "torch.strided"))
+    nested = is_tensor(value) and getattr(value, "is_nested", False)
+    if nested or (is_tensor(value) and layout != "torch.strided"):
+        advice = "Pass its .unbind() as a list." if nested else "Use .to_dense()."
+        kind = "nested" if nested else "sparse"
+        raise InputError(f"{what}: a {kind} tensor; expected a dense one. {advice}")
+    if hasattr(value, "filled") and hasattr(value, "mask"):
+        raise InputError(f"{what}: an array with masked values. Use .filled(), or leave them out.")
+    if type(value).__module__.startswith("scipy.sparse"):
+        raise InputError(f"{what}: a sparse matrix; expected a dense array. Use .toarray().")
+
+
+def plain_series(series: Any) -> Any:
+    """The values of a Series: an array of numbers, or a list with None where there is none."""
+    if getattr(series.dtype, "kind", "O") in "biuf" and hasattr(series.dtype, "newbyteorder"):
+        return series.to_numpy()
+    # texts, objects, categories, and pandas' own numbers with room for nulls
+    missing = series.isna().tolist()
+    values = series.astype(object).tolist()
+    return [None if m else v for v, m in zip(values, missing, strict=True)]
 
 
 def of_pandas(source: Any, what: str) -> Columns:
@@ -48,24 +83,22 @@ def of_pandas(source: Any, what: str) -> Columns:
     if not hasattr(source, "columns"):
         raise InputError(f"{what}: a pandas {type(source).__name__}; expected a DataFrame.")
     names = [str(n) for n in source.columns]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(f"{what}: the column {twice[0]!r} is there twice.")
-    columns = {}
-    for i, name in enumerate(names):
-        series = source.iloc[:, i]
-        if getattr(series.dtype, "kind", "O") in "biuf" and hasattr(series.dtype, "newbyteorder"):
-            columns[name] = Column(series.to_numpy())
-        else:  # texts, objects, categories, and pandas' own numbers with room for nulls
-            missing = series.isna().tolist()
-            values = series.astype(object).tolist()
-            columns[name] = Column([None if m else v for v, m in zip(values, missing, strict=True)])
+    refuse_twice(names, what)
+    columns = {n: Column(plain_series(source.iloc[:, i])) for i, n in enumerate(names)}
     index = source.index
     counted = type(index).__name__ == "RangeIndex" and index.start == 0
     return Columns(columns, len(source), ids=None if counted else index.tolist())
 
 
-def arrow(found: Any, folder: Path | None = None) -> Columns:
+def refuse_twice(names: Sequence[str], what: str) -> None:
+    """InputError where two columns have one name."""
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise InputError(f"{what}: the column {twice[0]!r} is there twice. Give each its own name.")
+
+
+def arrow(found: Any, what: str, folder: Path | None = None) -> Columns:
     """Columns of a table of pyarrow; bytes stay where they are until a row is asked for."""
+    refuse_twice(found.column_names, what)
     metadata = found.schema.metadata or {}
     index = _metadata(metadata, b"pandas").get("index_columns", [])
     classes = _metadata(metadata, b"huggingface").get("info", {}).get("features", {})
@@ -93,7 +126,7 @@ def _metadata(found: Mapping[bytes, bytes], key: bytes) -> dict[str, Any]:
     return made if isinstance(made, dict) else {}
 
 
-def of_datasets(source: Any) -> Columns:
+def of_datasets(source: Any, what: str) -> Columns:
     """A ``datasets`` set, whatever its format; columns that a format chose are input alone."""
     chosen = source.format
     plain, about = source.with_format("arrow"), source.features
@@ -103,7 +136,7 @@ def of_datasets(source: Any) -> Columns:
         heavy = [n for n in source.column_names if type(about[n]).__name__ in ("Image", "Value")
                  and "binary" in str(whole.schema.field(n).type)]  # fmt: skip
         whole = plain.select_columns([n for n in source.column_names if n not in heavy])[:]
-    found = arrow(whole)
+    found = arrow(whole, what)
     for name in heavy:
         found.columns[name] = Column(_Cells(plain, name))
     found.columns = {

@@ -94,7 +94,8 @@ def size(path: str | Path) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=known) as picture:
-                turn = picture.getexif().get(0x0112, 1)
+                # Pillow tells the size of a TIFF upright already
+                turn = 1 if picture.format == "TIFF" else picture.getexif().get(0x0112, 1)
                 width, height = picture.size
     except Exception:  # rare enough to read it whole, which says what is wrong or mends it
         return read(path).size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from .columns import Column, Columns
 from .errors import InputError, MissingDependencyError, WeightsError
-from .frames import arrow, records, table
+from .frames import arrow, records, refuse_twice, table
 from .images import hidden, listed
 
 PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
@@ -21,6 +22,7 @@ ENDINGS = (
     ".arrow",
 )  # fmt: skip
 """Endings of files that hold rows."""
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 
 
 def opened(path: Path, what: str) -> Any:
@@ -44,7 +46,7 @@ def opened(path: Path, what: str) -> Any:
     if ending == ".safetensors":
         return _safetensors(path, what)
     if ending in (".parquet", ".arrow"):
-        return arrow(_arrow([path], what), path.parent)
+        return arrow(_arrow([path], what), what, path.parent)
     if ending in PICKLED:
         raise InputError(
             f"{what}: {path} may hold pickled code and is not opened. Save the array with np.save, "
@@ -121,17 +123,24 @@ def _json(path: Path, what: str) -> Any:
     if isinstance(found, list) and found and all(isinstance(row, list) for row in found):
         return found
     raise InputError(
-        f"{what}: {path}: expected a list of objects, one for each row, or an object of columns."
+        f"{what}: {path}: expected a list of objects, one for each row, or an object of columns. "
+        "Of pandas: df.to_json(path, orient='records')."
     )
 
 
 def _csv(path: Path, what: str) -> Any:
     text = _text(path, what)
-    head = text.split("\n", 1)[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
+    head = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").split("\n", 1)[0])
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=head.count)
+    spaced = len(names := head.split(delimiter)) > 1 and all(n.startswith(" ") for n in names[1:])
     limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))  # texts may be long
     try:
-        reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True)
+        reader = csv.reader(
+            io.StringIO(text, newline="\n"),
+            delimiter=delimiter,
+            skipinitialspace=spaced,  # where the line of names has a space after each delimiter
+            strict=True,
+        )
         rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise InputError(f"{what}: {path}, line {reader.line_num}: {error}.") from None
@@ -145,8 +154,20 @@ def _csv(path: Path, what: str) -> Any:
             raise InputError(
                 f"{what}: {path}, line {number}: {len(row)} cells, the first line has {width}."
             )
-    if all(_number(cell) for cell in rows[0][1]):  # an array, as np.savetxt writes it
+    numbers = [cell.strip() for cell in rows[0][1] if _number(cell)]
+    if len(numbers) == width:  # an array, as np.savetxt writes it
+        if width > 1 and numbers == [*map(str, range(width))]:
+            start = ",".join(numbers[:3]) + ", ..." * (width > 3)
+            raise InputError(
+                f"{what}: {path} starts with {start}: names, as pandas writes them, or a "
+                "row? Name the columns (a,b,...), or use np.save."
+            )
         return _matrix(path, rows, what)
+    if parts := [n for n in numbers if not n.isdecimal()]:
+        raise InputError(
+            f"{what}: {path} starts with {parts[0]} among names: a row without a line of names "
+            "before it? Write the names of the columns in the first line."
+        )
     names = [name.strip() for name in rows[0][1]]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
@@ -239,6 +260,8 @@ def _arrow(files: Sequence[Path], what: str) -> Any:
     for file in files:
         try:
             if file.suffix.lower() == ".parquet":
+                with file.open("rb") as opened_file:
+                    refuse_twice(parquet.read_schema(opened_file).names, f"{what}: {file}")
                 tables.append(parquet.read_table(file))
             else:
                 tables.append(_ipc(pyarrow, file))
@@ -272,12 +295,17 @@ def _folder(path: Path, what: str) -> Any:
         raise InputError(f"{what}: {path} holds several sets: {splits}. Pass one of these folders.")
     for ending in (".parquet", ".arrow"):
         if found := [p for p in files if p.is_file() and p.suffix.lower() == ending]:
-            return arrow(_arrow(found, what), path)
+            return arrow(_arrow(found, what), what, path)
     rows = [p for p in files if p.is_file() and p.suffix.lower() in (".jsonl", ".ndjson", ".csv")]
     about = [p for p in rows if p.stem == "metadata"]  # as ``datasets`` names it beside pictures
     if len(about) == 1:
         return opened(about[0], what)
     classes = [p for p in files if p.is_dir()]
+    splits = [p.name for p in classes if p.name.lower() in _SPLITS]
+    if len(splits) > 1 and len(splits) == len(classes):
+        raise InputError(
+            f"{what}: {path} holds several sets: {', '.join(splits)}. Pass one of these folders."
+        )
     pictures = [(p, listed(p, below=True)) for p in classes]
     filled = [(p, found) for p, found in pictures if found]
     if not filled and len(rows) == 1:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from .columns import (
     is_number,
     is_picture,
     is_tensor,
+    is_time,
     kind_of,
     listed,
     names_picture,
@@ -162,6 +164,8 @@ def read(
     if isinstance(source, Table):
         return dataclasses.replace(source, what=what)
     found = _opened(source, what)
+    if getattr(getattr(found, "dtype", None), "names", None) or is_time(found):  # of a file
+        found = _opened(found, what)
     if getattr(found, "shape", None) == () or not len(found):
         raise InputError(f"{what} is empty: there are no examples in it.")
     if isinstance(found, Columns):
@@ -210,7 +214,7 @@ def array(value: Any, what: str) -> Any:
             return None
         found = rowfiles.opened(path, what)
         return None if isinstance(found, Columns) else array(found, what)
-    _refuse_holes(value, what)
+    frames.refuse_holes(value, what)
     if isinstance(value, np.ndarray):
         if value.dtype.names:
             return None
@@ -237,10 +241,12 @@ def _opened(source: Any, what: str) -> Any:
     """``Columns``, a ``Table``, an array, or anything with rows by index."""
     if isinstance(source, str | Path):
         path = Path(source)
+        if not str(source):
+            raise InputError(f"{what}: the path is empty. Pass a file or folder.")
         if not path.exists() and str(source).startswith(("http:", "https:")):
             raise InputError(f"{what}: {source} is an address; download it and pass its path.")
         return rowfiles.opened(path, what)
-    _refuse_holes(source, what)
+    frames.refuse_holes(source, what)
     if not hasattr(source, "__len__") or isinstance(source, bytes | type):
         raise InputError(
             f"{what}: {type(source).__name__} has no length or no rows by index, which weights for "
@@ -256,17 +262,19 @@ def _opened(source: Any, what: str) -> Any:
     if hasattr(source, "column_names") and hasattr(source, "with_format"):
         if source.format["type"] == "custom":  # a transform of the user's: rows as they come
             return source
-        return frames.of_datasets(source)
+        return frames.of_datasets(source, what)
     if isinstance(source, Mapping):
         return frames.table(source, what)
     if type(source).__module__.split(".")[0] == "pandas":
         return frames.of_pandas(source, what)
     if hasattr(source, "column_names") and hasattr(source, "to_pylist"):
-        return frames.arrow(source)
+        return frames.arrow(source, what)
     if hasattr(source, "to_arrow") and hasattr(source, "columns"):  # polars
-        return frames.arrow(source.to_arrow())
+        return frames.arrow(source.to_arrow(), what)
     if getattr(getattr(source, "dtype", None), "names", None):  # a structured array
         return frames.table({n: source[n] for n in source.dtype.names}, what)
+    if is_time(source):
+        raise InputError(f"{what}: dates, not numbers ({source.dtype}). Use .astype(np.float64).")
     if (pair := _pair(source)) is not None:
         return _of_pair(*pair, what)
     if not hasattr(source, "__getitem__"):
@@ -280,16 +288,6 @@ def _opened(source: Any, what: str) -> Any:
     ):
         return frames.records(source, what)
     return source
-
-
-def _refuse_holes(value: Any, what: str) -> None:
-    layout = str(getattr(value, "layout", "torch.strided"))
-    if is_tensor(value) and layout != "torch.strided":
-        raise InputError(f"{what}: a sparse tensor; expected a dense one. Use .to_dense().")
-    if hasattr(value, "filled") and hasattr(value, "mask"):
-        raise InputError(f"{what}: an array with masked values. Use .filled(), or leave them out.")
-    if type(value).__module__.startswith("scipy.sparse"):
-        raise InputError(f"{what}: a sparse matrix; expected a dense array. Use .toarray().")
 
 
 def _has_tensors(row: Mapping[Any, Any]) -> bool:
@@ -342,6 +340,7 @@ def _of_columns(found: Columns, what: str, features: Any, label: str | None) -> 
     if made.label is not None:
         labels = _labels(columns[made.label].values(), columns[made.label].names, what)
     ids = columns[made.id].values() if made.id is not None else found.ids
+    ids = None if ids is not None and all(v is None for v in ids) else ids
     inputs: Any
     if made.kind == "custom":
         inputs = _Rows(found)
@@ -467,14 +466,16 @@ def _pair(source: Any) -> tuple[Any, Any] | None:
     columns = all(hasattr(part, "shape") or hasattr(part, "tolist") for part in source)
     if isinstance(source, list):
         return (x, y) if columns and x.ndim >= 2 and y.ndim == 1 and len(x) == len(y) else None
-    columns = columns or all(isinstance(p, list) or hasattr(p, "tolist") for p in source)
+    columns = columns or all(
+        isinstance(p, list) or hasattr(p, "tolist") or hasattr(p, "iloc") for p in source
+    )
     scalar = any(getattr(part, "ndim", 1) == 0 for part in source)
     return (x, y) if columns and not scalar else None
 
 
 def _of_pair(x: Any, y: Any, what: str) -> Table:
     for part in (x, y):
-        _refuse_holes(part, what)
+        frames.refuse_holes(part, what)
     if len(x) != len(y):
         raise InputError(f"{what}: {len(x)} inputs and {len(y)} labels.")
     if not len(x):
@@ -494,11 +495,19 @@ def _of_pair(x: Any, y: Any, what: str) -> Table:
 
 
 def _labels_of(y: Any, what: str) -> dict[str, Any]:
+    if hasattr(y, "iloc"):
+        if hasattr(y, "columns"):
+            if len(y.columns) != 1:
+                raise InputError(
+                    f"{what}: the labels are a DataFrame of {len(y.columns)} columns; expected "
+                    "one. Pass one column: y['name']."
+                )
+            y = y.iloc[:, 0]
+        y = frames.plain_series(y)
     values = as_numpy(y)
     if getattr(values, "ndim", 1) > 1:
         return {}
-    values = values.tolist() if hasattr(values, "tolist") else [*values]
-    return _labels(values, (), what)
+    return _labels(Column(values).values(), (), what)
 
 
 def _of_inputs(x: Any, what: str, **known: Any) -> Table:
@@ -540,6 +549,8 @@ def _unnamed(source: Any, what: str) -> Table:
     numbers = array(source, what) if not _is_rows_of_pairs(source) else None
     if numbers is not None:
         return _of_inputs(numbers, what)
+    if getattr(getattr(source, "dtype", None), "kind", None) in ("U", "T") and source.ndim == 1:
+        source = source.tolist()
     first = source[0]
     if isinstance(source, list | tuple):
         source = [*source]
@@ -557,13 +568,26 @@ def _unnamed(source: Any, what: str) -> Table:
     labels = getattr(source, "targets", None)
     if isinstance(first, list | tuple) and len(first) >= 2:
         if labels is None or not _agree(source, labels):
-            labels = [source[i][1] for i in range(len(source))]
+            labels = _seconds(source, what)
         known = _labels(labels, (), what) if _are_labels(labels) else {}
         if len(first) > 2 or not known:
             return Table("custom", what, source, origin=source, **known)
         x = [row[0] for row in source] if isinstance(source, list) else _Part(source, 0)
         return _of_inputs(x, what, origin=source, **known)
     return Table("custom", what, source, origin=source)
+
+
+def _seconds(source: Any, what: str) -> list[Any]:
+    """What each row has in its second place."""
+    found = []
+    for i in range(len(source)):
+        try:
+            found.append(source[i][1])
+        except (IndexError, TypeError, KeyError):
+            raise InputError(
+                f"{what}: row {i} has no label, the first has: expected (x, y) in each row."
+            ) from None
+    return found
 
 
 def _is_rows_of_pairs(source: Any) -> bool:
@@ -620,6 +644,8 @@ def _agree(source: Any, targets: Any) -> bool:
 
 
 def _scalar(value: Any) -> Any:
+    if is_time(value):
+        return value
     if getattr(value, "ndim", None) == 0 or (hasattr(value, "item") and not hasattr(value, "ndim")):
         return value.item()
     return value
@@ -660,9 +686,13 @@ def _labels(given: Sequence[Any], names: Sequence[str], what: str) -> dict[str, 
         codes = np.asarray(labels, dtype=np.int64)
         return {"labels": [names[c] for c in labels], "codes": codes, "values": tuple(names),
                 "declared": True}  # fmt: skip
+    if len({isinstance(v, str) for v in labels}) > 1:
+        raise InputError(f"{what}: some labels are texts, some numbers. Make them all alike.")
     if any(isinstance(v, float) for v in labels):
-        if any(isinstance(v, str) for v in labels):
-            raise InputError(f"{what}: some labels are texts, some numbers. Make them all alike.")
+        if endless := [i for i, v in enumerate(labels) if v in (math.inf, -math.inf)]:
+            raise InputError(
+                f"{what}: the label is infinite in {listed(endless)}. Leave these rows out."
+            )
         if not all(float(v).is_integer() for v in labels):
             return {"labels": labels}
     classes = [int(v) if isinstance(v, float) else v for v in labels]
@@ -767,9 +797,11 @@ def _native(found: np.ndarray) -> np.ndarray:
 
 
 def _require_finite(found: np.ndarray, what: str) -> None:
-    """InputError that names the rows with NaN, infinity or what float32 cannot hold."""
+    """InputError that names the rows with NaN, infinity or what ``_native`` cannot hold."""
     import numpy as np
 
+    if found.dtype == np.uint64 and found.size and found.max() > np.iinfo(np.int64).max:
+        raise InputError(f"{what}: {found.max()} is beyond int64. Use .astype(np.float32).")
     if found.dtype.kind != "f":
         return
     wrong: list[int] = []

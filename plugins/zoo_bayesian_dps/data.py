@@ -45,6 +45,12 @@ def _plain(values: Sequence[Any], what: str, noun: str) -> list[Any]:
             f"{what}: {len(missing)} rows have no {noun}, the first are {missing[:8]}. "
             "Fill them in or leave these rows out."
         )
+    for i, value in enumerate(plain):
+        if not isinstance(value, str | int | float):
+            raise InputError(
+                f"{what}: the {noun} in row {i} is a {type(value).__name__}; expected a text or a "
+                "number."
+            )
     return plain
 
 

@@ -21,13 +21,20 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from zoo.errors import InputError, NotReadyError, OptionError, WeightsError
+from zoo.errors import (
+    InputError,
+    NotReadyError,
+    OptionError,
+    OutputError,
+    WeightsError,
+    ZooError,
+)
 from zoo.hookspecs import BuildRequest
 from zoo.interfaces import DataSelector
 from zoo.isolation import learning
 from zoo.progress import track, whole_steps
 from zoo.tables import Table, matched, read
-from zoo.weights import load_module, load_tensors, save_tensors
+from zoo.weights import check_target, load_module, load_tensors, save_tensors
 
 from . import report as reports
 from . import tasks
@@ -224,6 +231,10 @@ class BayesianDPS(DataSelector):
             )
             check_classes(rows, wanted)
         notes = list(dict.fromkeys(str(w.message) for w in heard))
+        if sources is not None and (
+            isinstance(sources, str | bytes) or not hasattr(sources, "__len__")
+        ):
+            raise OptionError(f"sources={sources!r:.60}: expected one for each training example.")
         given = rows.sources if sources is None else sources
         origin, target_origin, origins = numbered(given, wanted.sources, "source")
         if origin is not None and len(origin) != len(rows):
@@ -339,6 +350,8 @@ class BayesianDPS(DataSelector):
         if not isinstance(checkpoint, str | Path | None):
             raise OptionError(f"checkpoint={checkpoint!r}: expected the path of a file.")
         file = Path(checkpoint) if checkpoint is not None else None
+        if file is not None and not resume:
+            _refuse_taken(file)
         facts = {"train": both.train.digest(), "target": both.target.digest(), "n": len(both.train),
                  "recipe": {k: getattr(recipe, k) for k in Recipe.__dataclass_fields__},
                  "plan": [plan.steps, plan.batch, plan.target_batch, plan.seed]}  # fmt: skip
@@ -667,6 +680,23 @@ def _keep(joint: Joint, file: Path, facts: Mapping[str, Any], history: list[Any]
     if joint.device.type == "cuda":
         tensors["cuda"] = torch.cuda.get_rng_state(joint.device)
     save_tensors(file, tensors)
+
+
+def _refuse_taken(file: Path) -> None:
+    """OutputError, before the work, where a checkpoint cannot be written or would replace what is
+    no checkpoint."""
+    check_target(file, overwrite=True)
+    if not file.is_file() or file.stat().st_size == 0:
+        return
+    try:
+        ours = "facts" in load_tensors(file)
+    except ZooError:
+        ours = False
+    if not ours:
+        raise OutputError(
+            f"checkpoint={str(file)!r} is there and is no checkpoint of this method, so it is not "
+            "replaced. Choose another name."
+        )
 
 
 def _bytes(text: bytes) -> Tensor:

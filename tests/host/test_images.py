@@ -446,8 +446,9 @@ def test_the_size_of_a_file(tmp_path: Path) -> None:
     exif = Image.Exif()
     for orientation, size in ((1, (9, 5)), (3, (9, 5)), (6, (5, 9)), (8, (5, 9))):
         exif[0x0112] = orientation
-        Image.new("RGB", (9, 5)).save(tmp_path / "a.jpg", exif=exif)
-        assert images.size(tmp_path / "a.jpg") == size == images.read(tmp_path / "a.jpg").size
+        for name in ("a.jpg", "a.png", "a.webp", "a.tif"):
+            Image.new("RGB", (9, 5)).save(tmp_path / name, exif=exif)
+            assert images.size(tmp_path / name) == size == images.read(tmp_path / name).size
     (tmp_path / "b.png").write_bytes(b"no picture")
     for wrong in (tmp_path / "b.png", tmp_path / "none.png", tmp_path):
         with pytest.raises(InputError):

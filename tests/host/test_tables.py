@@ -26,6 +26,7 @@ Y = np.arange(8) % 2
 NAMES = ["cat" if y else "ant" for y in Y]
 FLAT = [{"a": float(x[0]), "b": float(x[1]), "c": float(x[2]), "label": n}
         for x, n in zip(X, NAMES, strict=True)]  # fmt: skip
+DATES = np.arange(8).astype("M8[ns]")
 VECTORS = [{"features": x.tolist(), "label": n} for x, n in zip(X, NAMES, strict=True)]
 
 
@@ -380,6 +381,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "text without a label": (lambda: [{"text": "a", "stars": 4}], r"Pass label='stars'"),
     "two labels": (lambda: [{"a": 1, "label": 1, "target": 1}], "columns label, target"),
     "no columns that are known": (lambda: [{"what": "?"}], "the columns what: expected"),
+    "two labels by capitals": (lambda: [{"a": 1, "Label": 1, "label": 1}], "Label, label"),
+    "rows of numbers beside numbers": (
+        lambda: {"arr_0": X, "arr_1": Y}, "arr_0 has rows of numbers, arr_1 one number",
+    ),
     "ragged": (lambda: [*VECTORS, {"features": [1.0], "label": "ant"}], "shapes.*row 0.*row 8"),
     "no vector": (lambda: [*VECTORS, {"features": None, "label": "ant"}], "null in row 8"),
     "no record": (lambda: [*FLAT, 3], "row 8 is a int"),
@@ -402,6 +407,24 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a text": (lambda: b"abc", "no length"),
     "half a character": (lambda: [("a\ud800", "x")], "surrogate"),
     "text and number labels": (lambda: (X, [1.5, *NAMES[1:]]), "some numbers"),
+    "text and whole labels": (lambda: (X, [1, *NAMES[1:]]), "some numbers"),
+    "an infinite label": (lambda: (X, [*(Y + 0.5)[:7], float("inf")]), "infinite in row 7"),
+    "dates": (lambda: DATES, "dates, not numbers"),
+    "dates alone": (lambda: {"t": DATES, "label": Y}, "the columns t, label: expected"),
+    "dates as labels": (lambda: (X, DATES), "label in row 0 is a datetime64"),
+    "dates as a column of labels": (lambda: {"x": X, "y": DATES}, "row 0 is a datetime64"),
+    "beyond int64": (lambda: np.full((2, 2), 2**63, np.uint64), "beyond int64"),
+    "a masked column": (lambda: {"a": np.ma.masked_array(Y, Y > 0), "y": Y}, "a: .*filled"),
+    "a sparse column": (lambda: {"x": torch.tensor(X).to_sparse(), "y": Y}, "x: .*to_dense"),
+    "a nested tensor": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "unbind",
+    ),
+    "a set as a column": (lambda: {"x": {1, 2}, "y": [0, 1]}, "x is a set"),
+    "a column without dimension": (lambda: {"x": X, "n": np.array(3)}, "n is a ndarray"),
+    "a pair cut short": (lambda: [("a", 0), ("b",)], "row 1 has no label"),
+    "no pair": (lambda: [("a", 0), None], "row 1 has no label"),
+    "no path": (lambda: "", "path is empty"),
     "an address": (lambda: "https://example.org/a.csv", "address"),
 }  # fmt: skip
 
@@ -411,6 +434,57 @@ def test_refusals_say_what_and_where(case: str) -> None:
     make, said = REFUSED[case]
     with pytest.raises(InputError, match=said):
         tables.read(make())
+
+
+def test_dates_beside_numbers_are_named_as_left_out() -> None:
+    for dates in (DATES, DATES - DATES[0]):
+        with pytest.warns(UserWarning, match="left out 1 column without numbers: t"):
+            found = tables.read({"t": dates, "a": Y, "label": NAMES})
+        assert found.columns == ("a",)
+
+
+def test_frames_as_inputs_beside_any_labels() -> None:
+    pandas = pytest.importorskip("pandas")
+    inputs = pandas.DataFrame(X, index=range(5, 13))
+    for labels in (NAMES, pandas.DataFrame({"name": NAMES}), pandas.Series(NAMES)):
+        found = tables.read((inputs, labels))
+        np.testing.assert_array_equal(found.rows(range(8)), X)
+        assert found.labels == NAMES
+    for labels, said in (
+        (pandas.Series([1, None] * 4, dtype="Int64"), "4 of 8 rows have no label: rows 1, 3"),
+        (pandas.Series(["a", None] * 4, dtype="string"), "4 of 8 rows have no label: rows 1, 3"),
+        (pandas.DataFrame({"a": Y, "b": Y}), "DataFrame of 2 columns"),
+    ):
+        with pytest.raises(InputError, match=said):
+            tables.read((inputs, labels))
+    with pytest.raises(InputError, match="a is null in row 1"):
+        tables.read((pandas.DataFrame({"a": pandas.array([1, None], "Int64")}), [0, 1]))
+
+
+def test_columns_that_are_series_go_by_place() -> None:
+    pandas = pytest.importorskip("pandas")
+    back = range(15, 7, -1)
+    columns = {"text": pandas.Series([*"abcdefgh"], back), "label": pandas.Series(NAMES, back)}
+    found = tables.read(columns)
+    assert (found.rows(range(8)), found.labels) == ([*"abcdefgh"], NAMES)
+
+
+def test_texts_of_an_array_are_texts(tmp_path: Path) -> None:
+    assert tables.read(np.array(NAMES)).kind == tables.read(NAMES).kind == "language"
+    np.save(tmp_path / "a.npy", np.array([(1.5, 0)], [("a", "f4"), ("label", "i8")]))
+    found = tables.read(tmp_path / "a.npy")
+    assert (found.columns, found.labels) == (("a",), [0])
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    found = pyarrow.Table.from_arrays([pyarrow.array([1])] * 3, ["a", "a", "y"])
+    parquet.write_table(found, tmp_path / "a.parquet")
+    for source in (found, tmp_path / "a.parquet"):
+        with pytest.raises(InputError, match="the column 'a' is there twice"):
+            tables.read(source)
 
 
 def test_containers_of_libraries_are_refused_in_words() -> None:
@@ -488,6 +562,12 @@ def test_text_is_split_at_newlines_only(tmp_path: Path, odd: str, encoding: str)
         ("a.csv", b"a,label\n1,x\n,y\n", "a is null in row 1"),
         ("a.csv", b'a,label\n"1,x\n', "a.csv, line"),
         ("a.csv", b"1,2\n3,x", "line 2: 'x' is no number"),
+        ("a.csv", b"0,1,2\n.5,.6,.7", "names, as pandas writes them, or a row"),
+        ("a.csv", b"1.5,2,cat\n3,4,dog", "starts with 1.5 among names"),
+        ("a.csv", b"a,b,label\n1,NA,0\n2,3,1", "b is null in row 0"),
+        ("a.csv", b"a,label\n1,0\n2,n/a", "1 of 2 rows have no label: row 1"),
+        ("a.csv", b"a;b;label\n1,5;2;0\n3;4;1", "a holds '1,5', a number with a comma"),
+        ("a.json", b'{"a": {"0": 1}}', "orient='records'"),
         ("a.pt", b"x", "pickled"),
         ("a.xlsx", b"x", "none of .csv"),
         ("a.npy", b"x", "no plain .npy"),
@@ -526,7 +606,11 @@ def test_delimiters_and_an_array_as_savetxt_writes_it(tmp_path: Path) -> None:
 
 def test_spaces_after_the_delimiter_and_long_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a, b, label\n1, 2, x\n3, 4, y\n")
-    assert tables.read(tmp_path / "a.csv").rows([1]).tolist() == [[3, 4]]
+    found = tables.read(tmp_path / "a.csv")
+    assert (found.rows([1]).tolist(), found.labels) == ([[3, 4]], ["x", "y"])
+    (tmp_path / "c.csv").write_text('text, label\n"a", x\n "b, c",  "y"\n')
+    found = tables.read(tmp_path / "c.csv")
+    assert (found.rows([0, 1]), found.labels) == (["a", "b, c"], ["x", "y"])
     (tmp_path / "b.csv").write_text(f"text,label\n{'a' * 200_000},x\n")
     assert len(tables.read(tmp_path / "b.csv")[0]) == 200_000
 
@@ -535,6 +619,19 @@ def test_numbers_in_a_column_of_texts_stay_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\n007,01\n1.50,02\n")
     found = tables.read(tmp_path / "a.csv")
     assert (found.rows([0, 1]), found.labels) == (["007", "1.50"], ["01", "02"])
+
+
+def test_delimiters_in_quotes_and_bars(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"te,xt";label\na;0\nb;1\n')
+    assert tables.read(tmp_path / "a.csv").labels == [0, 1]
+    (tmp_path / "b.csv").write_text("a|b|label\n1|2|x\n")
+    assert tables.read(tmp_path / "b.csv").columns == ("a", "b")
+
+
+def test_a_comma_at_the_end_of_each_line_is_no_id(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,label,\n1,0,\n3,1,\n")
+    found = tables.read(tmp_path / "a.csv")
+    assert (found.columns, found.ids) == (("a",), None)
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -562,6 +659,18 @@ def test_hidden_files_are_neither_classes_nor_pictures(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match=r"left out 1 of 3 files.*list.txt"),
     ):
         tables.read(tmp_path)
+
+
+def test_a_folder_of_sets_is_no_folder_of_classes(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("ant", "cat"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (4, 4)).save(tmp_path / split / name / "a.png")
+    with pytest.raises(InputError, match="several sets: test, train"):
+        tables.read(tmp_path)
+    assert tables.read(tmp_path / "train").classes == ("ant", "cat")
 
 
 def test_images_of_a_file_start_at_its_folder(tmp_path: Path) -> None:

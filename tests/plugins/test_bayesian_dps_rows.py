@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.errors import InputError, OptionError, ZooError
+from zoo.errors import InputError, OptionError, OutputError, ZooError
 
 DICE = np.random.default_rng(0)
 X = DICE.normal(size=(40, 3)).astype(np.float32)
@@ -117,6 +117,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit((X, Y), model=nn.Linear(3, 2), collate="x"), "collate='x'"),
     "collate without a model": (lambda: fit((X, Y), collate=list), "pass model="),
     "a number as checkpoint": (lambda: fit((X, Y), checkpoint=5), "checkpoint=5"),
+    "a number as sources": (lambda: fit((X, Y), sources=5), "sources=5: expected one for each"),
+    "lists as sources": (lambda: fit((X, Y), sources=[[1]] * len(X)), "source in row 0 is a list"),
     "a function as features": (lambda: fit((X, Y), features=len), "weight_features"),
     "a column that is not there": (lambda: fit(RECORDS, label="lable"), "mean 'label'"),
 }  # fmt: skip
@@ -128,6 +130,18 @@ def test_what_cannot_be_used_is_said_in_words(case: str) -> None:
     with pytest.raises(ZooError, match=said) as caught:
         call()
     assert isinstance(caught.value, InputError | OptionError)
+
+
+def test_a_checkpoint_replaces_nothing_but_checkpoints(tmp_path: Path) -> None:
+    data = tmp_path / "train.csv"
+    data.write_text("precious")
+    for taken, said in ((data, "no checkpoint of this method"), (tmp_path, "is a folder"),
+                        (tmp_path / "no" / "a", "is no folder")):  # fmt: skip
+        with pytest.raises(OutputError, match=said):
+            fit((X, Y), checkpoint=taken)
+    assert data.read_text() == "precious"
+    for _ in range(2):  # its own from an earlier run is replaced
+        fit((X, Y), checkpoint=tmp_path / "a.safetensors")
 
 
 def test_texts_with_a_sentiment_are_classes() -> None:
