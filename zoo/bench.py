@@ -12,8 +12,9 @@ import os
 import platform
 import re
 import subprocess
+import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -247,11 +248,12 @@ def _json(found: Mapping[str, Any]) -> str:
 # --- how results look -----------------------------------------------------------------------------
 
 
-def table_text(found: Mapping[str, Any]) -> str:
+def table_text(found: Mapping[str, Any], width: int | None = None) -> str:
     """Tables in Markdown: a row for each method, mean ± spread over several runs.
 
     One wide table would be mostly empty: a metric joins a table where at least half of its
-    methods have it and no others do, else it begins one of its own.
+    methods have it and no others do, else it begins one of its own. ``width``: columns of a
+    terminal, in which each table is made to fit by putting its metrics into several.
     """
     table, arrows = found["table"], {True: " ↑", False: " ↓"}
     metrics = list(dict.fromkeys(m for cells in table.values() for m in cells))
@@ -263,25 +265,52 @@ def table_text(found: Mapping[str, Any]) -> str:
             m for m in parts if own <= (rows := set(measured[m])) and 2 * len(own) >= len(rows)
         )
         parts.setdefault(next(homes, metric), []).append(metric)
-    return "\n\n".join(
-        markdown(
-            ["", *(m + arrows.get(found["higher_is_better"].get(m), "") for m in part)],
-            [
-                [row, *(number(table[row][m]) if m in table[row] else "" for m in part)]
-                for row in measured[first]
-            ],
-        )
-        for first, part in sorted(parts.items(), key=lambda item: metrics.index(item[0]))
-    )
+    texts = []
+    for first, part in sorted(parts.items(), key=lambda item: metrics.index(item[0])):
+        head = ["", *(m + arrows.get(found["higher_is_better"].get(m), "") for m in part)]
+        body = [
+            [row, *(number(table[row][m]) if m in table[row] else "" for m in part)]
+            for row in measured[first]
+        ]
+        texts += [markdown(*some) for some in _narrow(head, body, width)]
+    return "\n\n".join(texts)
+
+
+def _narrow(
+    head: list[str], rows: list[list[str]], width: int | None
+) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The table in parts that fit, each with the first column."""
+    widths = [max(len(row[i]) for row in [head, *rows]) + 3 for i in range(len(head))]
+    start = 1
+    while start < len(head):
+        end = start + 1
+        while end < len(head) and (
+            width is None or sum(widths[start : end + 1]) + widths[0] < width
+        ):
+            end += 1
+        yield [head[0], *head[start:end]], [[row[0], *row[start:end]] for row in rows]
+        start = end
+
+
+def claims_lines(found: Mapping[str, Any], width: int) -> str:
+    """The claims for a terminal: what became of each, the statement, numbers and rule below it."""
+    lines = []
+    for claim in found["claims"]:
+        said = f"{claim['statement']} {measured(claim)}. {claim['rule']}"
+        word = f"{WORDS[claim['holds']]:15}"
+        lines.append(textwrap.fill(said, width, initial_indent=word, subsequent_indent=" " * 15))
+    return "\n".join(lines)
+
+
+WORDS = {True: "holds", False: "does not hold", None: "undecided"}
 
 
 def claims_text(found: Mapping[str, Any]) -> str:
     """The claims in Markdown, each with the numbers that decided it."""
-    words = {True: "holds", False: "does not hold", None: "undecided"}
     rows = [
         [
             claim["statement"],
-            words[claim["holds"]],
+            WORDS[claim["holds"]],
             measured(claim),
             claim["rule"],
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ def speed(model: LatentSR, args: list[str], full: Mapping[str, Any] | None = Non
     @click.option("--no-progress", is_flag=True, help="No progress bar.")
     def command(quick: bool, no_progress: bool) -> None:
         """Measure the model and its peers in one run: on a CPU about five minutes, 4 GB."""
-        from zoo.bench import claims_text, hardware, record, table_text
+        from zoo.bench import claims_lines, hardware, record, table_text
         from zoo.experiment import Book
 
         from .measuring.speed import measure_speed
@@ -54,9 +55,10 @@ def speed(model: LatentSR, args: list[str], full: Mapping[str, Any] | None = Non
         book = Book(less_is_better)
         measure_speed(book, model, quick, full, not no_progress)
         found = record(model.entry.name, book.results(), "speed", 0.0)
-        click.echo(table_text(found))
+        wide = shutil.get_terminal_size((100, 24)).columns
+        click.echo(table_text(found, wide))
         if book.claims:
-            click.echo("\n" + claims_text(found))
+            click.echo("\n" + claims_lines(found, wide))
         click.echo(f"\n{model.device.type}, one thread, {hardware()}")
 
     return int(command.main(args, prog_name="speed", standalone_mode=False) or 0)

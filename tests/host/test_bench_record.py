@@ -210,6 +210,24 @@ def test_the_table(found: dict[str, Any]) -> None:
     assert bench.table_text(found).splitlines()[2].split("|")[3].strip() == ""
 
 
+def test_a_terminal_gets_lines_that_fit(found: dict[str, Any]) -> None:
+    """All numbers are there, in more tables; a claim is a paragraph."""
+    names = [f"metric number {i}" for i in range(9)]
+    for cells in found["table"].values():
+        cells |= {name: {"mean": 1.25, "std": 0.5, "n": 3} for name in names}
+    wide, narrow = bench.table_text(found), bench.table_text(found, 80)
+    assert max(map(len, wide.splitlines())) > 150
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert all(narrow.count(f" {name} ") == 1 for name in names)
+    assert narrow.count("1.25 ± 0.5") == wide.count("1.25 ± 0.5") == 18
+    assert narrow.count("| ours ") > 1
+    said = bench.claims_lines(found, 80)
+    assert max(map(len, said.splitlines())) <= 80
+    for claim in found["claims"]:
+        assert claim["statement"] in " ".join(said.split())
+        assert " ".join(claim["rule"].split()) in " ".join(said.split())
+
+
 def test_what_other_methods_were_measured_by_is_another_table(found: dict[str, Any]) -> None:
     one = {"mean": 1.0, "std": 0.0, "n": 1}
     found["table"] |= {name: {"seconds": one} for name in ("slow", "quick")}

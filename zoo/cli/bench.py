@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -93,9 +94,10 @@ def bench(
             kept = benchmarks.write(found, out) if write else None
     if as_json:
         return echo_json(found)
-    click.echo(benchmarks.table_text(found))
+    wide = shutil.get_terminal_size((100, 24)).columns
+    click.echo(benchmarks.table_text(found, wide))
     if found["claims"]:
-        click.echo("\n" + benchmarks.claims_text(found))
+        click.echo("\n" + benchmarks.claims_lines(found, wide))
     if quick:
         click.echo("\n--quick shows that the experiment runs; its numbers are of too little data.")
     click.echo(f"\n{found['seconds']:.0f} s on {found['hardware']}")
