@@ -5,13 +5,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?= data
 
-.PHONY: demo test check generated bench clean
+.PHONY: demo test quick check generated bench cards constraints dist publish clean
 
 demo: $(READY)
 	$(BIN)/zoo demo --force
 
 test: check
 	$(BIN)/python -m pytest --durations=10
+
+# In under two minutes what most mistakes break: no wheels, no environments, no training.
+quick: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m zoo.generate --check
+	$(BIN)/python -m pytest -m 'not slow and not environment' tests/host tests/test_architecture.py
 
 # What needs no running: style, types, and whether generated text is fresh.
 check: $(READY)
@@ -23,15 +30,41 @@ check: $(READY)
 generated: $(READY)
 	$(BIN)/python -m zoo.generate
 
+# The names of the registry's models with these statuses.
+models = $$($(BIN)/python -c "from zoo import plugins; \
+  print(*(m.name for m in plugins.own_registry().models.values() if m.status in '$(1)'.split()))")
+
 # The numbers in hub_cards/: hours on a laptop. DATA is described in CONTRIBUTING.md.
 bench: $(READY)
-	for model in edge-sd-sr edge-sd-sr-photo yonos-sr; do \
+	for model in $(call models,ready); do \
 	  $(BIN)/zoo bench $$model --data $(DATA) --write hub_cards || exit 1; done
-	$(BIN)/zoo bench lfa --data $(DATA)/cifar10 --write hub_cards
-	$(BIN)/zoo bench bayesian-dps --data $(DATA) --write hub_cards
-	for model in edge-sd-sr edge-sd-sr-photo edge-sd-sr-full yonos-sr yonos-sr-full lfa \
-	  bayesian-dps; do $(BIN)/zoo card $$model || exit 1; done
+	$(MAKE) cards
+
+# What follows from the registry, hub_cards/*/about.md and hub_cards/*/results.json.
+cards: $(READY)
+	for model in $(call models,ready untrained); do $(BIN)/zoo card $$model || exit 1; done
 	$(BIN)/python -m zoo.generate
+
+# Renews constraints.txt: the newest versions that fit together, found in an environment of its own.
+# Versions without the suffix of a build (+cpu): everybody's index has those.
+constraints:
+	$(PYTHON) -m venv --clear $(VENV)-new
+	$(VENV)-new/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	(grep '^#' constraints.txt && $(VENV)-new/bin/python -m pip freeze --exclude edgezoo) \
+	  | sed 's/+.*//' > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf $(VENV)-new
+
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+
+# Each model with weights, to the Hub repository that the registry names for it. Log in first.
+publish: $(READY)
+	$(BIN)/python -c "from zoo import plugins; \
+	  [print(m.name, m.hub.repo) for m in plugins.own_registry().models.values() if m.files]" \
+	| while read model repo; do \
+	  $(BIN)/zoo publish $$model --to $$repo < /dev/null || exit 1; done
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,4 +72,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-new build dist .pytest_cache .mypy_cache .ruff_cache

@@ -23,6 +23,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in ("ZOO_PLUGINS", "ZOO_PLUGINS_DISABLE", "ZOO_HUB_TIMEOUT"):
     os.environ.pop(variable, None)
 
+ENVIRONMENTS = {"environment", "sources", "wheel", "bare_wheel", "nearest_wheel"}
+"""The fixtures of tests/host/conftest.py that build or install something."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs an environment by what it asks for, so that no test can forget to say so."""
+    for item in items:
+        if ENVIRONMENTS & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.environment)
+
+
 MINIMAL_REGISTRY = """
 schema: 1
 zoo_api: 1

@@ -25,6 +25,8 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import zoo
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "edgezoo"
 GROUP = "zoo.plugins"
@@ -34,7 +36,7 @@ SIBLINGS = {"zoo_edge_sd_sr": ("zoo_sr",), "zoo_yonos_sr": ("zoo_sr",)}
 
 _SOURCES = ["zoo", "plugins", "tests", "hub_cards", "registry.yaml", "pyproject.toml"]
 _SOURCES += ["constraints.txt", "Makefile", "README.md", "CHANGELOG.md", "SECURITY.md"]
-_SOURCES += ["CONTRIBUTING.md", "LICENSE", ".gitignore"]
+_SOURCES += ["CONTRIBUTING.md", "LICENSE", ".gitignore", "examples", ".github", ".ci"]
 
 
 # --- views ----------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def bare_host(sources: Path, target: Path) -> Path:
     shutil.copytree(sources / "zoo", target / "zoo")
     (target / "registry.yaml").write_text("schema: 1\nzoo_api: 1\nmodels: {}\n", "utf-8")
     (target / "pyproject.toml").write_text(
-        _project_text(PROJECT, about["version"], about["dependencies"], ["zoo"])
+        _project_text(PROJECT, zoo.__version__, about["dependencies"], ["zoo"])
         + 'force-include = {"registry.yaml" = "zoo/registry.yaml"}\n'
         + f'[project.scripts]\nzoo = "{about["scripts"]["zoo"]}"\n',
         "utf-8",

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,18 @@ from pathlib import Path
 import pytest
 
 import zoo
-from tests.overlay import ROOT, SIBLINGS, pyproject
+from tests.overlay import ROOT, SIBLINGS
 from zoo import errors, generate, interfaces, plugins
 from zoo.cli import VERBS, command_of
+from zoo.errors import InputError
 
 OWN = plugins.own_registry()
 PRESENT = {name: entry for name, entry in OWN.models.items() if entry.status != "planned"}
-PLUGINS = sorted(path.name for path in (ROOT / "plugins").iterdir() if path.is_dir())
+PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/__init__.py"))
 
 LAYERS = [
     {"cli", "generate", "__main__"},
-    {"cards", "publish", "scaffold", "testing"},
+    {"about", "cards", "publish", "scaffold", "testing"},
     {"actions", "bench", "charts", "evaluation", "experiment", "protocols", "training"},
     {"api"},
     {"bases"},
@@ -334,6 +336,94 @@ def test_a_plugin_holds_code_weights_and_its_page() -> None:
     assert stray == []
 
 
+# --- a plugin's page is the method's --------------------------------------------------------------
+
+PAGES = {"YONOS-SR": "zoo_yonos_sr", "Edge-SD-SR": "zoo_edge_sd_sr"}
+"""How a package of shared ground names the page of a method that is built on it."""
+METHODS = sorted({entry.plugin for entry in PRESENT.values() if entry.plugin})
+
+
+def page(package: str) -> str:
+    """The README of a plugin."""
+    return (ROOT / "plugins" / package / "README.md").read_text("utf-8")
+
+
+def equations(package: str) -> list[int]:
+    """The numbers of a page's equations, each of which starts a paragraph: **(1)**."""
+    return [int(n) for n in re.findall(r"^\*\*\((\d+)\)\*\*", page(package), re.MULTILINE)]
+
+
+def cited(text: str) -> Iterator[tuple[str, list[int]]]:
+    """The method named before ("" for none) and the numbers of "eq. 2, 3 and 7"."""
+    names = "|".join(PAGES)
+    pattern = rf"(?:({names}), )?\b[Ee]q\.\s+(\d+(?:(?:, | and | to )\d+)*)"
+    for found in re.finditer(pattern, text):
+        yield found[1] or "", [int(n) for n in re.findall(r"\d+", found[2])]
+
+
+def defined(path: Path) -> set[str]:
+    """Functions, classes and constants of a module, methods as Class.method."""
+    names: set[str] = set()
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names.update(prefix + t.id for t in targets if isinstance(t, ast.Name))
+
+    visit(ast.parse(path.read_text("utf-8")).body, "")
+    return names
+
+
+@pytest.mark.parametrize("package", METHODS)
+def test_a_page_numbers_its_equations_and_says_where_each_is(package: str) -> None:
+    numbers = equations(package)
+    assert numbers, f"plugins/{package}/README.md has no equation **(1)**"
+    assert numbers == [*range(1, len(numbers) + 1)]
+    folder, located, missing = ROOT / "plugins" / package, set(), []
+    for row in re.findall(r"^\| (\d[\d, to]*) \| (.*) \|$", page(package), re.MULTILINE):
+        references = re.findall(r"`([\w/]+\.py):([\w.]+)`", row[1])
+        for file, name in references:
+            path = folder / file if (folder / file).is_file() else folder.parent / file
+            if not path.is_file() or name not in defined(path):
+                missing.append(f"{file}:{name}")
+        if references:
+            first_last = re.findall(r"(\d+) to (\d+)", row[0])
+            located |= {int(n) for n in re.findall(r"\d+", row[0])}
+            located |= {n for a, b in first_last for n in range(int(a), int(b) + 1)}
+    assert missing == []
+    assert located == set(numbers)
+
+
+@pytest.mark.parametrize("package", PLUGINS)
+def test_every_equation_that_is_cited_is_on_the_page(package: str) -> None:
+    wrong = []
+    for path in [*sources(f"plugins/{package}"), ROOT / "plugins" / package / "README.md"]:
+        for method, numbers in cited(path.read_text("utf-8")):
+            owner = PAGES.get(method, package)
+            allowed = owner == package or package in SIBLINGS.get(owner, ())
+            if not allowed or not {*numbers} <= {*equations(owner)}:
+                wrong.append(f"{path.relative_to(ROOT)}: {method} eq. {numbers}")
+    assert wrong == []
+
+
+def test_no_comment_cites_what_is_not_here() -> None:
+    """Such as a section of notes that only their author has."""
+    elsewhere = re.compile(r"\b[Bb][r]iefs?\b|\b[Ss]ections? \d|(?<![\w.])\(\d\.\d(?:, \d\.\d)*\)")
+    wrong = []
+    for path in sources("zoo", "plugins", "tests"):
+        with path.open("rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                if token.type in (tokenize.COMMENT, tokenize.STRING):
+                    where = f"{path.relative_to(ROOT)}:{token.start[0]}"
+                    wrong += [f"{where}: {found}" for found in elsewhere.findall(token.string)]
+    assert wrong == []
+
+
 # --- everything that is named is there ------------------------------------------------------------
 
 
@@ -354,12 +444,17 @@ def test_every_model_is_tested_by_name(name: str) -> None:
     assert [p for p in files if mentions.search(p.read_text("utf-8"))] != []
 
 
-def test_every_package_is_marked_as_typed_and_shipped() -> None:
-    shipped = pyproject()["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    assert sorted(shipped) == sorted(["zoo", *(f"plugins/{name}" for name in PLUGINS)])
-    for folder in shipped:
-        assert (ROOT / folder / "py.typed").is_file(), folder
-        assert (ROOT / folder / "__init__.py").is_file(), folder
+def test_every_package_is_marked_as_typed() -> None:
+    """That all of them are shipped is in tests/host/test_install.py, which looks into the wheel."""
+    folders = {p for p in (ROOT / "plugins").iterdir() if p.is_dir() and p.name[0] not in "._"}
+    assert sorted(p.name for p in folders) == PLUGINS
+    for folder in (ROOT / "zoo", *folders):
+        assert (folder / "py.typed").is_file(), folder
+
+
+def test_the_lines_of_the_registry_are_short() -> None:
+    lines = plugins.first_party_registry().read_text("utf-8").splitlines()
+    assert [i for i, line in enumerate(lines, 1) if len(line) > 100] == []
 
 
 def test_every_verb_has_a_command_and_one_line_of_help() -> None:
@@ -401,6 +496,18 @@ def test_generated_text_is_fresh() -> None:
     text = generate.README.read_text("utf-8")
     assert generate.STUB.read_text("utf-8") == generate.stub(), "run: python -m zoo.generate"
     assert text == generate.readme(text), "run: python -m zoo.generate"
+    claims = generate.CLAIMS.read_text("utf-8")
+    assert claims == generate.claims_page(), "run: python -m zoo.generate"
+
+
+def test_a_missing_number_of_the_readme_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ready model without a word on how good it is, and no number without a source."""
+    ready = {n for n, e in plugins.own_registry().models.items() if e.status == "ready"}
+    assert ready == set(generate.HEADLINES)
+    assert set(generate.SECONDS) <= ready
+    monkeypatch.setitem(generate.HEADLINES, "lfa", "{{lfa | 5 shots}}")
+    with pytest.raises(InputError, match="no metric '5 shots'"):
+        generate.ready_table()
 
 
 def test_the_stub_names_what_the_module_has() -> None:

@@ -30,6 +30,12 @@ Given: TypeAlias = "Named | Mapping[str, Named] | None"
 
 HASHED = (".safetensors", ".json", ".txt", ".model")
 """Files of a base that is a folder whose content counts as the base's."""
+MARKS = {
+    "transformers": ("config.json",),
+    "diffusers": ("model_index.json", "config.json"),
+    "open_clip": ("open_clip_config.json",),
+}
+"""Kind of base -> a file that each of them has; timm's weights also come alone."""
 MODEL = (".safetensors", ".json")
 """A folder without any of them holds no model, of whatever kind."""
 
@@ -97,11 +103,20 @@ def find(entry: Entry, given: Given, step: str) -> dict[str, Base]:
     for name, spec in entry.bases.items():
         wanted = chosen.get(name) or spec.default
         if wanted is not None:
-            found[name] = resolve(wanted, what="base")
+            found[name] = _of_kind(resolve(wanted, what="base"), spec.kind)
         elif step in spec.needed:
             also = " Or go on from an earlier result: --init FOLDER." if step == "train" else ""
             raise NotReadyError(missing(entry, name) + also)
     return found
+
+
+def _of_kind(base: Base, kind: str) -> Base:
+    """The base; UsageError where its folder holds a model of another kind."""
+    marks = MARKS.get(kind, ())
+    folder = base.folder
+    if marks and folder and not any((folder / mark).is_file() for mark in marks):
+        raise UsageError(f"base={base.id!r} is no {kind} model: it has no {' or '.join(marks)}.")
+    return base
 
 
 def missing(entry: Entry, name: str) -> str:
@@ -127,7 +142,7 @@ def again(entry: Entry, given: Given, saved: Saved) -> dict[str, Base]:
     records: Mapping[str, Any] = saved.manifest["bases"]
     for name, spec in entry.bases.items():
         if name in chosen:
-            found[name] = resolve(chosen[name], what="base")
+            found[name] = _of_kind(resolve(chosen[name], what="base"), spec.kind)
             continue
         record = records.get(name)
         if record is None:

@@ -1,18 +1,19 @@
 """Model cards: rendered from a registry entry and ``results.json``, and checked without a network.
 
 A card is ``hub_cards/<model>/README.md``, exactly as it goes to the Hub. Nothing in it is typed
-twice: facts come from the registry, numbers from ``results.json``, which names the command that
-makes them again.
+twice: facts come from the registry, prose from ``about.md`` beside the card, numbers (those in the
+prose too) from ``results.json``, which names the command that makes them again.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import bench, experiment
+from . import about, bench, experiment
+from .about import About
 from .api import train_command
 from .entry import Entry
 from .errors import InputError, NotReadyError, ZooError
@@ -39,18 +40,21 @@ LICENSES = frozenset(
     "apache-2.0 mit cc0-1.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 bsd-3-clause unlicense openrail "
     "openrail++ creativeml-openrail-m other".split()
 )
+NO_PROSE = About()
 _PLACEHOLDER = re.compile(
     r"\b(TODO|TBD|FIXME|XXX|lorem ipsum)\b|\{\{|<(your|insert)[^>]*>", re.IGNORECASE
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_MEASURED = re.compile(r"\d+\.\d+|\d\s*(%|dB\b)")
 
 
-def render(entry: Entry, results: Mapping[str, Any] | None, *, published: str | None = None) -> str:
+def render(
+    entry: Entry,
+    results: Mapping[str, Any] | None,
+    prose: About = NO_PROSE,
+) -> str:
     """The card's whole text.
 
-    ``results``: the checked record of ``results.json``, or None. ``published``: the Hub id of a
-    model that no registry knows: what its users load it by.
+    ``results``: the checked record of ``results.json``, or None. ``prose``: the author's Markdown.
     """
     from huggingface_hub import ModelCardData
 
@@ -71,26 +75,82 @@ def render(entry: Entry, results: Mapping[str, Any] | None, *, published: str | 
         eval_results=_eval_results(entry, results) or None,
     )
     parts = [f"---\n{data.to_yaml()}\n---", f"# {entry.name}", _first_line(entry)]
-    if card.about:
-        parts.append(_plain(card.about))
-    if card.picture:
-        parts.append(f"![{_plain(card.caption)}]({card.picture})\n\n{_plain(card.caption)}")
-    parts += ["## Use", f"```python\n{usage(entry, published)}\n```"]
+    if prose.text:
+        parts.append(prose.text)
+    if card.picture and prose.caption:
+        parts.append(f"![{prose.caption}]({card.picture})\n\n{prose.caption}")
+    parts += ["## Use", f"```python\n{usage(entry)}\n```"]
     if entry.extra:
         parts.append(f"Needs `pip install '{entry.distribution}[{entry.extra}]'`.")
-    if card.limits:
-        parts += ["## What it is not good for", "\n".join(f"- {_plain(t)}" for t in card.limits)]
+    if prose.limits:
+        parts += [f"## {about.LIMITS}", "\n".join(f"- {limit}" for limit in prose.limits)]
     parts += ["## Training", _training(entry)]
     parts += ["## What was measured", _measured(entry, results)]
     parts += ["## Licence and source", _source(entry)]
     return "\n\n".join(parts) + "\n"
 
 
-def usage(entry: Entry, published: str | None = None) -> str:
+def render_saved(
+    entry: Entry,
+    manifest: Mapping[str, Any],
+    repo: str,
+    *,
+    license: str | None = None,
+    data: Sequence[str] = (),
+) -> str:
+    """The card of somebody's own saved model: what ``zoo.json`` knows, and what they said of it.
+
+    ``manifest``: the parsed ``zoo.json``. ``license``: the Hub's identifier of their licence.
+    ``data``: what it was trained on, in their words. The entry's own origin, licence, data, picture
+    and numbers are not this model's, so nothing of them is here.
+    """
+    from huggingface_hub import ModelCardData
+
+    interface = manifest["interface"]
+    bases = manifest["bases"]
+    hubs = [b["id"] for b in bases.values() if _HUB_ID.fullmatch(str(b.get("id", "")))]
+    info = ModelCardData(
+        license=license,
+        library_name="zoo",
+        pipeline_tag=PIPELINE_TAGS.get(interface) if interface else None,
+        base_model=hubs or None,
+        tags=["zoo", *filter(None, [interface, entry.method]), *_paper_tag(entry)],
+        model_name=repo,
+    )
+    kind = interface or manifest["kind"]
+    facts = [f"- Method: {entry.method or entry.name}, by zoo {manifest['zoo']}"]
+    facts += [f"- {name}: {_plain(str(value))}" for name, value in manifest["options"].items()]
+    facts += [f"- Base {name}: {_plain(str(base.get('id')))}" for name, base in bases.items()]
+    facts += [f"- {path}: {f['size']:,} bytes" for path, f in sorted(manifest["files"].items())]
+    use = f"\n{USE[interface]}" if interface else ""
+    parts = [
+        f"---\n{info.to_yaml()}\n---",
+        f"# {repo}",
+        f"A {kind} made with zoo's `{entry.name}` and saved by its user.",
+        "\n".join(facts),
+        f'## Use\n\n```python\nimport zoo\nmodel = zoo.load("{repo}"){use}\n```',
+    ]
+    if entry.extra:
+        parts.append(f"Needs `pip install '{entry.distribution}[{entry.extra}]'`.")
+    if data:
+        parts.append("## Training data\n\n" + "\n".join(f"- {_plain(d)}" for d in data))
+    if license:
+        parts.append(f"## Licence\n\n{_plain(license)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def usage(entry: Entry) -> str:
     """Three lines that use the model; a test runs them."""
-    own = f"./runs/{entry.name}/model" if entry.status == "untrained" else entry.name
-    what = published or own
-    return f'import zoo\nmodel = zoo.load("{what}")\n{USE[entry.interface]}'
+    what = f"./runs/{entry.name}/model" if entry.status == "untrained" else entry.name
+    needed = [n for n, b in entry.bases.items() if "build" in b.needed and b.default is None]
+    base = ""
+    if needed and entry.status != "untrained":  # what was trained holds what it needs of its base
+        base = (
+            ', base="org/model"'
+            if len(needed) == 1
+            else f", base={dict.fromkeys(needed, 'org/model')}"
+        )
+    return f'import zoo\nmodel = zoo.load("{what}"{base})\n{USE[entry.interface]}'
 
 
 def _first_line(entry: Entry) -> str:
@@ -109,7 +169,8 @@ def _training(entry: Entry) -> str:
             f"$ {train_command(entry)}\n```"
         )
     lines = [f"- {_plain(d.name)} ({_plain(d.license)})" for d in entry.card.data]
-    text = "\n".join(lines) if lines else "No training: the method has no weights of its own."
+    unsaid = "Not stated." if entry.files else "No training: the method has no weights of its own."
+    text = "\n".join(lines) if lines else unsaid
     if entry.card.training:
         text += f"\n\nTrained by:\n\n```console\n$ {entry.card.training}\n```"
     return text
@@ -192,7 +253,8 @@ def write(entry: Entry, folder: Path) -> Path:
 
     if entry.status == "planned":
         raise NotReadyError(f"{entry.name} is planned; there is nothing to write a card about.")
-    text = render(entry, folder_results(entry, folder))
+    results = folder_results(entry, folder)
+    text = render(entry, results, about.read(folder, results))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / "README.md") as temporary:
         temporary.write_text(text, "utf-8")
@@ -207,24 +269,30 @@ def faults(entry: Entry, folder: Path) -> list[str]:
     text = path.read_text("utf-8")
     try:
         results = folder_results(entry, folder)
-        wanted = render(entry, results)
+        prose = about.read(folder, results)
+        wanted = render(entry, results, prose)
     except ZooError as error:
         return [str(error)]
     found = []
     if text != wanted:
-        found.append(f"stale: registry or results have changed; run `zoo card {entry.name}`")
+        found.append(
+            f"stale: registry, {about.FILE} or results have changed; run `zoo card {entry.name}`"
+        )
     found += _metadata_faults(text)
     found += [f"placeholder: {m[0]!r}" for m in _PLACEHOLDER.finditer(text)]
-    for said in (entry.summary, entry.card.about, entry.card.caption, *entry.card.limits):
-        for number in _MEASURED.finditer(said):
-            found.append(
-                f"number without a source: {number[0]!r} in {said[:60]!r}; "
-                "numbers belong to results.json"
-            )
+    for number, said in about.typed_numbers(f"{entry.summary}\n{about.raw(folder)}"):
+        found.append(
+            f"number without a source: {number!r} in {said[:60]!r}; "
+            "numbers belong to results.json: {{row | metric}} or {{claim.value}}"
+        )
     if entry.card.picture and not (folder / entry.card.picture).is_file():
         found.append(f"the picture {entry.card.picture} is missing")
-    if entry.status == "ready" and not entry.card.limits:
-        found.append("it does not say what the model is not good for (card: limits)")
+    if entry.card.picture and not prose.caption:
+        found.append(f"it does not say what its picture shows ({about.FILE}: ## {about.PICTURE})")
+    if entry.status == "ready" and not prose.limits:
+        found.append(
+            f"it does not say what the model is not good for ({about.FILE}: ## {about.LIMITS})"
+        )
     if entry.files and not entry.card.data:
         found.append("it does not say what the weights were trained on (card: data)")
     return found + (_results_faults(entry, results) if results else [])

@@ -69,7 +69,8 @@ def figure(*panels: Curves | Bars) -> Figure:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "pictures are drawn by matplotlib, which is not installed. Run: pip install matplotlib",
+            "pictures are drawn by matplotlib, which is not installed. "
+            "Run: pip install 'edgezoo[bench]'",
             name="matplotlib",
         ) from error
     tallest = max([len(p.rows) * _series(p) for p in panels if isinstance(p, Bars)], default=0)

@@ -172,18 +172,13 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class CardSpec:
-    """What the model's card says and no command can know."""
+    """The model card's data; its prose is ``about.md`` beside the card."""
 
-    about: str = ""
-    """A sentence or two beyond the summary."""
-    limits: tuple[str, ...] = ()
-    """What the model is not, and is not good for."""
     data: tuple[TrainingData, ...] = ()
     training: str = ""
     """The command that trains these weights again."""
     picture: str | None = None
-    """File name beside the card, and what it shows."""
-    caption: str = ""
+    """File name beside the card."""
 
 
 @dataclass(frozen=True)

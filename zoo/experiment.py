@@ -460,7 +460,8 @@ def _scipy() -> Any:
         from scipy import stats
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "claims are decided by scipy, which is not installed. Run: pip install scipy",
+            "claims are decided by scipy, which is not installed. "
+            "Run: pip install 'edgezoo[bench]'",
             name="scipy",
         ) from error
     return stats
@@ -644,7 +645,8 @@ def read_cifar(path: Path, most: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "reading CIFAR-10 needs pyarrow, which is not installed. Run: pip install pyarrow",
+            "reading CIFAR-10 needs pyarrow, which is not installed. "
+            "Run: pip install 'edgezoo[bench]'",
             name="pyarrow",
         ) from error
     import numpy as np

@@ -1,8 +1,9 @@
 """Writes what is generated, and says whether it is stale: ``python -m zoo.generate [--check]``.
 
-Generated are the typed stub ``zoo/__init__.pyi`` (from the registry) and the parts of README.md
-between ``<!-- NAME -->`` and ``<!-- /NAME -->`` (from the registry, the hub cards' results, and the
-command's own help). For zoo's own checkout; a plugin author never needs it.
+Generated are the typed stub ``zoo/__init__.pyi`` (from the registry), the page of all claims
+``hub_cards/README.md``, and the parts of README.md between ``<!-- NAME -->`` and ``<!-- /NAME -->``
+(from the registry, the hub cards' results, and the command's own help). For zoo's own checkout; a
+plugin author never needs it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import bench
+from . import about, bench
 from .cli import VERBS
+from .entry import Entry
 from .interfaces import INTERFACES
 from .plugins import own_registry
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB = ROOT / "zoo" / "__init__.pyi"
 README = ROOT / "README.md"
+CLAIMS = ROOT / "hub_cards" / "README.md"
 
 
 def stub() -> str:
@@ -61,46 +64,104 @@ def stub() -> str:
     return "\n".join(lines) + "\n"
 
 
-def models_table() -> str:
-    """The catalogue, for the README."""
-    registry = own_registry()
-    rows = [
-        [f"`{e.name}`", e.interface, e.status, e.summary, e.paper.get("id", "")]
-        for e in registry.models.values()
-    ]
-    return bench.markdown(["model", "interface", "status", "what it is", "paper"], rows)
+TASKS = {
+    "SRModel": "super-resolution",
+    "VLAligner": "vision-language alignment",
+    "Quantizer": "quantization",
+    "DataSelector": "data selection",
+    "Detector": "object detection",
+    "QAGenerator": "question generation",
+}
+HEADLINES = {
+    "edge-sd-sr": "Set5 {{edge-sd-sr, fidelity setting | Set5 PSNR-Y}} dB PSNR-Y, bicubic "
+    "{{bicubic | Set5 PSNR-Y}}",
+    "edge-sd-sr-photo": "degraded BSD100 {{edge-sd-sr-photo | BSD100 PSNR-Y}} dB PSNR-Y, bicubic "
+    "{{bicubic | BSD100 PSNR-Y}}",
+    "yonos-sr": "Set5 {{yonos-sr, fidelity setting | Set5 PSNR-Y}} dB PSNR-Y, bicubic "
+    "{{bicubic | Set5 PSNR-Y}}",
+    "lfa": "4 images a class: {{lfa | 4 shots}} % right, linear probe "
+    "{{linear probe | 4 shots}}, zero-shot {{zero-shot | 4 shots}} (generated world)",
+    "bayesian-dps": "ranks wrong labels at AUROC {{bayesian-dps | label noise: AUROC}}, small-loss "
+    "{{small loss | label noise: AUROC}}, chance 50",
+}
+"""Model -> how good it is, for the README, by its results.json. Each ready model has one."""
+SECONDS = {
+    "edge-sd-sr": "{{edge-sd-sr | seconds of one thread, 128 to 512}} s for 128 to 512 pixels",
+    "lfa": "{{lfa | CPU-seconds, 16 shots}} s to fit 16 images of each class",
+    "bayesian-dps": "{{bayesian-dps | step: time ratio to train + target}} times plain training",
+}
+"""Model -> what it costs on one CPU thread, where it was measured."""
 
 
-def claims_table() -> str:
-    """How many claims of each card hold, and in full those that do not."""
+def methods_table() -> str:
+    """The ten methods, each with the page of its plugin, for the README."""
+    rows = []
+    for entry in own_registry().models.values():
+        if entry.name != entry.method:  # a method's other sizes and trainings
+            continue
+        page = f"plugins/{entry.plugin}/README.md"
+        name = f"[{entry.name}]({page})" if (ROOT / page).is_file() else entry.name
+        rows.append([name, TASKS[entry.interface], entry.summary, _weights(entry)])
+    return bench.markdown(["method", "task", "what it does", "tiny weights"], rows)
+
+
+def _weights(entry: Entry) -> str:
+    if entry.status == "planned":
+        return "planned"
+    return f"bundled, {_size(entry)}" if entry.files else "needs none"
+
+
+def _size(entry: Entry) -> str:
+    megabytes = sum(f.size for f in entry.files if f.path.endswith(".safetensors")) / 1e6
+    return f"{(entry.params or 0) / 1e6:.1f} M parameters, {megabytes:.1f} MB"
+
+
+def ready_table() -> str:
+    """What works now: how large, how quick, how good; every number is a results.json's."""
+    results = {found["model"]: found for found in _results()}
+    rows = []
+    for entry in own_registry().models.values():
+        if entry.status == "ready":
+            found, name = results[entry.name], entry.name
+            rows.append(
+                [
+                    f"[`{name}`](hub_cards/{name}/README.md)",
+                    _size(entry) if entry.files else "no weights",
+                    about.fill(SECONDS.get(name, ""), found, f"SECONDS, {name}"),
+                    about.fill(HEADLINES[name], found, f"HEADLINES, {name}"),
+                ]
+            )
+    return bench.markdown(["model", "size", "one CPU thread", "how good"], rows)
+
+
+def claims_page() -> str:
+    """``hub_cards/README.md``: every claim of every card, held or not."""
+    words = {True: "holds", None: "undecided", False: "does not hold"}
     results = list(_results())
-    rows = [
+    counts = [
         [
-            _card(found),
-            *(str(sum(c["holds"] is h for c in found["claims"])) for h in (True, None, False)),
+            f"[{found['model']}]({found['model']}/README.md)",
+            *(str(sum(c["holds"] is h for c in found["claims"])) for h in words),
         ]
         for found in results
     ]
-    failed = [
-        [
-            _card(found),
-            claim["statement"],
-            bench.measured(claim),
-        ]
-        for found in results
-        for claim in found["claims"]
-        if claim["holds"] is False
+    parts = [
+        "# Cards and claims",
+        "Generated by `python -m zoo.generate` from each model's `results.json`. Each claim of a "
+        "method is measured at the size of its tiny variant, beside baselines; a card has all of "
+        "it, with the command that measures it again, data, seeds and hardware. *Undecided*: the "
+        "95 % interval includes the bound.",
+        bench.markdown(["model", *words.values()], counts),
     ]
-    return "\n\n".join(
-        [
-            bench.markdown(["model", "claims that hold", "undecided", "do not hold"], rows),
-            bench.markdown(["model", "what does not hold", "measured"], failed),
+    for found in results:
+        rows = [
+            [words[holds], claim["statement"], bench.measured(claim)]
+            for holds in words
+            for claim in found["claims"]
+            if claim["holds"] is holds
         ]
-    )
-
-
-def _card(found: dict[str, Any]) -> str:
-    return f"[{found['model']}](hub_cards/{found['model']}/README.md)"
+        parts += [f"## {found['model']}", bench.markdown(["", "claim", "measured"], rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def verbs_table() -> str:
@@ -113,7 +174,7 @@ def _results() -> Iterator[dict[str, Any]]:
         yield bench.read(path)
 
 
-PARTS = {"MODELS": models_table, "CLAIMS": claims_table, "VERBS": verbs_table}
+PARTS = {"METHODS": methods_table, "READY": ready_table, "VERBS": verbs_table}
 
 
 def readme(text: str) -> str:
@@ -131,7 +192,11 @@ def readme(text: str) -> str:
 def main() -> int:
     """Write what is stale, or with ``--check`` only name it and exit with 1."""
     check = "--check" in sys.argv[1:]
-    wanted = {STUB: stub(), README: readme(README.read_text("utf-8"))}
+    wanted = {
+        STUB: stub(),
+        README: readme(README.read_text("utf-8")),
+        CLAIMS: claims_page(),
+    }
     stale = [p for p, text in wanted.items() if not p.is_file() or p.read_text("utf-8") != text]
     for path in stale:
         if not check:

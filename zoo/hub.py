@@ -86,7 +86,7 @@ class _Failure(Exception):  # noqa: N818 (never leaves this module)
     def told(self, name: str, tried: Sequence[str]) -> WeightsError:
         """The error for the user, with every place that was tried."""
         places = "".join(f"\n  {place}" for place in [*tried, self.why])
-        return self.kind(f"{name}: the files could not be had. Tried:{places}\n{self.advice}")
+        return self.kind(f"{name}: could not get the files. Tried:{places}\n{self.advice}")
 
 
 # --- the public questions -------------------------------------------------------------------------
@@ -727,7 +727,7 @@ def _download(
             return
         else:
             part.unlink()
-            if kept and not again:  # what was there may be what is wrong: once more from the start
+            if kept and not again:  # the resumed part may be corrupt: once more from the start
                 again = True
                 continue
             more = f"has more than {file.size:,} bytes" if have > file.size else None

@@ -140,6 +140,27 @@ def _values(text: str, group: str) -> Iterator[str]:
             yield value.strip()
 
 
+PACKAGES = {"skimage": "scikit-image", "open_clip": "open-clip-torch"}
+"""Import package -> distribution, where the names differ, of what extras of zoo bring."""
+
+
+def extras_with(distribution: str, package: str) -> list[str]:
+    """The extras that bring an import package, by what the installed distribution says."""
+    from importlib import metadata
+
+    try:
+        needs = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        return []
+    wanted, found = PACKAGES.get(package, normalised(package)), []
+    for need in needs:
+        name = re.match(r"[\w.-]+", need)
+        extra = re.search(r"""\bextra *== *["']([\w.-]+)""", need)
+        if name and extra and normalised(name[0]) == wanted:
+            found.append(extra[1])
+    return found
+
+
 def _about(text: str) -> tuple[str, str]:
     """Name and version from the head of a metadata file."""
     head: dict[str, str] = {}

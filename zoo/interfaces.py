@@ -61,7 +61,7 @@ class Model(abc.ABC):
 
     def __init__(self, request: Any) -> None:
         """``request``: a BuildRequest, or the model that this one is made from (a reader from its
-        generator, a quantized model from its quantizer): it then is saved and loaded as that one's.
+        generator, a quantized model from its quantizer); it is saved under that model's entry.
         """
         self.entry = request.entry
         self.options = dict(request.options)

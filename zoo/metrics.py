@@ -77,7 +77,15 @@ def haarpsi(x: Tensor, truth: Tensor, scale: int) -> float:
     implementation is piq's. It needs no downloaded network, and follows human judgement of
     structure better than PSNR and SSIM do; noise and blockiness do not fool it.
     """
-    import piq
+    try:
+        import piq
+    except ModuleNotFoundError as error:
+        from .errors import MissingDependencyError
+
+        raise MissingDependencyError(
+            "HaarPSI needs piq, which is not installed. Run: pip install 'edgezoo[bench]'",
+            name="piq",
+        ) from error
 
     a, b = _pair(x, truth, scale)
     return float(piq.haarpsi(a[None], b[None], data_range=1.0))

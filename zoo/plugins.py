@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import spec
 from .entry import API_VERSION
 from .errors import MissingDependencyError, NotReadyError, PluginError, RegistryError, ZooError
-from .installed import Damage, Point, entry_points, normalised
+from .installed import Damage, Point, entry_points, extras_with, normalised
 from .interfaces import INTERFACES
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class Plugin:
     def bundle(self, model: str) -> Path | None:
         """Where it bundles the files of a model or base; the folder need not exist."""
         return self.folder / "weights" / model if self.folder else None
+
+    def card(self, model: str) -> Path | None:
+        """The card it ships, in ``hub_cards`` beside its registry file; the file need not exist."""
+        home = first_party_registry().parent if self.first_party else self.folder
+        return home / "hub_cards" / model / "README.md" if home else None
 
     @property
     def first_party(self) -> bool:
@@ -295,7 +300,10 @@ def _guarded(action: Any, plugin: Plugin, what: str, entry: Entry | None) -> Any
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing and missing not in (plugin.package, "zoo"):
-            extra = entry.extra if entry else None
+            likely = [entry.extra] if entry and entry.extra else []
+            likely.append(what.removeprefix("zoo_"))  # of the verb: zoo_train, zoo_bench
+            bring = extras_with(plugin.distribution, missing)
+            extra = next((e for e in [*likely, *bring] if e in bring), entry and entry.extra)
             advice = (
                 f'pip install "{plugin.distribution}[{extra}]"' if extra else f"install {missing}"
             )

@@ -7,7 +7,7 @@ replaced: comments and layout stay.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,22 @@ class Plan:
 
 
 def plan(
-    model: str, cards_folder: Path, registry: Path | None = None, *, repo: str | None = None
+    model: str,
+    cards_folder: Path,
+    registry: Path | None = None,
+    *,
+    repo: str,
+    license: str | None = None,
+    data: Sequence[str] = (),
 ) -> Plan:
     """Everything that publishing a model would upload; the network is asked only for weights that
     are neither in the project nor cached.
 
     ``model``: a name, whose files, card, results and picture go; or a saved folder, whose listed
-    files and a plain card go, which says how to load it from ``repo``. Raises InputError
-    where the card is not valid, OutputError where the registry file belongs to an installed copy,
-    and WeightsError where a file is not the registry's.
+    files and a plain card go, which says how to load it from ``repo``, and with which ``license``
+    and ``data`` it was made if its user says so. Raises InputError where the card is not valid,
+    OutputError where the registry file belongs to an installed copy, and WeightsError where a file
+    is not the registry's.
     """
     from .weights import manifest, read_saved
 
@@ -57,8 +64,16 @@ def plan(
         saved = read_saved(folder)
         files: dict[str, Path | bytes] = {name: folder / name for name in saved.manifest["files"]}
         files["zoo.json"] = folder / "zoo.json"
-        files["README.md"] = cards.render(entry, None, published=repo).encode()
+        if license is not None and license not in cards.LICENSES:
+            known = ", ".join(sorted(cards.LICENSES))
+            raise UsageError(f"--license {license!r}: expected one of the Hub's: {known}.")
+        card = cards.render_saved(entry, saved.manifest, repo, license=license, data=data)
+        files["README.md"] = card.encode()
         return Plan(entry, files)
+    if license is not None or data:
+        raise UsageError(
+            f"--license and --trained-on are for a saved folder; the registry has {entry.name}'s."
+        )
     if entry.status != "ready" or not entry.files:
         raise NotReadyError(f"{entry.name} has no weights of its own to publish.")
     registry = registry or _checkout_registry(entry)

@@ -301,10 +301,10 @@ def _folder(path: Path, what: str) -> Any:
     if len(about) == 1:
         return opened(about[0], what)
     classes = [p for p in files if p.is_dir()]
-    splits = [p.name for p in classes if p.name.lower() in _SPLITS]
-    if len(splits) > 1 and len(splits) == len(classes):
+    sets = [p.name for p in classes if p.name.lower() in _SPLITS]
+    if len(sets) > 1 and len(sets) == len(classes):
         raise InputError(
-            f"{what}: {path} holds several sets: {', '.join(splits)}. Pass one of these folders."
+            f"{what}: {path} holds several sets: {', '.join(sets)}. Pass one of these folders."
         )
     pictures = [(p, listed(p, below=True)) for p in classes]
     filled = [(p, found) for p, found in pictures if found]

@@ -409,8 +409,15 @@ class _Checker:
         )
 
     def card(self, node: Node | None, what: str) -> CardSpec:
-        known = ("about", "limits", "data", "training", "picture", "caption")
-        keys = self.mapping(node, what, known)
+        known, prose = ("data", "training", "picture"), ("about", "limits", "caption")
+        keys = self.mapping(node, what, (*known, *prose))
+        for key in prose:
+            if key in keys:
+                self.wrong(
+                    keys[key].line,
+                    f"{what}: {key} is prose: write it to about.md beside the model's card "
+                    "(hub_cards/MODEL/about.md)",
+                )
         data = []
         for child in self.sequence(keys.get("data"), f"{what}: data"):
             item = self.mapping(child, f"{what}: data", ("name", "license"), "name license")
@@ -421,15 +428,9 @@ class _Checker:
                 )
             )
         return CardSpec(
-            about=self.text(keys.get("about"), f"{what}: about"),
-            limits=tuple(
-                self.text(child, f"{what}: limits")
-                for child in self.sequence(keys.get("limits"), f"{what}: limits")
-            ),
             data=tuple(data),
             training=self.text(keys.get("training"), f"{what}: training"),
             picture=self.relative(keys.get("picture"), f"{what}: picture") or None,
-            caption=self.text(keys.get("caption"), f"{what}: caption"),
         )
 
     def bases(self, one: Node | None, several: Node | None, name: str) -> dict[str, BaseSpec]:

@@ -38,7 +38,7 @@ PUBLISHED = f"{OURS}, temperature 1, no warm-up"
 NORMALISED = f"{OURS}, normalised"
 MIXING, LONGER, SMALL = "train + target", "train + target, twice the steps", "small loss"
 BILEVEL, MWN = "one-step bi-level", "Meta-Weight-Net"
-ORACLE = "what is to be found (oracle)"
+ORACLE = "useful examples only (oracle)"
 
 
 def ours(budget: bool = False, **changes: Any) -> Method:
@@ -318,7 +318,7 @@ RARE = "imbalance: accuracy on rare classes"
 
 
 def measure(book: Book, row: str, name: str, task: Task, run: Run, seed: int) -> None:
-    """Test performance, and how well the weights tell what is to be found."""
+    """Test performance, and how well the weights rank the useful examples."""
     score, of_class = tested(task, run.net)
     if name == TEXT:
         book.add(row, "text mixture: bits a character", score, seed)
@@ -486,7 +486,7 @@ def claim(book: Book) -> None:
         for said, rival in (("small-loss selection", SMALL), ("the bi-level baseline", BILEVEL)):
             book.claim(
                 f"{tag}-auroc-{rival.replace(' ', '-').lower()}",
-                f"{where}, the weights find what is to be found better than {said}.",
+                f"{where}, the weights rank useful examples higher (AUROC) than {said}.",
                 book.better(variant, rival, f"{setting}: AUROC"),
             )
     book.claim(

@@ -1,4 +1,7 @@
-"""One joint step: the network's chain and the weights' chain, on one forward pass (brief 2.4)."""
+"""One joint step: the network's chain and the weights' chain, on one forward pass.
+
+Eq. 6 to 9 of this plugin's README.md.
+"""
 
 from __future__ import annotations
 

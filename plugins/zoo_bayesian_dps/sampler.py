@@ -1,4 +1,4 @@
-"""The Bayesian model and its sampler, in the order of the paper (arXiv 2411.03768).
+"""The Bayesian model and its sampler (arXiv 2411.03768), eq. 1 to 11 of this plugin's README.md.
 
     p(theta, w | D_t, D_m)  is proportional to  p(D_m | theta) p(theta | w, D_t) p(w)
 
@@ -6,8 +6,9 @@
                   + sum_g (sum_{i in g} w_i - beta_g N_g)^2 / (2 sigma_g^2)  [how much is kept]
 
 The derivative by a weight is dU/dw_i = l_i(theta) + lambda_g, lambda_g = kappa (mean of w - beta_g)
-with kappa = N_g / sigma_g^2: a loss that is known already and a threshold. No second derivative, no
-extra pass. One prior over all examples is the paper's; one for each class or source is ours.
+with kappa = N_g / sigma_g^2 (eq. 4): a loss that is known already and a threshold. No second
+derivative, no extra pass. One prior over all examples is the model's; one for each class or source
+is ours (eq. 13).
 
 The energy leaves open whether the prior of theta given w is normalised. ``drop`` takes U as it is:
 an example with a high loss loses weight. ``contrast`` keeps the normaliser Z(w), whose derivative
@@ -97,7 +98,7 @@ def budgets(keep: float, sizes: Tensor, shares: Tensor | None) -> Tensor:
     """beta_g (G,) with sum_g N_g beta_g = keep N, as near to the target's shares as that allows.
 
     ``sizes`` (G,) N_g; ``shares`` (G,) of the groups in the target set, or None: all alike. Groups
-    that the target has more of than the training set are kept whole, the others pay for it.
+    that the target has more of than the training set are kept whole, the others pay for it. Eq. 13.
     """
     if shares is None:
         return torch.full_like(sizes, keep)
@@ -131,7 +132,7 @@ def energy(w: Tensor, losses: Tensor, groups: Tensor, kept: Tensor, stiffness: f
 def langevin_(
     optimiser: torch.optim.Optimizer, n: int, temperature: float, dice: torch.Generator
 ) -> None:
-    """Add the noise that turns the SGD step just made into a step of Langevin dynamics.
+    """Add the noise that turns the SGD step just made into a step of Langevin dynamics (eq. 8).
 
     For a loss that is a *mean* over a posterior of ``n`` points, the step eta = lr/(1 - momentum)
     wants the noise sqrt(2 eta T / n) xi. With Adam's steps it is no sample of that posterior: pass
@@ -233,7 +234,7 @@ class WeightSampler:
         return self.recipe.stiffness * (self.means - self.kept)
 
     def coefficients(self, ids: Tensor, features: Tensor | None = None) -> Tensor:
-        """(B,) what each loss counts in the batch's mean: the weight, normalised (``Recipe``)."""
+        """(B,) what each loss counts in the batch's mean: the weight, normalised (eq. 7)."""
         w = self.weights_for(ids, features)
         if self.recipe.normalise == "none":
             return w
@@ -336,7 +337,7 @@ class WeightSampler:
         return self.w[ids] if self.w is not None else self.weights.now(ids, None)
 
     def _decay(self) -> float:
-        """Nothing in the warm-up, then a cosine to 0 over the rest of ``steps``."""
+        """Nothing in the warm-up, then a cosine to 0 over the rest of ``steps`` (eq. 10)."""
         if self.steps is None:
             return 1.0
         first = self.recipe.warm_up * self.steps
@@ -346,7 +347,7 @@ class WeightSampler:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def _average(self) -> None:
-        """After the burn-in, every 20th step (of few steps, each) counts."""
+        """After the burn-in, every 20th step (of few steps, each) counts (eq. 11)."""
         every = 20 if self.steps is None else max(1, min(20, self.steps // 40))
         first = 0 if self.steps is None else self.recipe.burn_in * self.steps
         if self.step_number < first or self.step_number % every:

@@ -52,9 +52,9 @@ def logit(share: float) -> float:
 class FreeWeights:
     """w_i = sigmoid(a_i), a (N,) float32: 4 bytes an example; only rows of the batch move.
 
-    a_i <- a_i - h (w_i (1 - w_i) dU/dw_i - T (1 - 2 w_i)) + sqrt(2 h T) xi, with h = 4 lr. The last
-    term of the drift is the change of variables from w to a, so that at T = 1 the w_i themselves
-    have the density exp(-U) on (0, 1). T = 0 is the plain gradient step.
+    a_i <- a_i - h (w_i (1 - w_i) dU/dw_i - T (1 - 2 w_i)) + sqrt(2 h T) xi, with h = 4 lr (eq. 9).
+    The last term of the drift is the change of variables from w to a, so that at T = 1 the w_i
+    themselves have the density exp(-U) on (0, 1). T = 0 is the plain gradient step.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -93,7 +93,7 @@ class WeightNetwork:
     """w_i = sigmoid(g(h_i)): an MLP on features h_i of the example, its label or answer included.
 
     For data too large for each example to be seen a few times. Starts at w = ``start`` for all.
-    Trained by Adam, 5e-3 times the step size, on mean_i w_i dU/dw_i (brief 2.5).
+    Trained by Adam, 5e-3 times the step size, on mean_i w_i dU/dw_i (eq. 12).
     """
 
     def __init__(self, width: int, start: float, hidden: int = 64, seed: int = 0) -> None:

@@ -573,7 +573,7 @@ def _onnx(state: Mapping[str, Tensor], y: Tensor) -> bytes:
         from onnx import TensorProto, helper, numpy_helper
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "export to onnx needs the package onnx. Run: pip install 'edgezoo[vlm]'", name="onnx"
+            "export to onnx needs the package onnx. Run: pip install 'edgezoo[export]'", name="onnx"
         ) from error
     nodes: list[Any] = []
     constants: list[Any] = []

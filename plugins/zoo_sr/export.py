@@ -100,7 +100,7 @@ def export_onnx(
         import onnxscript  # noqa: F401  (torch's exporter needs it and says so less clearly)
     except ImportError as error:
         raise MissingDependencyError(
-            "Export needs onnx and onnxscript: pip install 'edgezoo[sr]'."
+            "Export needs onnx and onnxscript. Run: pip install 'edgezoo[export]'", name="onnx"
         ) from error
     shape = _shape(size, model.multiple)
     if not isinstance(int8, bool):
@@ -236,7 +236,7 @@ def quantize(graph: Any, model: Exportable, shape: tuple[int, int] | None) -> An
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
         raise MissingDependencyError(
-            "int8=true needs onnxruntime: pip install 'edgezoo[sr]'."
+            "int8=true needs onnxruntime. Run: pip install 'edgezoo[export]'", name="onnxruntime"
         ) from error
     height, width = shape or (96, 96)  # 96 is a multiple of every stride
     photographs = iter(list(_calibration(model.module.scale, height, width)))
@@ -273,8 +273,13 @@ def quantize(graph: Any, model: Exportable, shape: tuple[int, int] | None) -> An
 
 def photograph(name: str, height: int, width: int) -> Tensor:
     """The middle (3,height,width) in [0,1] of a photograph of scikit-image, mirrored if small."""
-    import skimage.data
-
+    try:
+        import skimage.data
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Photographs to calibrate with are scikit-image's. Run: pip install 'edgezoo[export]'",
+            name="skimage",
+        ) from error
     x = torch.from_numpy(getattr(skimage.data, name)().copy()).permute(2, 0, 1).float() / 255
     top, left = (
         max(0, n - wanted) // 2 for n, wanted in zip(x.shape[1:], (height, width), strict=True)
@@ -302,8 +307,13 @@ def report(model: Exportable, path: Path, *, patience: float = 20.0) -> list[str
 
     Both take turns on one thread (``zoo.experiment``), for about ``patience`` seconds at most.
     """
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Running the file needs onnxruntime. Run: pip install 'edgezoo[export]'",
+            name="onnxruntime",
+        ) from error
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])

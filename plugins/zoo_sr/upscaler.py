@@ -242,7 +242,7 @@ class LatentSR(SRModel):
                 shape = (min(side, shape[0]), min(side, shape[1]))
                 cost, _ = count(self.module, *shape)
         probe = torch.rand(1, 3, *shape)
-        for _ in range(2):  # the first one warms up
+        for _ in range(2):  # the first pass is warm-up
             started = time.perf_counter()
             self._evaluate(probe, [(0, 0)])
             spent = time.perf_counter() - started

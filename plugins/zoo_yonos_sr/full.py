@@ -215,7 +215,7 @@ def empty_prompt(folder: Path, width: int) -> Tensor:
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "The text encoder of a Stable Diffusion checkpoint needs transformers. "
-            'Run: pip install "edgezoo[sr]"',
+            'Run: pip install "edgezoo[sr-full]"',
             name="transformers",
         ) from error
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)

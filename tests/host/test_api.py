@@ -357,6 +357,7 @@ def test_bases(tiny: Path, tmp_path: Path) -> None:
     found = bases.find(entry, None, "build")["base"]
     assert (found.id, found.folder) == ("small-base", tiny / "weights" / "small-base")
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}", "utf-8")
     assert bases.find(entry, "./mine", "build")["base"].folder == Path("mine")
     with pytest.raises(UsageError, match=r"base='mine': .* Write './mine'"):
         bases.find(entry, "mine", "build")

@@ -14,6 +14,8 @@ from zoo import hookspecs, spec
 from zoo.errors import OptionError
 from zoo.interfaces import INTERFACES
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "plugins" / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 

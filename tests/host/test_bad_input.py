@@ -150,6 +150,7 @@ def test_usage(
     assert (sorted(tmp_path.iterdir()), photo.read_bytes()) == before  # nothing made, nothing lost
 
 
+@pytest.mark.slow
 def test_force_replaces(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.png"
     out.write_bytes(b"mine")
@@ -185,6 +186,7 @@ def test_values(model: zoo.SRModel, make: Callable[[], object], said: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5000), (37, 53), (1, 40)])
 def test_odd_sizes_are_not_bad(model: zoo.SRModel, height: int, width: int) -> None:
     out = model.upscale(torch.rand(3, height, width, generator=torch.manual_seed(0)))
@@ -281,6 +283,7 @@ def test_every_error_is_one_of_ours_and_a_built_in() -> None:
     assert issubclass(InputError, ZooError)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     """SIGINT in the middle of a large upscale: exit code 130, one line, no file."""
     photo = tmp_path / "large.png"
@@ -303,6 +306,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["large.png"]
 
 
+@pytest.mark.slow
 def test_a_methods_own_command(
     photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

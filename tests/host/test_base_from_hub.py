@@ -14,6 +14,8 @@ from safetensors.torch import save
 from tests.conftest import MINIMAL_INIT, Site
 from zoo.testing import LoopbackHub
 
+pytestmark = pytest.mark.slow
+
 REGISTRY = """
 schema: 1
 zoo_api: 1

@@ -54,12 +54,21 @@ class Model(SRModel):
 def two(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entry]:
     here.plugin("works_on_two", registry=REGISTRY, model=MODEL)
     monkeypatch.chdir(tmp_path)
-    for name in ("llm", "clip"):
+    for name, file in (("llm", "config.json"), ("clip", "open_clip_config.json")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps({"name": name}))
+        (tmp_path / name / file).write_text(json.dumps({"name": name}))
     (tmp_path / "llm" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# llm\n")
     yield zoo.info("two")
     forget()
+
+
+def test_a_base_of_another_kind_is_refused(two: Entry) -> None:
+    """By the host, in words: the plugin is not blamed for it."""
+    words = r"base='clip' is no transformers model: it has no config\.json"
+    with pytest.raises(UsageError, match=words):
+        zoo.load("two", base="./clip")
+    with pytest.raises(UsageError, match=r"'llm' is no open_clip model"):
+        zoo.load("two", base={"lvlm": "./llm", "ranker": "./llm"})
 
 
 def test_several_by_name_and_the_first_without_one(two: Entry, tmp_path: Path) -> None:

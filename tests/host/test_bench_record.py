@@ -332,6 +332,7 @@ def test_the_command_keeps_results(
     assert json.loads(capsys.readouterr().out)["model"] == "good"
 
 
+@pytest.mark.slow
 def test_the_common_metrics(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model of a kind on the same data; what cannot be measured is said and left out."""
     pytest.importorskip("piq")

@@ -42,7 +42,8 @@ REGISTRY = (
 """
 )
 MODEL = (
-    MINIMAL_MODEL
+    "from importlib import import_module\n"
+    + MINIMAL_MODEL
     + """
         import time
         if seed == 77:
@@ -61,6 +62,8 @@ def count(model, args):
     return len(args)
 
 def fails(model, args):
+    if args:
+        import_module(args[0])
     raise LookupError("no luck")
 """
 ).replace("return transform", "big = transform")
@@ -107,6 +110,16 @@ def one_line(done: Done, code: int, words: str) -> None:
     assert done.out == ""
     assert re.fullmatch(r"zoo: .+\n", done.err), done.err
     assert re.search(words, done.err), done.err
+
+
+def test_a_package_that_is_missing_names_an_extra_of_ours(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought = {"not_there": ["bench", "train"]}
+    monkeypatch.setattr("zoo.installed.extras_with", lambda dist, name: brought.get(name, []))
+    done = run("run", "doubler", "fails", "not_there.part")
+    one_line(done, 1, r"No module named 'not_there'\. Run: pip install \"edgezoo\[bench\]\"")
+    one_line(run("run", "doubler", "fails", "nor_this"), 1, "unexpected ModuleNotFoundError")
 
 
 # --- help -----------------------------------------------------------------------------------------
@@ -509,6 +522,7 @@ def test_doctor_json(run: Command) -> None:
 # --- processes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(run: Command, here: Site) -> None:
     """In the middle of the second image: exit code 130, one line, no half-written file."""
     command = [sys.executable, "-c", "from zoo.cli import main; main()"]

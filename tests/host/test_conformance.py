@@ -16,6 +16,8 @@ from tests.host.conformance_mutants import MUTANTS, PROMISES, TOYS, VARIANTS
 from zoo import entry, hookspecs, interfaces, scaffold, testing
 from zoo.interfaces import INTERFACES
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 

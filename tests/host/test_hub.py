@@ -215,6 +215,7 @@ def test_pickles_are_refused_by_name(kind: str) -> None:
         chosen(f"weights{kind}", "config.json")
 
 
+@pytest.mark.slow
 def test_the_command_that_converts_a_pickle_works(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     with pytest.raises(WeightsError) as error:

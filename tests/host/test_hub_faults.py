@@ -25,6 +25,8 @@ import pytest
 from zoo.bench import markdown
 from zoo.testing import FAULTS, LoopbackHub, closed_port
 
+pytestmark = pytest.mark.slow
+
 DATA = bytes(range(256)) * 1200  # 307,200 bytes
 CONFIG = b'{"width": 64}'
 FILES = {"model.safetensors": DATA, "config.json": CONFIG}

@@ -12,6 +12,8 @@ import pytest
 
 from zoo.testing import LoopbackHub, closed_port, git_hash
 
+pytestmark = pytest.mark.slow
+
 PUBLISH = """
 import json, sys
 from huggingface_hub import CommitOperationAdd, HfApi

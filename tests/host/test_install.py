@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import hashlib
 import json
+import re
 import shutil
 import tarfile
 import zipfile
@@ -12,16 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
+import zoo
 from tests import overlay
 from tests.overlay import Environment
-from zoo import plugins, spec
+from zoo import installed, plugins, spec
 
 FIRST = "edge-sd-sr"
 """The model of the README: it must be ready, and work from its bundle."""
 
 OWN = plugins.own_registry()
+LISTED = sorted(OWN.models, key=lambda name: spec.STATUSES.index(OWN.models[name].status))
+"""Our models as ``zoo list`` shows them: what is ready comes first."""
 PRESENT = {name: entry for name, entry in OWN.models.items() if entry.status != "planned"}
 BUNDLED = {n: e for n, e in PRESENT.items() if e.files and not (e.hub and e.hub.revision)} | {
     n: b for n, b in OWN.bases.items() if not (b.hub and b.hub.revision)
@@ -62,6 +69,8 @@ def tree(sources: Path) -> dict[str, bytes]:
         for path in root.rglob("*")
         if path.is_file()
     }
+    cards = (sources / "hub_cards").glob("*/README.md")
+    found |= {f"zoo/{path.relative_to(sources).as_posix()}": path.read_bytes() for path in cards}
     return {**found, "zoo/registry.yaml": (sources / "registry.yaml").read_bytes()}
 
 
@@ -78,7 +87,9 @@ def test_the_wheel_holds_every_file_of_the_tree_and_no_other(sources: Path, whee
 
 def test_the_wheel_holds_every_plugin_with_its_marker_and_its_bundled_files(wheel: Path) -> None:
     built = contents(wheel)
-    for package in ("zoo", "zoo_sr", *PACKAGES):
+    packages = {path.parent.name for path in (overlay.ROOT / "plugins").glob("*/__init__.py")}
+    assert packages >= {"zoo_sr", *PACKAGES}
+    for package in ("zoo", *packages):
         assert f"{package}/__init__.py" in built
         assert f"{package}/py.typed" in built
     assert "zoo/__init__.pyi" in built
@@ -102,6 +113,60 @@ def test_every_extra_of_a_model_exists() -> None:
     everything = set(overlay.extra_needs("all"))
     wanted = {need for entry in PRESENT.values() for need in overlay.extra_needs(entry.extra or "")}
     assert wanted <= everything
+
+
+def brought(*extras: str) -> set[str]:
+    """The names of the distributions that extras of ours ask for."""
+    return {
+        canonicalize_name(Requirement(need).name)
+        for extra in extras
+        for need in overlay.extra_needs(extra)
+    }
+
+
+def test_running_a_small_model_needs_torch_and_little_else() -> None:
+    assert brought("sr") == {"torch"}
+    for entry in PRESENT.values():
+        if entry.status == "ready":
+            assert brought(entry.extra or "") <= {
+                *("torch", "open-clip-torch"),  # raw images and texts
+                *("transformers", "accelerate"),  # language models
+            }, entry.name
+
+
+def test_an_error_names_an_extra_that_brings_what_is_missing() -> None:
+    extras = overlay.pyproject()["project"]["optional-dependencies"]
+    checked = 0
+    for path in sorted(p for f in ("zoo", "plugins") for p in (overlay.ROOT / f).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and "MissingDependency" in ast.unparse(node.func)):
+                continue
+            words = ast.unparse(node)
+            named = re.search(rf"{overlay.PROJECT}\[([\w-]+)\]", words)
+            package = re.search(r"name='(\w+)'", words)
+            if named and package:
+                assert named[1] in extras, words
+                wanted = installed.PACKAGES.get(package[1], package[1].replace("_", "-"))
+                assert wanted in brought(named[1]), words
+                checked += 1
+    assert checked >= 10
+
+
+def test_constraints_pin_all_that_is_asked_for() -> None:
+    lines = (overlay.ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = {
+        canonicalize_name(pin.name): pin.specifier
+        for pin in map(Requirement, (line for line in lines if not line.startswith("#")))
+    }
+    asked = [*overlay.pyproject()["project"]["dependencies"], *overlay.extra_needs("dev")]
+    for need in map(Requirement, asked):
+        (version,) = (spec.version for spec in pins[canonicalize_name(need.name)])
+        assert need.specifier.contains(version), need
+
+
+def test_the_version_has_one_source(wheel: Path) -> None:
+    assert "version" not in overlay.pyproject()["project"]
+    assert wheel.name.startswith(f"{overlay.PROJECT}-{zoo.__version__}-")
 
 
 def test_the_wheel_built_from_the_sdist_is_the_same(
@@ -132,10 +197,12 @@ def test_the_bare_host_lists_and_informs(bare: Environment) -> None:
     assert bare.code("import zoo; print(zoo.__version__)").strip()
     assert bare.code("import zoo; print(zoo.list_models())").strip() == str([*OWN.models])
     listed = json.loads(bare.zoo("list", "--json").stdout)
-    assert [model["name"] for model in listed] == [*OWN.models]
+    assert [model["name"] for model in listed] == LISTED
     found = json.loads(bare.zoo("plugins", "--json").stdout)
     assert [(p["package"], p["state"]) for p in found] == [(p, "ok") for p in PACKAGES]
-    assert json.loads(bare.zoo("info", FIRST, "--json").stdout)["bundled"] is True
+    facts = json.loads(bare.zoo("info", FIRST, "--json").stdout)
+    assert facts["bundled"] is True
+    assert len(facts["limits"]) > 1  # from the card in the wheel
     # the package that runs is the installed one, and its registry lies inside it
     where = bare.code("from zoo import plugins; print(plugins.first_party_registry())").strip()
     assert Path(where) == bare.site / "zoo" / "registry.yaml"
@@ -209,7 +276,7 @@ def test_a_strangers_wheel_is_found_loaded_blocked_and_gone(
     assert bundled == {"model.safetensors", "check.png", "check.safetensors"}
 
     full.install(nearest_wheel)
-    assert names(full) == [*OWN.models, "nearest-x2"]
+    assert sorted(names(full)) == sorted([*OWN.models, "nearest-x2"])
     assert states(full) == {"zoo_nearest": "ok"}
     assert states(full, "--check") == {"zoo_nearest": "ok"}
     # its own tests, which verify its check too, pass where it is installed
@@ -222,7 +289,7 @@ def test_a_strangers_wheel_is_found_loaded_blocked_and_gone(
         "except zoo.ZooError as error:\n    print(error, {'zoo_nearest', 'torch'} & {*sys.modules})"
     )
     assert full.code(OFFLINE + loaded, ZOO_PLUGINS="zoo_nearest") == "bundled\n"
-    for variables in ({"ZOO_PLUGINS": "zoo_other"}, {"ZOO_PLUGINS_DISABLE": "zoo_nearest"}):
+    for variables in ({"ZOO_PLUGINS": ""}, {"ZOO_PLUGINS_DISABLE": "zoo_nearest"}):
         text = full.code(loaded, **variables)
         assert "blocked" in text
         assert next(iter(variables)) in text
@@ -230,7 +297,7 @@ def test_a_strangers_wheel_is_found_loaded_blocked_and_gone(
         assert states(full, **variables) == {"zoo_nearest": "blocked"}
 
     full.uninstall("zoo-nearest")
-    assert names(full) == [*OWN.models]
+    assert names(full) == LISTED
     assert states(full) == {}
     assert "no model is called 'nearest-x2'" in full.code(loaded)
 
@@ -244,7 +311,7 @@ def test_a_strangers_editable_install_is_found(bare: Environment, nearest: Path)
     offline = ("--no-index", "--no-build-isolation", "--no-deps")
     done = bare.zoo("install", "--", *offline, "--editable", str(nearest))
     assert "zoo_nearest (ok): nearest-x2" in done.stdout
-    assert names(bare) == [*OWN.models, "nearest-x2"]
+    assert sorted(names(bare)) == sorted([*OWN.models, "nearest-x2"])
     assert states(bare) == {"zoo_nearest": "ok"}
     bare.zoo("pull", "nearest-x2")  # its bundle is found in the project's folder
     bare.zoo("uninstall", "Zoo_Nearest")

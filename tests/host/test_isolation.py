@@ -14,6 +14,8 @@ import zoo
 from zoo import images
 from zoo.isolation import isolated, learning
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:

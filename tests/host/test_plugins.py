@@ -13,7 +13,7 @@ import pytest
 
 import zoo
 from tests.conftest import MINIMAL_INIT, MINIMAL_MODEL, MINIMAL_REGISTRY, Site, forget
-from zoo import actions, hookspecs, plugins, registry
+from zoo import actions, hookspecs, installed, plugins, registry
 from zoo.entry import API_VERSION
 from zoo.errors import (
     MissingDependencyError,
@@ -158,6 +158,7 @@ def test_errors_that_zoo_knows_pass_unchanged(here: Site) -> None:
         zoo.load("speaks")
 
 
+@pytest.mark.slow
 def test_broken_plugins_leave_the_rest_alone(broken: Site) -> None:
     """`zoo list` lists all, as data goes nothing is wrong; --check finds each, and ends in time."""
     listed = broken.zoo("list", "--json")
@@ -197,6 +198,7 @@ def test_a_check_does_not_wait_for_what_a_plugin_leaves_behind(
     assert plugins.check(by_package()["leaves"], timeout=8) is None
 
 
+@pytest.mark.slow
 def test_zoo_plugins_check_says_it_all(here: Site) -> None:
     here.plugin("healthy")
     here.plugin("raises", init="raise ValueError('no \\x1b[31m red')")
@@ -511,6 +513,28 @@ def test_a_missing_package_names_the_extra(here: Site) -> None:
         MissingDependencyError, match=r"bare needs not_there, .* Run: install not_there"
     ):
         zoo.load("bare")
+
+
+def test_a_missing_package_names_the_extra_that_brings_it(here: Site) -> None:
+    lacks = (
+        f"{HOOK}@hookimpl\ndef zoo_build(request): ...\n"
+        "@hookimpl\ndef zoo_train(request):\n    import not_there.at_all\n"
+    )
+    registry = MINIMAL_REGISTRY.format(name="lacks", package="lacks") + "    extra: heavy\n"
+    here.plugin("lacks", init=lacks, registry=registry)
+    (about,) = here.path.glob("lacks-*.dist-info/METADATA")
+    about.write_text(
+        about.read_text("utf-8")
+        + 'Requires-Dist: torch>=2; extra == "heavy"\n'
+        + "Requires-Dist: Not.There>=1; extra == 'bench'\n"
+        + 'Requires-Dist: not-there[x]>=1 ; python_version > "3" and extra == "train"\n',
+        "utf-8",
+    )
+    assert installed.extras_with("lacks", "not_there") == ["bench", "train"]
+    assert installed.extras_with("lacks", "nothing") == []
+    assert installed.extras_with("no-such-thing", "torch") == []
+    with pytest.raises(MissingDependencyError, match=r'pip install "lacks\[train\]"'):
+        actions.train(zoo.info("lacks"), here.path / "out", device="cpu")
 
 
 def test_without_torch_a_model_names_its_extra(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from zoo import bench
 from zoo.interfaces import Metric, Results
 from zoo.testing import LoopbackHub
 
+pytestmark = pytest.mark.slow
+
 MODEL = """
 import torch
 from PIL import Image
@@ -66,7 +68,6 @@ models:
       - {{path: model.safetensors, size: 1, sha256: "{old}"}}   # both are written anew
     hub: {{repo: nobody/nothing, revision: null}}
     card:
-      limits: ["Everything but brightness."]
       data: [{{name: nothing, license: CC0-1.0}}]
 """
 LOAD = """
@@ -84,6 +85,11 @@ def project(site: Site) -> Path:
         "zoo_gain", registry=REGISTRY.format(old="0" * 64), init=MINIMAL_INIT, model=MODEL
     )
     (site.path / "pyproject.toml").write_text("[project]\nname = 'zoo-gain'\n", "utf-8")
+    page = site.path / "hub_cards" / "gain"
+    page.mkdir(parents=True)
+    (page / "about.md").write_text(
+        "## What it is not good for\n\n- Everything but brightness.\n", "utf-8"
+    )
     (folder / "weights" / "gain").mkdir(parents=True)
     save_file({"gain": torch.tensor([0.5])}, folder / "weights" / "gain" / "model.safetensors")
     return folder
@@ -232,8 +238,26 @@ def test_a_saved_folder_is_published_without_touching_a_registry(
     }  # notes.txt is not listed in zoo.json, so it stays here
     assert (project / "registry.yaml").read_text("utf-8") == before
 
-    # The card's own snippet, as somebody with the plugin and an empty cache runs it; the command.
+    # It claims nothing of the catalogue's origin, licence, training or picture.
     card = hub.files("me/mine")["README.md"].decode()
+    for claim in ("trained by", "variant", "License", "license:", "Training", "Independent", "!["):
+        assert claim not in card, claim
+    assert "saved by its user" in card
+    assert "licence or data" in done.stderr
+    told = zoo(hub, site, "publish", "./mine", "--to", "me/told", "--license", "mit",
+               "--trained-on", "my holiday photos (my own)")  # fmt: skip
+    assert (told.returncode, told.stderr) == (0, "")
+    said = hub.files("me/told")["README.md"].decode()
+    assert "license: mit" in said
+    assert "- my holiday photos (my own)" in said
+    wrong = zoo(hub, site, "publish", "./mine", "--to", "me/x", "--license", "nonsense")
+    assert wrong.returncode == 2
+    assert "expected one of the Hub's" in wrong.stderr
+    wrong = zoo(hub, site, "publish", "gain", "--to", "me/x", "--license", "mit")
+    assert wrong.returncode == 2
+    assert "are for a saved folder" in wrong.stderr
+
+    # The card's own snippet, as somebody with the plugin and an empty cache runs it; the command.
     (snippet,) = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
     assert 'zoo.load("me/mine")' in snippet
     Image.new("RGB", (4, 4), (200, 100, 0)).save(site.path / "small.png")

@@ -79,6 +79,7 @@ def listing(site: Path) -> tuple[float, list[dict[str, str]]]:
     return seconds, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_three_hundred_plugins_are_listed_soon_and_none_is_imported(many: dict[int, Path]) -> None:
     # a generated plugin that is imported ends the process
     best = {}  # type: ignore[var-annotated]

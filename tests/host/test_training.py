@@ -423,6 +423,7 @@ def launch(count: int, out: Path, resume: bool = False, stop: int = -1) -> None:
     assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_either_goes_on_from_the_other(tmp_path: Path) -> None:
     """Sums in another order: within 1e-6 of weights near 1. Ctrl-C in one process ends both."""
     one = recipe(tmp_path / "1", options={"micro": 1}).fit()

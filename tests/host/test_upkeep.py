@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import Site
 from zoo.testing import LoopbackHub, closed_port
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def hub() -> Iterator[LoopbackHub]:

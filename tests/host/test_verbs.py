@@ -258,6 +258,8 @@ def test_one_broken_picture_does_not_stop_the_others(
     assert not Path("other").exists()
     said(run("detect", name, "gone.png"), 1, "gone.png: there is no such file")
     said(run("detect", name, "*.jpg"), 1, "*.jpg: no file has such a name")
+    said(run("detect", name, ""), 1, "an input is empty")
+    said(run("detect", name, "x" * 300), 1, f"{'x' * 300}: File name too long")
     said(run("detect", name, "scene", "--threshold", "2"), 2, "threshold")
 
 
@@ -387,6 +389,8 @@ def test_classify_by_labels_of_ones_own(fitted: str, run: Run) -> None:
     Path("labels.txt").write_text("red dots\nblue, not red\n", "utf-8")
     code, out, _ = run("classify", fitted, photos, "--labels", "labels.txt", "-o", "u")
     assert (code, "blue, not red" in out) == (0, True)
+    many = ", ".join(f"a photo of {'a very ' * i}red dot" for i in range(60))
+    assert run("classify", fitted, photos, "--labels", many, "-o", "v", "--copy")[0] == 0
     Path("one.txt").write_text("red dots\n", "utf-8")
     for wrong in ("red", "a,,b", "a, a", "one.txt"):
         said(run("classify", fitted, "photos", "--labels", wrong, "-o", "t"), 2, "--labels", wrong)

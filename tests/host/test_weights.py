@@ -75,6 +75,7 @@ def test_loads_the_same_network(saved: Path) -> None:
     assert all(p.requires_grad for p in loaded.parameters())
 
 
+@pytest.mark.slow
 def test_loading_imports_little(saved: Path) -> None:
     """Normal numbers on the meta device import sympy, which costs as much as half of torch."""
     code = f"""
@@ -235,6 +236,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         weights.load_module(Net, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_memory_is_that_of_the_weights(tmp_path: Path) -> None:
     """300 MB, once."""

@@ -1,4 +1,4 @@
-"""Edge-SD-SR: its brief, sections 2, 3, 8 and 10, on tiny networks and on small diffusers ones."""
+"""Edge-SD-SR: its page's equations and bad input, on tiny networks and on small diffusers ones."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def train(photos, out, config=SMALL, **changes) -> Path:
     return zoo_edge_sd_sr.zoo_train(request)
 
 
-# --- the full size (check 1) ----------------------------------------------------------------------
+# --- the full size --------------------------------------------------------------------------------
 
 
 def test_full_size_meets_the_published_totals():
@@ -667,7 +667,7 @@ def test_bundled_training_is_recorded(name):
     assert drawn == set(done)  # the curve of each
     assert all(set(run["data"]["held_out"]) == set(pictures.HELD_OUT) for run in runs)
     first = runs[0]["validation"]
-    # The rule of section 7.2: the autoencoder at least 4 dB above bicubic.
+    # The page's rule: the autoencoder at least 4 dB above bicubic.
     assert first["autoencoder"]["psnr_y"] > first["bicubic"]["psnr_y"] + 4
     assert first["model"]["psnr_y"] > first["bicubic"]["psnr_y"]
 

@@ -49,7 +49,7 @@ class TestSquare(VLAlignerSuite):
         return (y.double() @ rotation(24)).float().numpy(), y.numpy()
 
 
-# --- closed forms (brief, 8) ----------------------------------------------------------------------
+# --- closed forms (eq. 3 to 8) --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reflect", [False, True])

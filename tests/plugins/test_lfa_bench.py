@@ -168,3 +168,10 @@ def test_renderings_of_a_picture() -> None:
 def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.parquet"):
         worlds.Photographs(tmp_path)
+
+
+def test_cifar_is_found_where_all_benchmarks_find_their_data(tmp_path: Path) -> None:
+    assert bench.cifar(None) is None
+    assert bench.cifar(tmp_path) == tmp_path
+    (tmp_path / "cifar10").mkdir()
+    assert bench.cifar(tmp_path) == tmp_path / "cifar10"

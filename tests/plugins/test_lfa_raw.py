@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import zoo
-from zoo.errors import InputError, WeightsError
+from zoo.errors import InputError, UsageError, WeightsError
 from zoo.testing import VLAlignerSuite
 
 CONFIG = {
@@ -184,8 +184,8 @@ def test_a_map_belongs_to_its_encoder(base: Path, photos: Path, tmp_path: Path) 
 def test_what_is_no_checkpoint_is_refused(base: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}", "utf-8")
-    with pytest.raises(WeightsError, match="open_clip_config"):
-        zoo.load("lfa", base=tmp_path / "other", device="cpu").embed_texts(["x"])
+    with pytest.raises(UsageError, match="open_clip_config"):
+        zoo.load("lfa", base=tmp_path / "other", device="cpu")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "open_clip_config.json").write_text("{}", "utf-8")
     weights = (base / "open_clip_model.safetensors").read_bytes()

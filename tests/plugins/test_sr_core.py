@@ -1,4 +1,4 @@
-"""The shared super-resolution core: closed forms and invariants of its brief, sections 2 and 8."""
+"""The shared super-resolution core: closed forms and invariants of both methods' pages."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_noise_field_is_normal_and_addressed_by_position():
         assert abs((whole * other).mean()) < 4 / math.sqrt(count)
 
 
-# --- resizing and degradations (check 9) ----------------------------------------------------------
+# --- resizing and degradations --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(16, 16), (256, 256), (40, 100)])
@@ -357,11 +357,11 @@ def test_a_regular_pattern_is_no_way_to_make_grain(spread, period):
         assert decoder_loss(smooth, grain, weight) < decoder_loss(hatched, grain, weight)
 
 
-# --- the tower property (check 5): scale distillation removes label variance ----------------------
+# --- the tower property: scale distillation removes label variance --------------------------------
 
 
 def test_scale_distillation_in_a_linear_world():
-    """Section 7.1: excess risk of a student falls by the ratio of its labels' variance.
+    """YONOS-SR, eq. 10: excess risk of a student falls by the ratio of its labels' variance.
 
     A Gaussian world, so all optima are linear and known: y = a x' + noise, x' = x + more noise.
     The student sees x, a perfect teacher sees (x, x'); the predicted ratio of excess risks is

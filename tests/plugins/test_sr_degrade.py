@@ -171,7 +171,7 @@ def test_the_same_parameters_at_a_smaller_scale_are_an_easier_version():
     hard, easy = (law.apply(x, scale, chains, 4) for scale in (4, 2))
     gain = psnr(bicubic_up(easy, 2), x) - psnr(bicubic_up(hard, 4), x)
     assert gain.min() > -0.05  # of 300 crops one lost 0.003 dB: two rounds of noise, little else
-    assert gain.mean() > 1  # dB; clean bicubic gains about 4 on photographs (7.4)
+    assert gain.mean() > 1  # dB; clean bicubic gains about 4 on photographs
 
 
 def test_two_scales_share_blur_and_noise():

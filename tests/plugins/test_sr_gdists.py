@@ -1,4 +1,4 @@
-"""G-DISTS: the features by closed form, and the order of degraded photographs in section 7.4."""
+"""G-DISTS: the features by closed form, and the order of degraded photographs."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_the_order_of_section_7_4(name):
     assert ours["HR"] == pytest.approx(0, abs=1e-12)
     assert ours["HR"] < ours["x2"] < ours["unsharp"] < ours["x4"] < ours["x8"]
     # Noise hardly passes for detail, as it does for no-reference metrics: their value falls by a
-    # third (7.4), this one by 5 % at most and on the mean it grows. Blocks are nearly as bad as
-    # blur: 0.93 of its distance in 7.4.
+    # third, this one by 5 % at most and on the mean it grows. Blocks are nearly as bad as blur:
+    # 0.93 of its distance on photographs.
     assert 0.9 * ours["x4"] < ours["noise"]
     assert ours["nearest"] == pytest.approx(ours["x4"], rel=0.25)
 

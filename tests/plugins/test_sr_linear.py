@@ -1,4 +1,4 @@
-"""The linear world of scale distillation (YONOS-SR, 7.1; check 5 of section 8)."""
+"""The linear world of scale distillation (YONOS-SR, eq. 9 to 11)."""
 
 from __future__ import annotations
 

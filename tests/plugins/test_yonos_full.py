@@ -1,7 +1,6 @@
 """yonos-sr-full: Stable Diffusion becomes a one-step upscaler; several processes train it.
 
-The checkpoint is tiny and random, in the folder format of the real ones. Numbers in brackets are
-the checks of section 8 of our brief.
+The checkpoint is tiny and random, in the folder format of the real ones.
 """
 
 from __future__ import annotations
@@ -222,7 +221,7 @@ def test_the_empty_prompt_is_encoded_once(checkpoint, tmp_path):
 def test_timesteps_have_the_same_signal_to_noise_ratio():
     table = log_nsr(SD)
     assert len(table) == 1000
-    # Section 2.1: alpha 0.0683 at Stable Diffusion's last timestep.
+    # alpha is 0.0683 at Stable Diffusion's last timestep
     assert 1 / math.sqrt(1 + math.exp(table[-1])) == pytest.approx(0.0683, abs=1e-4)
     ends = timestep(torch.tensor([0.0, 1.0]), table)
     assert ends.tolist() == [0.0, 999.0]

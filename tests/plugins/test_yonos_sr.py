@@ -148,7 +148,7 @@ def test_the_seed_chooses_the_noise_and_tiles_share_it():
 
 
 def test_an_image_at_scale_1_is_its_own_condition():
-    """Section 8, check 6: nothing to enlarge, so z_l = z_h."""
+    """Eq. 1: nothing to enlarge, so z_l = z_h."""
     network = make().module
     x = 2 * torch.rand(1, 3, 16, 16) - 1
     torch.testing.assert_close(network.encode(x, 1), network.encode_hr(x))
@@ -172,7 +172,7 @@ def test_colour_fix_gives_the_colours_of_the_input_back():
 
 
 def test_teacher_and_student_see_the_same_z_t_and_only_the_student_learns(photos, tmp_path):
-    """Section 8, check 4: the first channels of both inputs agree, the others do not."""
+    """Eq. 6: the first channels of both inputs agree, the others do not."""
     job = recipe_of(photos, tmp_path)
     job.run.begin("x4")
     job.scale, job.easier = 4, 2

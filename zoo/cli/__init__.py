@@ -155,6 +155,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             traceback.print_exc()
         elif isinstance(error, ZooError):
             _say(str(error))
+        elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+            # A name too long, a folder that may not be read: what was asked for, not a fault.
+            _say(f"{error.filename}: {error.strerror}. (--debug shows where)")
+        elif (extra := _extra_with(error)) is not None:
+            _say(f'{error}. Run: pip install "{extra}"')
         else:
             text = " ".join(str(error).split())
             _say(
@@ -177,6 +182,17 @@ def _to_whom(error: Exception) -> str:
             if package in strangers:
                 return f" to {strangers[package]}"
     return ""
+
+
+def _extra_with(error: Exception) -> str | None:
+    """Our extra that brings what could not be imported, or None."""
+    from ..installed import extras_with
+    from ..plugins import HOST
+
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    found = extras_with(HOST, error.name.split(".")[0])
+    return f"{HOST}[{found[0]}]" if found else None
 
 
 def _show_warning(

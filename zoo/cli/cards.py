@@ -46,6 +46,10 @@ def card(ctx: click.Context, model: str, where: Path, check: bool) -> None:
 )
 @click.option("--registry", type=PATH, help="Registry file to pin; default: the checkout's own.")
 @folder_option
+@click.option("--license", "licence", help="Of a saved folder: the Hub's identifier, as mit.")
+@click.option(
+    "--trained-on", multiple=True, help="Of a saved folder: a data set and its licence. Repeatable."
+)
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--dry-run", is_flag=True, help="Show what would be uploaded; upload nothing.")
 @json_option
@@ -54,6 +58,8 @@ def publish(
     repo: str,
     registry: Path | None,
     where: Path,
+    licence: str | None,
+    trained_on: tuple[str, ...],
     private: bool,
     dry_run: bool,
     as_json: bool,
@@ -61,7 +67,12 @@ def publish(
     """Upload MODEL (a name, or a saved folder) and its card in one commit, and pin that commit."""
     from .. import publish as publishing
 
-    plan = publishing.plan(model, where, registry, repo=repo)
+    plan = publishing.plan(model, where, registry, repo=repo, license=licence, data=trained_on)
+    if isinstance(plan.files.get("README.md"), bytes) and not (licence and trained_on):
+        click.echo(
+            "the card says nothing of licence or data unless you do: --license, --trained-on.",
+            err=True,
+        )
     if dry_run:
         if as_json:
             return echo_json(plan.listing())

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import api, registry
 from .. import plugins as finder
+from .. import registry
 from .options import echo_json, json_option, model_argument
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> No
 @json_option
 def info(model: str, as_json: bool) -> None:
     """Show what MODEL is, its licence, its options and its files."""
-    from ..api import saved_in
+    from .. import about, api
     from ..errors import PluginError
 
-    found = saved_in(model)
+    found = api.saved_in(model)
     if found is not None and found.saved is not None:
         manifest = dict(found.saved.manifest)
         return echo_json(manifest) if as_json else _facts(manifest)
@@ -93,6 +93,8 @@ def info(model: str, as_json: bool) -> None:
         there = bundle is not None and all((bundle / f.path).is_file() for f in entry.files)
         facts["bundled"] = bool(entry.files) and there
         facts["keywords"] = _keywords(entry, plugin)
+        card = plugin.card(entry.name)
+        facts["limits"] = about.limits(card.read_text("utf-8")) if card and card.is_file() else ()
     except PluginError:
         pass  # planned: there is no plugin yet, and the status says so
     if as_json:
@@ -185,9 +187,11 @@ def _facts(facts: dict[str, Any]) -> None:
             for name, base in value.items():
                 said = ", ".join(f"{k} {v}" for k, v in base.items() if v)
                 click.echo(f"{'base':{width}}  {name}: {said}")
+        elif key == "limits":
+            for limit in value:
+                click.echo(f"{'limit':{width}}  {_tame(limit)}")
         elif key == "card":
-            for limit in value["limits"]:
-                click.echo(f"{'limit':{width}}  {limit}")
+            continue  # for those who read the card
         elif key == "keywords":
             for verb, names in value.items():
                 for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -98,7 +99,7 @@ def _labels(given: str | None) -> list[str]:
 
     if given is None:
         return []
-    if Path(given).is_file():
+    if os.path.isfile(given):  # noqa: PTH113 - Path's raises where many labels are a long name
         texts = [line.strip() for line in tables.lines(given, "--labels")]
     else:
         texts = [text.strip() for text in given.split(",")]
@@ -165,8 +166,10 @@ def _targets(
 
 
 def _safe(text: str) -> str:
-    """A label as the name of a folder: it cannot lead elsewhere."""
-    return re.sub(r"[^\w -]+", "_", text).strip(" _.") or "_"
+    """A label as the name of a folder: it cannot lead elsewhere, and is of a length that all file
+    systems take.
+    """
+    return re.sub(r"[^\w -]+", "_", text)[:60].strip(" _.") or "_"
 
 
 def _copied(source: Path, target: Path) -> None:

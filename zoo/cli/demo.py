@@ -39,7 +39,7 @@ def demo(model: str, out: Path, device: str, force: bool) -> None:
         from skimage import data
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            'the demo needs scikit-image. Run: pip install "edgezoo[sr]"', name="skimage"
+            'the demo needs scikit-image. Run: pip install "edgezoo[bench]"', name="skimage"
         ) from error
 
     images.check_output(out, overwrite=force)

@@ -71,6 +71,8 @@ def numbered(names: Iterable[PurePath]) -> list[PurePath]:
 
 
 def _expanded(text: str) -> list[Path]:
+    if not text:  # a variable that is not set; for a path it would be the current folder
+        raise InputError("an input is empty. Name a file or folder; . is the current one.")
     if Path(text).exists() or not glob.has_magic(text):
         return [Path(text)]
     # Path.glob takes no pattern that begins at the root

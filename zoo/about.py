@@ -1,0 +1,144 @@
+"""A model's prose, ``about.md`` beside its card: Markdown, with numbers that results.json holds.
+
+    What the model does, in a paragraph or more.
+
+    ## Picture
+
+    What the card's picture shows, in one paragraph.
+
+    ## What it is not good for
+
+    - One item for each limit: {{acme-blur | PSNR-Y}} dB against {{bicubic | PSNR-Y}} of bicubic.
+
+``{{row | metric}}`` is a mean in the table of ``results.json``; ``{{claim.value}}``, ``.against``
+and ``.spread`` are what decided the claim of that id. A number that is not there is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .entry import near
+from .errors import InputError
+
+FILE = "about.md"
+PICTURE, LIMITS = "Picture", "What it is not good for"
+_PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
+_ITEM = re.compile(r"^- +", re.MULTILINE)
+_MEASURED = re.compile(r"\d+\.\d+|\d\s*(%|dB\b)")
+
+
+@dataclass(frozen=True)
+class About:
+    """What the card says and no command can know, its numbers filled in."""
+
+    text: str = ""
+    """What the model does: Markdown without headings."""
+    caption: str = ""
+    """What the picture shows, in one line."""
+    limits: tuple[str, ...] = ()
+    """What the model is not, and is not good for; one line each."""
+
+
+def read(folder: Path, results: Mapping[str, Any] | None) -> About:
+    """The prose in a card's folder; empty where there is no ``about.md``.
+
+    ``results``: the record that fills in the numbers, None where nothing was measured. Raises
+    InputError for a number that it does not hold, and for a heading that is not known.
+    """
+    where = str(folder / FILE)
+    return parse(fill(raw(folder), results, where), where)
+
+
+def parse(text: str, where: str) -> About:
+    """Prose from its Markdown; ``where`` is for messages."""
+    first, *rest = _HEADING.split(text)
+    parts = dict(zip(rest[::2], rest[1::2], strict=True))
+    unknown = [name for name in parts if name not in (PICTURE, LIMITS)]
+    if unknown:
+        raise InputError(
+            f"{where}: the heading {unknown[0]!r} has no place in a card. "
+            f"Known: '## {PICTURE}', '## {LIMITS}'."
+        )
+    return About(first.strip(), _line(parts.get(PICTURE, "")), limits(text))
+
+
+def limits(text: str) -> tuple[str, ...]:
+    """The items under ``## What it is not good for``, of prose or of a whole card."""
+    _, *rest = _HEADING.split(text)
+    found = dict(zip(rest[::2], rest[1::2], strict=True)).get(LIMITS, "")
+    return tuple(_line(item) for item in _ITEM.split(found)[1:])
+
+
+def fill(text: str, results: Mapping[str, Any] | None, where: str) -> str:
+    """The text with each placeholder replaced by its number, four significant digits.
+
+    Raises InputError that names every placeholder without one, by line.
+    """
+    wrong: list[str] = []
+
+    def number(found: re.Match[str]) -> str:
+        try:
+            return f"{_number(_line(found[1]), results):.4g}"
+        except KeyError as error:
+            line = text.count("\n", 0, found.start()) + 1
+            wrong.append(f"line {line}: {_line(found[0])}: {error.args[0]}")
+            return ""
+
+    filled = _PLACEHOLDER.sub(number, text)
+    if wrong:
+        raise InputError(f"{where}: {'; '.join(wrong)}.")
+    return filled
+
+
+def _number(name: str, results: Mapping[str, Any] | None) -> float:
+    """What a placeholder stands for; KeyError says what is not known."""
+    if results is None:
+        raise KeyError("nothing was measured yet; `zoo bench MODEL --write FOLDER` does")
+    if "|" in name:
+        row, _, metric = (part.strip() for part in name.partition("|"))
+        cells = _known("row", row, results["table"])
+        mean: float = _known("metric", metric, cells)["mean"]
+        return mean
+    claim, dot, field = name.rpartition(".")
+    if not dot:
+        raise KeyError("expected {{row | metric}} or {{claim.value}}")
+    fields = ("value", "against", "spread")
+    found = _known("claim", claim, {c["id"]: c for c in results["claims"]})
+    value: float = _known("number", field, {name: found[name] for name in fields})
+    return value
+
+
+def _known(what: str, name: str, table: Mapping[str, Any]) -> Any:
+    if name in table:
+        return table[name]
+    hint = near(name, table)
+    also = f"; did you mean {hint[0]!r}?" if hint else ""
+    raise KeyError(f"results.json has no {what} {name!r}{also}")
+
+
+def typed_numbers(text: str) -> Iterator[tuple[str, str]]:
+    """(number, its line) of each that looks measured and was typed in, so has no source."""
+    for line in _PLACEHOLDER.sub("", text).splitlines():
+        for found in _MEASURED.finditer(line):
+            yield found[0], line.strip()
+
+
+def raw(folder: Path) -> str:
+    """The text of ``about.md`` as it was written; "" where there is none."""
+    path = folder / FILE
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}.") from error
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
