@@ -61,6 +61,28 @@ def test_refused_before_a_model_is_loaded(
     assert sorted(here.rglob("*")) == before
 
 
+@pytest.mark.parametrize("scale", ["nan", "inf", "0", "-2"])
+def test_a_scale_is_a_number_above_0(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scale: str
+) -> None:
+    monkeypatch.setattr(api, "load", never)
+    assert upscale("a.png", "-o", "new/", "--scale", scale) == 2
+    assert "expected a number above 0" in capsys.readouterr().err
+    assert not Path("new").exists()
+
+
+def test_a_scale_among_the_options_names_the_results(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doubled(self: Any, image: Path, *, scale: int, **options: Any) -> Image.Image:
+        return images.read(image).resize((8 * scale, 8 * scale))
+
+    monkeypatch.setattr(EdgeSDSR, "upscale", doubled)
+    monkeypatch.setattr("zoo.cli.verbs.split_settings", lambda *_: ({}, {"scale": 2}))
+    assert upscale("a.png", "-O", "scale=2") == 0
+    assert images.read("a-x2.png").size == (16, 16)
+
+
 @pytest.mark.parametrize("more", [(), ("--scale", "4")])
 def test_too_wide_for_webp_before_the_work(
     here: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -54,12 +55,16 @@ def upscale(
         if not tiled.isdecimal():
             raise OptionError(f"--tile {tile!r}: expected a number of pixels, auto or none.")
         tiled = int(tiled)
+    scale = call.keywords.get("scale", scale)  # as -O: names and sizes of results go by it too
+    number = isinstance(scale, int | float) and math.isfinite(scale)
+    if scale is not None and not (number and scale > 0):
+        raise OptionError(f"--scale {scale!r}: expected a number above 0.")
     keywords = {
-        "scale": int(scale) if scale is not None and scale.is_integer() else scale,
+        "scale": int(scale) if isinstance(scale, float) and scale.is_integer() else scale,
         "seed": seed,
         "tile": tiled,
         "progress": call.progress,
-        **call.keywords,
+        **{name: value for name, value in call.keywords.items() if name != "scale"},
     }
     # Every input is looked at before the first long computation, and so is every place.
     found = pictures(inputs)
