@@ -208,22 +208,22 @@ def _matrix(path: Path, rows: Sequence[tuple[int, list[str]]], what: str) -> Any
 def _numpy(path: Path, what: str) -> Any:
     import numpy as np
 
-    npz = path.suffix.lower() == ".npz"
     try:
-        found = np.load(path, mmap_mode=None if npz else "r")  # pickled arrays are refused
-        if not npz and not isinstance(found, np.ndarray):  # np.load goes by content, not by name
-            found.close()
-            raise InputError(
-                f"{what}: {path} is an .npz archive; expected one array (np.save), or that ending."
-            )
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            arrays = {name: found[name] for name in found.files}
-    except InputError:
-        raise
+        # np.load goes by content, not by name, and leaves a broken archive that it opened open
+        with path.open("rb") as file:
+            archive = file.read(2) == b"PK"
+            file.seek(0)
+            if archive and path.suffix.lower() == ".npz":
+                with np.load(file) as found:  # pickled arrays are refused
+                    arrays = {name: found[name] for name in found.files}
+        if not archive:
+            return np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None)
     except Exception as error:  # zip, header or pickle: what numpy raises has no end
         raise InputError(f"{what}: {path} is no plain {path.suffix} array ({error}).") from None
+    if path.suffix.lower() != ".npz":
+        raise InputError(
+            f"{what}: {path} is an .npz archive; expected one array (np.save), or that ending."
+        )
     return _one_or_table(arrays, path, what)
 
 

@@ -121,9 +121,10 @@ def _features(data: Path) -> Rows:
     import numpy as np
 
     try:
-        with np.load(data) as file:  # pickled arrays are refused by default
+        # opened here: numpy leaves a broken archive open; pickled arrays are refused by default
+        with data.open("rb") as opened, np.load(opened) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, TypeError) as error:
+    except Exception as error:  # zip, header or pickle: what numpy raises has no end
         raise InputError(f"{data} is no plain .npz file: {error}.") from None
     if missing := {"images", "texts"} - set(arrays):
         raise InputError(f"{data} has no {' and no '.join(sorted(missing))}.")
