@@ -352,7 +352,9 @@ class Quantizer(Model):
     @property
     @abc.abstractmethod
     def schemes(self) -> tuple[str, ...]:
-        """Weight and activation bits that ``quantize`` can give, such as ``("w8a8", "w4a16")``."""
+        """Weight and activation bits that ``quantize`` can give, such as ``("w8a8", "w4a16")``; the
+        first is the default.
+        """
 
     @abc.abstractmethod
     def quantize(
@@ -360,7 +362,7 @@ class Quantizer(Model):
         model: Any,
         calibration: Any = None,
         *,
-        scheme: str = "w8a8",
+        scheme: str | None = None,
         tokenizer: Any = None,
         seed: int = 0,
         progress: Progress = False,
@@ -370,8 +372,8 @@ class Quantizer(Model):
         ``calibration``: texts, or (N, T) token ids; None is the host's own short texts
         (``zoo.calibration``). ``tokenizer``: of transformers, for texts and to be kept with the
         result; None is the one beside the model. Texts without a tokenizer are an InputError.
-        ``scheme``: one of ``schemes``, else OptionError. The model handed in is left unchanged:
-        its weights, its modes, its hooks. The result is in eval mode.
+        ``scheme``: one of ``schemes``, else OptionError; None is the first. The model handed in is
+        left unchanged: its weights, its modes, its hooks. The result is in eval mode.
         """
 
 

@@ -912,9 +912,19 @@ def a_scheme_it_cannot_do(toy: Any, cls: Any) -> type:
     class Broken(cls):
         schemes = (*cls.schemes, "w4a4")
 
-        def quantize(self, model, calibration=None, *, scheme="w8a8", **rest):
+        def quantize(self, model, calibration=None, *, scheme=None, **rest):
             if scheme == "w4a4":
                 raise toy.OptionError("not this one")
+            return super().quantize(model, calibration, scheme=scheme, **rest)
+
+    return Broken
+
+
+@mutant("Quantizer", "test_the_first_scheme_is_the_default")
+def the_last_scheme_is_the_default(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def quantize(self, model, calibration=None, *, scheme=None, **rest):
+            scheme = self.schemes[-1] if scheme is None else scheme
             return super().quantize(model, calibration, scheme=scheme, **rest)
 
     return Broken
@@ -923,7 +933,7 @@ def a_scheme_it_cannot_do(toy: Any, cls: Any) -> type:
 @mutant("Quantizer", "test_wrong_scheme_is_refused")
 def some_scheme(toy: Any, cls: Any) -> type:
     class Broken(cls):
-        def quantize(self, model, calibration=None, *, scheme="w8a8", **rest):
+        def quantize(self, model, calibration=None, *, scheme=None, **rest):
             return super().quantize(model, calibration, scheme="w8a16", **rest)
 
     return Broken
@@ -1480,6 +1490,7 @@ PROMISES: dict[str, dict[str, str]] = {
         "None is the one beside the model": "leaves_the_folders_tokenizer",
         "Texts without a tokenizer are an InputError": "texts_without_a_tokenizer",
         "one of ``schemes``, else OptionError": "some_scheme",
+        "None is the first": "the_last_scheme_is_the_default",
         "its weights, its modes, its hooks": "quantizes_in_place changes_the_originals_mode "
         "freezes_the_original leaves_a_hook shares_the_embedding",
         "The result is in eval mode": "result_in_training_mode",

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @verb("Quantizer", "quantize", "quantize")
 @click.argument("llm")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder for the quantized model.")
-@click.option("--scheme", help="Bits of weights and activations, such as w4a16; default: w8a8.")
+@click.option(
+    "--scheme", help="Bits of weights and activations, such as w4a16; default: the method's."
+)
 @click.option(
     "--calibration",
     type=PATH,

@@ -27,8 +27,8 @@ class QuantizerSuite(ModelSuite):
     """
 
     interface = "Quantizer"
-    scheme: ClassVar[str] = "w8a8"
-    """One of ``schemes`` that loses little."""
+    scheme: ClassVar[str | None] = None
+    """One of ``schemes`` that loses little; None is the first."""
     calibrated: ClassVar[bool] = True
     """Does the result depend on the calibration? False where ``scheme`` needs none."""
 
@@ -109,7 +109,19 @@ class QuantizerSuite(ModelSuite):
         assert isinstance(model.schemes, tuple)
         assert all(isinstance(scheme, str) for scheme in model.schemes)
         assert len(set(model.schemes)) == len(model.schemes)
-        assert self.scheme in model.schemes, f"set {type(self).__name__}.scheme"
+        assert model.schemes, "there is no default"
+        assert self.scheme in (None, *model.schemes), f"set {type(self).__name__}.scheme"
+
+    def test_the_first_scheme_is_the_default(
+        self, model: Any, network: Any, calibration: Any, sample: Any
+    ) -> None:
+        """``scheme=None`` and none at all are the first of ``schemes``."""
+        first = model.quantize(network, calibration, scheme=model.schemes[0])
+        for made in (
+            model.quantize(network, calibration),
+            model.quantize(network, calibration, scheme=None),
+        ):
+            same(self.outputs(first, sample), self.outputs(made, sample), 1e-5)
 
     def test_every_scheme(self, model: Any, network: Any, calibration: Any, sample: Any) -> None:
         """What is offered can be had, and is called like the original."""
