@@ -142,8 +142,8 @@ def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Ten
         labels = labels.reshape(-1) if getattr(labels, "shape", ())[1:] == (1,) else labels
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()
-    if hasattr(labels, "tolist") and getattr(labels.dtype, "kind", "O") not in "iuf":
-        labels = labels.tolist()
+    if hasattr(labels, "tolist") and getattr(labels.dtype, "kind", "O") not in "iufmM":
+        labels = labels.tolist()  # not dates, which would become whole numbers
     if isinstance(labels, list | tuple) and any(isinstance(label, str) for label in labels):
         if not names:
             raise InputError("labels are strings and the texts features: expected whole numbers.")
@@ -161,7 +161,11 @@ def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Ten
         found = np.asarray(labels)
     except ValueError as error:
         raise InputError(f"labels: expected ({rows},) whole numbers ({error}).") from None
-    if found.size and (found.dtype.kind == "f" and (found == np.round(found)).all()):
+    if found.size and found.dtype.kind == "f":
+        whole = np.isfinite(found) & (found == np.round(found))
+        if not whole.all():
+            rows_of_it = np.flatnonzero(~whole.reshape(len(found), -1).all(1)).tolist()
+            raise InputError(f"labels: no whole numbers in {_listed(rows_of_it)}; expected {rows}.")
         found = found.astype(np.int64)
     if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
         raise InputError(

@@ -97,6 +97,12 @@ CALLS = {
 }
 
 
+def test_labels_are_given_once(run: Run) -> None:
+    files = ("--features", "x.npy", "--labels", "y.txt", "--texts", "t.npy")
+    done = run("align", "lfa", *files, "-o", "out", "-O", "labels=3")
+    said(done, 2, "labels are given twice")
+
+
 @pytest.mark.parametrize("verb", CALLS)
 def test_a_verb_is_for_models_of_its_kind(verb: str, run: Run, toy: Callable[[str], str]) -> None:
     other = toy("QAGenerator" if verb != "qa" else "Detector")

@@ -636,6 +636,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "negative label": (lambda: fresh().align(X, Y, labels=L - 1), "-1"),
     "half labels": (lambda: fresh().align(X, Y, labels=L + 0.5), "whole numbers"),
     "too few labels": (lambda: fresh().align(X, Y, labels=L[:-1]), "19 labels for 20 images"),
+    "endless labels": (
+        lambda: fresh().align(X, Y, labels=np.where(L == 1, np.inf, L)),
+        "no whole numbers in row",
+    ),
+    "dates as labels": (lambda: fresh().align(X, Y, labels=L.astype("M8[ns]")), "datetime64"),
     "labels of pairs": (lambda: fresh().align(X, Y, labels=np.eye(20)), "whole numbers"),
     "no texts": (lambda: fresh().align(X), "texts are missing"),
     "unequal pairs": (lambda: fresh().align(X, Y), "20 images and 5 texts"),
