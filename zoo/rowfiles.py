@@ -219,7 +219,9 @@ def _numpy(path: Path, what: str) -> Any:
         if not archive:
             return np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None)
     except Exception as error:  # zip, header or pickle: what numpy raises has no end
-        raise InputError(f"{what}: {path} is no plain {path.suffix} array ({error}).") from None
+        # numpy's own words tell how to read Python objects unsafely
+        why = "it holds Python objects" if "pickle" in str(error) else error
+        raise InputError(f"{what}: {path} is no plain {path.suffix} array ({why}).") from None
     if path.suffix.lower() != ".npz":
         raise InputError(
             f"{what}: {path} is an .npz archive; expected one array (np.save), or that ending."
