@@ -432,9 +432,10 @@ def test_waiting_costs_nothing_on_a_cpu() -> None:
         time.sleep(0.2)
         return 7
 
-    result, seconds = experiment.timed(wait)
-    assert result == 7
-    assert seconds < 0.1
+    # torch's threads of the test before may still spin for a moment: the least of three counts
+    found = [experiment.timed(wait) for _ in range(3)]
+    assert {result for result, _ in found} == {7}
+    assert min(seconds for _, seconds in found) < 0.1
 
 
 # --- models ---------------------------------------------------------------------------------------
