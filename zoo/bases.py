@@ -103,16 +103,17 @@ def find(entry: Entry, given: Given, step: str) -> dict[str, Base]:
     for name, spec in entry.bases.items():
         wanted = chosen.get(name) or spec.default
         if wanted is not None:
-            found[name] = _of_kind(resolve(wanted, what="base"), spec.kind)
+            found[name] = _chosen(wanted, spec.kind)
         elif step in spec.needed:
             also = " Or go on from an earlier result: --init FOLDER." if step == "train" else ""
             raise NotReadyError(missing(entry, name) + also)
     return found
 
 
-def _of_kind(base: Base, kind: str) -> Base:
-    """The base; UsageError where its folder holds a model of another kind."""
-    marks = MARKS.get(kind, ())
+def _chosen(given: Named, kind: str) -> Base:
+    """The base that was named; UsageError where its folder holds a model of another kind."""
+    base = resolve(given, what="base")
+    marks = () if isinstance(given, Base) else MARKS.get(kind, ())
     folder = base.folder
     if marks and folder and not any((folder / mark).is_file() for mark in marks):
         raise UsageError(f"base={base.id!r} is no {kind} model: it has no {' or '.join(marks)}.")
@@ -142,7 +143,7 @@ def again(entry: Entry, given: Given, saved: Saved) -> dict[str, Base]:
     records: Mapping[str, Any] = saved.manifest["bases"]
     for name, spec in entry.bases.items():
         if name in chosen:
-            found[name] = _of_kind(resolve(chosen[name], what="base"), spec.kind)
+            found[name] = _chosen(chosen[name], spec.kind)
             continue
         record = records.get(name)
         if record is None:
