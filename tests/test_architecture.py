@@ -504,7 +504,7 @@ def test_a_missing_number_of_the_readme_is_an_error(monkeypatch: pytest.MonkeyPa
     """No ready model without a word on how good it is, and no number without a source."""
     ready = {n for n, e in plugins.own_registry().models.items() if e.status == "ready"}
     assert ready == set(generate.HEADLINES)
-    assert set(generate.SECONDS) <= ready
+    assert set(generate.COSTS) <= ready
     monkeypatch.setitem(generate.HEADLINES, "lfa", "{{lfa | 5 shots}}")
     with pytest.raises(InputError, match="no metric '5 shots'"):
         generate.ready_table()
