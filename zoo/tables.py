@@ -48,7 +48,7 @@ from .rowfiles import ENDINGS, lines
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ENDINGS", "Table", "array", "lines", "matched", "read"]
+__all__ = ["ENDINGS", "Table", "array", "lines", "matched", "plain", "read"]
 
 _CHUNK = 8192
 
@@ -655,6 +655,28 @@ def _are_labels(values: Iterable[Any]) -> bool:
     return all(v is None or isinstance(_scalar(v), str | int | float) for v in values)
 
 
+def plain(given: Sequence[Any], what: str, noun: str) -> list[Any]:
+    """(N,) values as Python's own texts and numbers, one for each row.
+
+    ``noun``: what they are, such as label or source. Raises InputError with the row that has none,
+    or something else.
+    """
+    values = [_scalar(v) for v in given]
+    missing = [i for i, v in enumerate(values) if v is None or v != v]
+    if missing:
+        raise InputError(
+            f"{what}: {len(missing)} of {len(values)} rows have no {noun}: {listed(missing)}. "
+            "Fill them in or leave these rows out."
+        )
+    for i, value in enumerate(values):
+        if not isinstance(value, str | int | float):
+            raise InputError(
+                f"{what}: the {noun} in row {i} is a {type(value).__name__}; expected one text or "
+                "number for each row."
+            )
+    return values
+
+
 def _labels(given: Sequence[Any], names: Sequence[str], what: str) -> dict[str, Any]:
     """``labels``, ``codes``, ``values`` and ``declared`` of a Table.
 
@@ -663,19 +685,7 @@ def _labels(given: Sequence[Any], names: Sequence[str], what: str) -> dict[str, 
     """
     import numpy as np
 
-    labels = [_scalar(v) for v in given]
-    missing = [i for i, v in enumerate(labels) if v is None or v != v]
-    if missing:
-        raise InputError(
-            f"{what}: {len(missing)} of {len(labels)} rows have no label: {listed(missing)}. "
-            "Fill them in or leave these rows out."
-        )
-    for i, value in enumerate(labels):
-        if not isinstance(value, str | int | float):
-            raise InputError(
-                f"{what}: the label in row {i} is a {type(value).__name__}; expected one text or "
-                "number for each row."
-            )
+    labels = plain(given, what, "label")
     if names:
         outside = [i for i, v in enumerate(labels) if not 0 <= v < len(names)]
         if outside:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo import images
 from zoo.errors import InputError
-from zoo.tables import Table
+from zoo.tables import Table, plain
 
 # --- labels and groups ----------------------------------------------------------------------------
 
@@ -24,9 +24,9 @@ def numbered(
     """Values of both sets as numbers (N,), (M,) into their names; None where a set has none."""
     if train is None:
         return None, None, []
-    columns = [_plain(train, "train", noun)]
+    columns = [plain(train, "train", noun)]
     if target is not None:
-        columns.append(_plain(target, "target", noun))
+        columns.append(plain(target, "target", noun))
     every = {value for column in columns for value in column}
     if all(isinstance(v, int) for v in every):
         names: list[Any] = sorted(every)
@@ -35,23 +35,6 @@ def numbered(
     number = {value: i for i, value in enumerate(names)}
     found = [torch.tensor([number[v] for v in column]) for column in columns]
     return found[0], found[1] if len(found) > 1 else None, [str(n) for n in names]
-
-
-def _plain(values: Sequence[Any], what: str, noun: str) -> list[Any]:
-    plain = [v.item() if hasattr(v, "item") else v for v in values]
-    missing = [i for i, v in enumerate(plain) if v is None or (isinstance(v, float) and v != v)]
-    if missing:
-        raise InputError(
-            f"{what}: {len(missing)} rows have no {noun}, the first are {missing[:8]}. "
-            "Fill them in or leave these rows out."
-        )
-    for i, value in enumerate(plain):
-        if not isinstance(value, str | int | float):
-            raise InputError(
-                f"{what}: the {noun} in row {i} is a {type(value).__name__}; expected a text or a "
-                "number."
-            )
-    return plain
 
 
 def check_classes(train: Table, target: Table) -> None:
