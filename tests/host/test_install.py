@@ -129,7 +129,7 @@ def test_running_a_small_model_needs_torch_and_little_else() -> None:
     for entry in PRESENT.values():
         if entry.status == "ready":
             assert brought(entry.extra or "") <= {
-                *("torch", "open-clip-torch"),  # raw images and texts
+                *("torch", "open-clip-torch", "timm"),  # raw images and texts
                 *("transformers", "accelerate"),  # language models
             }, entry.name
 
