@@ -1,0 +1,121 @@
+"""Uniform quantizers: a step, a zero point, and a rounding that gradients pass (eq. 9 to 13)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoo.errors import InputError
+
+SMALLEST = 1e-7
+"""The least step of a weight: below, a 16-bit float could not tell two codes apart."""
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to the nearest integer; the gradient passes as if nothing had happened."""
+    return x + (x.round() - x).detach()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that a quantizer can give: ``(code - zero) * step``, codes ``low`` to ``high``.
+
+    ``step`` and ``zero`` broadcast against what is quantized: (), or (rows, 1) for the rows of a
+    weight. ``zero`` is a whole number among the codes, so that 0 is exact.
+    """
+
+    step: Tensor
+    zero: Tensor
+    low: int
+    high: int
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Whole numbers, in floats, for x (eq. 9)."""
+        return (round_ste(x / self.step) + self.zero).clamp(self.low, self.high)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x moved to the nearest value of the grid (eq. 9)."""
+        return (self.codes(x) - self.zero) * self.step
+
+    @property
+    def range(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest value."""
+        return (self.low - self.zero) * self.step, (self.high - self.zero) * self.step
+
+
+def asymmetric(least: Tensor, largest: Tensor, bits: int, floor: float = 1e-9) -> Grid:
+    """The grid of 2^bits codes over [least, largest], widened to hold 0 (eq. 10)."""
+    least, largest = least.clamp(max=0), largest.clamp(min=0)
+    high = 2**bits - 1
+    step = ((largest - least) / high).clamp_min(floor)
+    zero = round_ste(-least / step).clamp(0, high)
+    return Grid(step, zero, 0, high)
+
+
+def symmetric(least: Tensor, largest: Tensor, bits: int, floor: float = 1e-9) -> Grid:
+    """The grid without a zero point that reaches the larger of both magnitudes (eq. 11)."""
+    high = 2 ** (bits - 1) - 1
+    step = (torch.maximum(-least, largest) / high).clamp_min(floor)
+    return Grid(step, torch.zeros_like(step), -high - 1, high)
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How weights are quantized: bits, a grid for each row or one, with zero point or without."""
+
+    bits: int
+    per_row: bool = True
+    zero_point: bool = False
+
+    def grid(self, weight: Tensor, clip: tuple[Tensor, Tensor] | None = None) -> Grid:
+        """The grid for a weight (N,K). ``clip``: shares of its least and largest value (eq. 12)."""
+        if self.per_row:
+            least, largest = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+        else:
+            least, largest = weight.min(), weight.max()
+        if clip is not None:
+            least, largest = least * clip[0], largest * clip[1]
+        return (asymmetric if self.zero_point else symmetric)(least, largest, self.bits, SMALLEST)
+
+
+def clipping(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of the range, (2, rows, 1) or (2,) logits through a sigmoid (eq. 12)."""
+    low, high = torch.sigmoid(logits)
+    return low, high
+
+
+def searched(
+    values: Tensor, counts: Tensor, least: float, largest: float, bits: int, rounds: int = 2
+) -> tuple[float, float]:
+    """The range, inside [least, largest], of least squared error on samples (eq. 13).
+
+    ``values`` (n,) and how often each stands for itself and its like, ``counts`` (n,). Bounds move
+    in turn over 1.0, 0.95, ... 0.1 of where they began. Massive values weigh as much as they are
+    large, so they are not clipped away as a percentile would.
+    """
+    bounds = [min(least, 0.0), max(largest, 0.0)]
+    shares = torch.linspace(1.0, 0.1, 19, device=values.device)
+
+    def errors(low: Tensor, high: Tensor) -> Tensor:
+        grid = asymmetric(low[:, None], high[:, None], bits)
+        return ((grid(values) - values).square() * counts).sum(1)
+
+    best = list(bounds)
+    for _ in range(rounds):
+        for side in (1, 0):
+            tried = bounds[side] * shares
+            fixed = torch.full_like(tried, best[1 - side])
+            found = errors(fixed, tried) if side else errors(tried, fixed)
+            best[side] = float(tried[found.argmin()])
+    return best[0], best[1]
+
+
+def require_finite(x: Tensor, where: str) -> None:
+    """InputError that names the tensor in which NaN or infinity appeared."""
+    if not torch.isfinite(x).all():
+        raise InputError(
+            f"{where} is not finite on the calibration data. The weights may be damaged, or too "
+            "large for their dtype: try the model in float32 on one row first."
+        )
