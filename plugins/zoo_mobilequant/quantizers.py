@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from zoo.errors import InputError
 
 SMALLEST = 1e-7
 """The least step of a weight: below, a 16-bit float could not tell two codes apart."""
 
 
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 def round_ste(x: Tensor) -> Tensor:
-    """Round to the nearest integer; the gradient passes as if nothing had happened."""
-    return x + (x.round() - x).detach()
+    """Round to the nearest integer, exactly; the gradient passes as if nothing had happened."""
+    found: Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
+    return found
 
 
 @dataclass(frozen=True)
@@ -33,11 +43,15 @@ class Grid:
 
     def codes(self, x: Tensor) -> Tensor:
         """Whole numbers, in floats, for x (eq. 9)."""
-        return (round_ste(x / self.step) + self.zero).clamp(self.low, self.high)
+        return self._steps(x) + self.zero
 
     def __call__(self, x: Tensor) -> Tensor:
         """x moved to the nearest value of the grid (eq. 9)."""
-        return (self.codes(x) - self.zero) * self.step
+        return self._steps(x) * self.step
+
+    def _steps(self, x: Tensor) -> Tensor:
+        """code - zero. Clamped first, so that what rounds to the last code still has a gradient."""
+        return round_ste((x / self.step).clamp(self.low - self.zero, self.high - self.zero))
 
     @property
     def range(self) -> tuple[Tensor, Tensor]:
@@ -110,12 +124,3 @@ def searched(
             found = errors(fixed, tried) if side else errors(tried, fixed)
             best[side] = float(tried[found.argmin()])
     return best[0], best[1]
-
-
-def require_finite(x: Tensor, where: str) -> None:
-    """InputError that names the tensor in which NaN or infinity appeared."""
-    if not torch.isfinite(x).all():
-        raise InputError(
-            f"{where} is not finite on the calibration data. The weights may be damaged, or too "
-            "large for their dtype: try the model in float32 on one row first."
-        )

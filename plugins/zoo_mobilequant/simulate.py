@@ -7,17 +7,19 @@ sites off the network gives bit for bit what it gave before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
+from . import transform
 from .families import Layer
-from .quantizers import Grid
+from .quantizers import Grid, WeightFormat, asymmetric, clipping
 
 TABLE: Mapping[str, int] = {
     "x1": 16,  # the residual, as the norms read it
@@ -82,8 +84,7 @@ class Site(nn.Module):
     """Where a tensor is quantized: a static grid, in the scale in which the tensor is easiest.
 
     Off, it gives back what it gets. ``divisor``: the tensor is divided by it before, and multiplied
-    after, as if the transformation were in the weights already (eq. 15). ``watch``: is shown the
-    tensor.
+    after, as if the transformation were in the weights already (eq. 15).
     """
 
     step: Tensor
@@ -99,7 +100,6 @@ class Site(nn.Module):
         self.on = False
         self.divisor: Tensor | None = None
         self.learned: Grid | None = None
-        self.watch: Any = None
         self.register_buffer("step", torch.ones(()), persistent=False)
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
@@ -115,18 +115,15 @@ class Site(nn.Module):
         self.zero.copy_(grid.zero.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.watch is None and not self.on:
-            return x
-        exempt = self.positions.exempt(x, self.axis)
-        if self.watch is not None:
-            self.watch(self, x, exempt)
         if not self.on:
             return x
-        scaled = x if self.divisor is None else x / self.divisor
-        found = self.grid(scaled)
-        if self.divisor is not None:
-            found = found * self.divisor
+        found = self.grid(x) if self.divisor is None else self.grid(x / self.divisor) * self.divisor
+        exempt = self.exempt(x)
         return found if exempt is None else torch.where(exempt, x, found)
+
+    def exempt(self, x: Tensor) -> Tensor | None:
+        """Which of x stays in float: a mask that broadcasts against it, or None."""
+        return self.positions.exempt(x, self.axis)
 
     def before(self, module: nn.Module, args: Any) -> Any:
         """A hook on a module that reads the tensor."""
@@ -140,6 +137,33 @@ class Site(nn.Module):
     def gated(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """A hook on SiLU, which integers compute as x times a quantized sigmoid(x)."""
         return args[0] * self(torch.sigmoid(args[0])) if self.on else output
+
+
+class FakeWeight(nn.Module):
+    """A weight as the integers have it: a parametrization of ``torch.nn.utils`` (eq. 15).
+
+    Off, it gives the weight itself. ``divided``: the divisors in force. ``clip``: logits of eq. 12,
+    or None for the whole range.
+    """
+
+    def __init__(self, layer: Layer, name: str, form: WeightFormat) -> None:
+        super().__init__()
+        self.layer, self.name, self.form = layer, name, form
+        self.on = False
+        self.divided: Mapping[str, Tensor] = {}
+        self.clip: Tensor | None = None
+
+    def grid(self, weight: Tensor) -> Grid:
+        """The grid for a transformed weight."""
+        return self.form.grid(weight, None if self.clip is None else clipping(self.clip))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.on:
+            return weight
+        moved = transform.scaled(self.layer, self.name, weight, None, self.divided)[0]
+        rounded = self.grid(moved)(moved)
+        back = {tensor: 1 / d for tensor, d in self.divided.items()}
+        return transform.scaled(self.layer, self.name, rounded, None, back)[0]
 
 
 def attach(network: Any, layers: Sequence[Layer], bits: int, prefix: int = 0) -> dict[str, Site]:
@@ -234,32 +258,75 @@ def attend(
     return sites["a"](output), weights
 
 
+Switch: TypeAlias = "Site | FakeWeight"
+
+
+def attach_weights(
+    layers: Sequence[Layer], form: Mapping[str, WeightFormat]
+) -> dict[str, FakeWeight]:
+    """Give the linear layers fake weights, all off; path of the layer -> fake weight.
+
+    ``form``: linear layer (``q`` ... ``down``) -> how it is quantized.
+    """
+    found = {}
+    for layer in layers:
+        for name, linear in layer.linears.items():
+            fake = FakeWeight(layer, name, form[name])
+            parametrize.register_parametrization(linear, "weight", fake)
+            found[layer.path(name)] = fake
+    return found
+
+
+@torch.no_grad()
+def settle(
+    layer: Layer, fakes: Mapping[str, FakeWeight], divided: Mapping[str, Tensor]
+) -> list[tuple[str, Grid, float]]:
+    """Fold a layer and replace its fake weights by weights on their grids (eq. 20).
+
+    Gives (path, grid, relative error of the weight) of each linear layer. The weights of its norms
+    get 16 bits.
+    """
+    for linear in layer.linears.values():
+        parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
+    transform.fold(layer, divided)
+    found = []
+    for name, linear in layer.linears.items():
+        path, weight = layer.path(name), linear.weight
+        grid = fakes[path].grid(weight)
+        rounded = grid(weight)
+        error = (rounded - weight).norm() / weight.norm().clamp_min(1e-30)
+        weight.copy_(rounded)
+        found.append((path, grid, float(error)))
+    for norm in layer.norms.values():
+        if isinstance(weight := getattr(norm, "weight", None), Tensor):
+            weight.copy_(asymmetric(weight.min(), weight.max(), 16)(weight))
+    return found
+
+
 @contextmanager
-def watching(sites: Mapping[str, Site], watch: Mapping[str, Any]) -> Iterator[None]:
-    """Show what passes the sites to watchers, by name, with all sites off."""
-    states = {name: site.on for name, site in sites.items()}
+def watching(
+    sites: Mapping[str, Site], watch: Callable[[Site, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """``watch(site, x, found)`` is told of every tensor that comes to the sites."""
+    hooks = [
+        site.register_forward_hook(lambda site, args, found: watch(site, args[0], found))
+        for site in sites.values()
+    ]
     try:
-        for name, site in sites.items():
-            site.on, site.watch = False, watch.get(name)
         yield
     finally:
-        for name, site in sites.items():
-            site.on, site.watch = states[name], None
-
-
-def switch(sites: Mapping[str, Site], on: bool) -> None:
-    """All sites on or off."""
-    for site in sites.values():
-        site.on = on
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
-def switched(sites: Mapping[str, Site], on: bool) -> Iterator[None]:
-    """All sites on or off, for a while."""
-    states = {name: site.on for name, site in sites.items()}
-    switch(sites, on)
+def switched(parts: Iterable[Switch], on: bool) -> Iterator[None]:
+    """Sites and fake weights on or off, for a while."""
+    states = [(part, part.on) for part in parts]
+    for part, _ in states:
+        part.on = on
     try:
         yield
     finally:
-        for name, site in sites.items():
-            site.on = states[name]
+        for part, was in states:
+            part.on = was

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from zoo_mobilequant.calibrate import Peaks
 from zoo_mobilequant.families import FAMILIES, describe, head
 from zoo_mobilequant.simulate import attach, watching
-from zoo_mobilequant.transform import OBSERVED, PAIRS, divisors, fold, pairs_of, shape, smooth
+from zoo_mobilequant.transform import PAIRS, divisors, fold, pairs_of, shape, smooth
 
 from tests.plugins.tiny_lms import LMS, SIZES, tiny_lm, tokens
 from zoo.errors import InputError
@@ -100,27 +101,14 @@ def test_tied_embeddings_are_not_touched() -> None:
     assert torch.equal(network.get_decoder().norm.weight, final)
 
 
-class Peaks:
-    """The largest magnitude of each channel: the last axis, and heads."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Tensor] = {}
-
-    def __call__(self, site: Any, x: Tensor, exempt: Any) -> None:
-        keep = {"heads": (1, 3), "keys": (1, 3)}.get(site.axis, tuple(range(2, x.ndim)))
-        self.found[site.name] = x.abs().amax([i for i in range(x.ndim) if i not in keep])
-
-
 def smoothed(network: Any, **keywords: Any) -> Any:
     """All pairs, by the peaks of one pass."""
     layers = describe(network)
     sites, peaks = attach(network, layers, 8), Peaks()
-    with watching(sites, dict.fromkeys(sites, peaks)):
+    with watching(sites, peaks):
         logits(network)
     for layer in layers:
-        found = {name: peaks.found[f"{layer.index}.{name}"] for name in OBSERVED
-                 if f"{layer.index}.{name}" in peaks.found}  # fmt: skip
-        smooth(layer, found, **keywords)
+        smooth(layer, peaks.of(layer.index), **keywords)
     return network
 
 
