@@ -40,12 +40,12 @@ def widen(
     wide: list[str] = []
     if not recipe.fallback or loss() <= recipe.budget:
         return wide
-    gains = _gains(network, sites, rows, wanted)
-    ranking = sorted(gains, key=lambda name: -gains[name])[: recipe.fallback]
     seen = bounds()
-    with track(len(ranking), progress, "fall back") as advance:
-        for name in ranking:
+    with track(recipe.fallback, progress, "fall back") as advance:
+        for _ in range(recipe.fallback):
             if not wide or loss() > recipe.budget:
+                gains = _gains(network, sites, rows, wanted)  # anew: they depend on one another
+                name = max(gains, key=lambda name: gains[name])
                 sites[name].bits = 16
                 sites[name].set(seen.grid(sites[name]))
                 wide.append(name)
