@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from .families import Layer, head
 from .quantizers import Grid, round_ste
 from .recipe import Recipe
-from .simulate import FakeWeight, Site, switched
+from .simulate import FakeWeight, Site, Switch, switched
 from .transform import divisors, pairs_of, shape
 from .work import Work
 
@@ -68,6 +68,11 @@ class Learned:
                 made[f"scale/{name}"] = torch.zeros((), device=device)
                 made[f"zero/{name}"] = torch.zeros((), device=device)
         return made
+
+    @property
+    def parts(self) -> list[Switch]:
+        """All that quantizes, to be switched on and off."""
+        return [*self.sites.values(), *self.weights.values()]
 
     def sites_of(self, layer: Layer) -> dict[str, Site]:
         """Tensor -> site, of one layer."""
@@ -189,8 +194,7 @@ def joint(
         return divergence(network, given, wanted[which])
 
     large = sum(p.numel() for p in network.parameters()) > RECOMPUTE
-    parts = [*learned.sites.values(), *learned.weights.values()]
-    with switched(parts, True), recomputed(learned.layers if large else ()):
+    with switched(learned.parts, True), recomputed(learned.layers if large else ()):
         return minimise(learned.values, loss, recipe.steps, advance, work)
 
 
@@ -205,13 +209,12 @@ def layerwise(
 ) -> list[str]:
     """Learn one layer after the other (eq. 19); returns remarks. Memory is that of one layer."""
     recipe, remarks = learned.recipe, list[str]()
-    parts = [*learned.sites.values(), *learned.weights.values()]
-    with torch.no_grad(), switched(parts, False):
+    with torch.no_grad(), switched(learned.parts, False):
         calls, begin = _calls(network, learned.layers, rows)
     float_in, in_ = begin, list(begin)
     for layer in learned.layers:
         run = calls[layer.index]
-        with torch.no_grad(), switched(parts, False):
+        with torch.no_grad(), switched(learned.parts, False):
             targets = [run(x) for x in float_in]
 
         def loss(
@@ -225,7 +228,7 @@ def layerwise(
             learned.apply([layer])
             return distance(run(inputs[which])[0], targets[which][0])
 
-        with switched(parts, True):
+        with switched(learned.parts, True):
             part = work.part(f"layer {layer.index}") if work else None
             remarks += minimise(learned.of(layer), loss, recipe.steps, advance, part)
             with torch.no_grad():

@@ -87,10 +87,9 @@ def fit(
     weights = attach_weights(layers, {name: recipe.form(name) for name in layers[0].linears})
 
     # Learn (eq. 16 to 19), and keep what was learned where it helped (eq. 20).
-    parts = [*sites.values(), *weights.values()]
     learned = Learned(layers, sites, weights, recipe)
     notes: list[str] = []
-    with switched(parts, True):
+    with switched(learned.parts, True):
         before = found = compare(network, tests, wanted)
         if learned.values:
             with track(_steps(recipe, layers), progress, "learn") as advance:

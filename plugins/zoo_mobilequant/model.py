@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,11 +21,11 @@ from zoo.weights import load_tensors, save_tensors
 from . import planning
 from .calibrate import Clipped, windows
 from .families import describe
-from .method import fit
+from .method import Fitted, fit
 from .original import Original, opened, read, tokenizer_of
 from .quantizers import Grid
 from .recipe import SCHEMES, Recipe, make
-from .simulate import attach, watching
+from .simulate import Site, attach, watching
 from .work import Work
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class MobileQuant(Quantizer):
         rows, remarks = windows(calibration, words, original.network.config)
         work = None
         if checkpoint is not None:
-            facts = {"recipe": asdict(chosen), "seed": seed, "model": dict(original.source)}
+            facts = {"recipe": chosen.kept(), "seed": seed, "model": dict(original.source)}
             facts["calibration"] = [list(rows.shape), int((rows * 31 + 7).cumsum(1).sum())]
             work = Work(Path(checkpoint), facts)
         found = fit(
@@ -123,10 +122,10 @@ class MobileQuant(Quantizer):
         found.report["notes"] = remarks + found.report["notes"]
         found.report["calibration"] = {"windows": len(rows), "length": rows.shape[1]}
         found.report["seconds"] = time.perf_counter() - started
-        return MobileQuantized.made(self, original, words, chosen, found.grids, found.report)
+        return MobileQuantized.made(self, original, words, chosen, found)
 
     @isolated()
-    def estimate(  # type: ignore[override]  # what is estimated is spelled out
+    def estimate(
         self,
         model: Any,
         calibration: Any = None,
@@ -156,25 +155,16 @@ class MobileQuantized(QuantizedModel):
         self.module: Any = network.eval()  # sites were added to it
         self.config = config
         self.tokenizer = tokenizer
+        self.sites: Mapping[str, Site] = {}
+        """Name, such as ``3.h`` -> where an activation is quantized."""
         self.grids: Mapping[str, Grid] = {}
+        """Path of a linear layer -> the grid of its weight."""
         self.layers = describe(network)
 
     @property
     def recipe(self) -> Recipe:
         """The settings it was made with."""
-        return Recipe(**{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in self.config["recipe"].items()
-        })  # fmt: skip
-
-    @property
-    def sites(self) -> dict[str, Any]:
-        """Name -> site: where activations are quantized."""
-        return {
-            site.name: site
-            for layer in self.layers
-            for site in (*layer.module.sites.values(), *layer.attention.sites.values())  # type: ignore[union-attr, operator]
-        }
+        return Recipe.restored(self.config["recipe"])
 
     @classmethod
     def made(
@@ -183,20 +173,18 @@ class MobileQuantized(QuantizedModel):
         original: Original,
         tokenizer: Any,
         recipe: Recipe,
-        grids: Mapping[str, Grid],
-        report: dict[str, Any],
+        found: Fitted,
     ) -> Self:
         """What ``fit`` made of an original."""
+        report = found.report
         config = {
             "format": FORMAT,
-            "recipe": {
-                k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items()
-            },
+            "recipe": recipe.kept(),
             "source_model": dict(original.source),
             "wide": report["wide"],
         }
         model = cls(quantizer, original.network, config, tokenizer)
-        model.grids = grids
+        model.sites, model.grids = found.sites, found.grids
         errors = report.pop("errors")
         bits = {name: site.bits for name, site in model.sites.items()}
         layers = {
@@ -233,7 +221,7 @@ class MobileQuantized(QuantizedModel):
         network = read(folder, str(folder)).eval().requires_grad_(False)
         model = cls(request, network, config, tokenizer_of(folder))
         bits = model.recipe.activation_bits
-        sites = attach(network, model.layers, bits, model.recipe.prefix_tokens)
+        sites = model.sites = attach(network, model.layers, bits, model.recipe.prefix_tokens)
         kept = load_tensors(folder / GRIDS)
         try:
             for name, site in sites.items():

@@ -64,7 +64,7 @@ def read(folder: Path, shown: str) -> Any:
         raise InputError(f"{shown} is no language model of transformers: it has no config.json.")
     try:
         with _quiet():
-            network, loading = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -73,6 +73,7 @@ def read(folder: Path, shown: str) -> Any:
             )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{shown} cannot be read as a causal language model: {error}") from error
+    network, loading = found
     if loading["missing_keys"] or loading["mismatched_keys"]:
         names = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
         raise WeightsError(f"{shown} lacks weights or has others: {', '.join(names[:5])}.")

@@ -24,7 +24,7 @@ class _Round(torch.autograd.Function):
 
 def round_ste(x: Tensor) -> Tensor:
     """Round to the nearest integer, exactly; the gradient passes as if nothing had happened."""
-    found: Tensor = _Round.apply(x)  # type: ignore[no-untyped-call]
+    found: Tensor = _Round.apply(x)
     return found
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
 
 from zoo.errors import OptionError
 
@@ -49,6 +49,16 @@ class Recipe:
     """At most so many activations get 16 bits (eq. 21)."""
     budget: float = 0.05
     """The KL divergence, in nats for each token, beyond which ``fallback`` acts."""
+
+    def kept(self) -> dict[str, Any]:
+        """As JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def restored(cls, kept: Mapping[str, Any]) -> Self:
+        """From what ``kept`` gave."""
+        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+        return cls(**fixed)
 
     @property
     def weight_bits(self) -> int:

@@ -291,15 +291,16 @@ def settle(
     transform.fold(layer, divided)
     found = []
     for name, linear in layer.linears.items():
-        path, weight = layer.path(name), linear.weight
+        path, weight = layer.path(name), linear.weight.data
         grid = fakes[path].grid(weight)
         rounded = grid(weight)
         error = (rounded - weight).norm() / weight.norm().clamp_min(1e-30)
         weight.copy_(rounded)
         found.append((path, grid, float(error)))
     for norm in layer.norms.values():
-        if isinstance(weight := getattr(norm, "weight", None), Tensor):
-            weight.copy_(asymmetric(weight.min(), weight.max(), 16)(weight))
+        scale: Any = getattr(norm, "weight", None)
+        if scale is not None:
+            scale.copy_(asymmetric(scale.min(), scale.max(), 16)(scale))
     return found
 
 

@@ -20,6 +20,7 @@ from tests.conftest import forget
 from tests.plugins.tiny_lms import LMS, tiny_lm, tokens
 from zoo import api, plugins
 from zoo.errors import DeviceError, InputError, NotReadyError, OptionError, UsageError, WeightsError
+from zoo.registry import catalogue
 from zoo.testing import QuantizerSuite
 from zoo.testing.loopback import LoopbackHub
 
@@ -41,7 +42,7 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(site))
-        patch.setattr(api, "require_code", lambda entry: api.catalogue().owner(entry))
+        patch.setattr(api, "require_code", lambda entry: catalogue().owner(entry))
         forget()
         yield site
     forget()
@@ -339,13 +340,10 @@ def run(*arguments: str, capsys: Any) -> tuple[int, str]:
     """``zoo *arguments`` in this process: exit code and what it printed."""
     from zoo.cli import main
 
-    try:
+    with pytest.raises(SystemExit) as stop:
         main([*arguments])
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
     captured = capsys.readouterr()
-    return code, captured.out + captured.err
+    return int(stop.value.code or 0), captured.out + captured.err
 
 
 def test_commands_of_a_saved_folder(

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 from zoo_mobilequant import learn, method
-from zoo_mobilequant.families import describe
+from zoo_mobilequant.calibrate import Clipped, Spread
+from zoo_mobilequant.families import describe, head
 from zoo_mobilequant.learn import Learned, distance, divergence, draw, last_hidden, minimise
 from zoo_mobilequant.method import Fitted, fit
 from zoo_mobilequant.recipe import make
-from zoo_mobilequant.simulate import attach, attach_weights, switched
+from zoo_mobilequant.simulate import attach, attach_weights, switched, watching
 from zoo_mobilequant.transform import divisors, fold, shape
 from zoo_mobilequant.work import Work
 
@@ -51,20 +52,19 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def simulated(scheme: str = "w8a8", **changes: Any) -> Learned:
-    """What is learned of a network whose grids are its ranges, everything on."""
+def simulated(scheme: str = "w8a8", **changes: Any) -> tuple[Any, Learned]:
+    """A network and what is learned of it, whose grids are its ranges, everything on."""
     network = tiny_lm().requires_grad_(False)
     layers, recipe = describe(network), make("mobilequant", scheme, changes)
     sites = attach(network, layers, recipe.activation_bits)
-    spread = method.Spread(False)
-    with torch.no_grad(), method.watching(sites, spread):
+    spread = Spread(False)
+    with torch.no_grad(), watching(sites, spread):
         network(tokens())
     for site in sites.values():
         site.set(spread.grid(site))
     forms = attach_weights(layers, {name: recipe.form(name) for name in layers[0].linears})
     learned = Learned(layers, sites, forms, recipe)
-    learned.network = network  # type: ignore[attr-defined]
-    return learned
+    return network, learned
 
 
 # --- the start ------------------------------------------------------------------------------------
@@ -73,10 +73,8 @@ def simulated(scheme: str = "w8a8", **changes: Any) -> Learned:
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
 def test_learning_begins_at_the_closed_form(scheme: str) -> None:
     """With nothing learned yet it computes what it would without, clipping of 4 bits aside."""
-    learned = simulated(scheme, learn=("transformation", "ranges"))
-    network: Any = learned.network  # type: ignore[attr-defined]
-    parts = [*learned.sites.values(), *learned.weights.values()]
-    with torch.no_grad(), switched(parts, True):
+    network, learned = simulated(scheme, learn=("transformation", "ranges"))
+    with torch.no_grad(), switched(learned.parts, True):
         before = network(tokens()).logits
         learned.apply(exact=True)
         assert torch.equal(network(tokens()).logits, before)
@@ -93,23 +91,21 @@ def test_no_steps_are_smoothquant_all() -> None:
 
 
 def test_what_is_learned() -> None:
-    names = {name.split("/", 1)[1] for name in simulated("w4a8").values}
+    names = {name.split("/", 1)[1] for name in simulated("w4a8")[1].values}
     assert {"n1", "n2", "vo", "ud", "qk", "clip/gate", "scale/h", "zero/h"} <= names
-    only = simulated("w8a8", learn="ranges", pairs="ud").values
+    only = simulated("w8a8", learn="ranges", pairs="ud")[1].values
     assert {name.split("/")[1] for name in only} == {"scale", "zero"}
-    only = simulated("w8a8", learn="transformation", pairs="ud").values
+    only = simulated("w8a8", learn="transformation", pairs="ud")[1].values
     assert [*only] == ["0/ud", "1/ud", "2/ud"]
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
 def test_everything_learned_has_a_gradient_and_weights_have_none(scheme: str) -> None:
-    learned = simulated(scheme)
-    network: Any = learned.network  # type: ignore[attr-defined]
+    network, learned = simulated(scheme)
     row = tokens(1)[0]
     with torch.no_grad():
         wanted = last_hidden(network, row)[1]
-    parts = [*learned.sites.values(), *learned.weights.values()]
-    with switched(parts, True):
+    with switched(learned.parts, True):
         learned.apply()
         divergence(network, last_hidden(network, row)[1], wanted).backward()
     for name, value in learned.values.items():
@@ -123,7 +119,7 @@ def test_the_gradient_of_a_scale_of_the_transformation() -> None:
     """Rounding aside (the codes stay where they are), moving a scale changes nothing: eq. 15
     multiplies what it divides. What is left of its gradient is that of the rounding errors.
     """
-    learned = simulated("w8a8", learn="transformation", pairs="ud")
+    _, learned = simulated("w8a8", learn="transformation", pairs="ud")
     site = learned.sites["1.h"]
     x = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0)) / 4
     learned.apply()
@@ -153,7 +149,7 @@ def test_the_divergence_is_that_of_torch_whatever_the_chunk(
     chance = torch.Generator().manual_seed(0)
     a, b = (torch.randn(24, 32, generator=chance) for _ in range(2))
     with torch.no_grad():
-        p, q = (learn.head(network, h).log_softmax(-1) for h in (a, b))
+        p, q = (head(network, h).log_softmax(-1) for h in (a, b))
         wanted = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / 24
     gradients = []
     for chunk in (24, 7):
@@ -162,7 +158,7 @@ def test_the_divergence_is_that_of_torch_whatever_the_chunk(
         found = divergence(network, mine, a)
         assert float(found.detach()) == pytest.approx(float(wanted), rel=1e-5)
         gradients.append(torch.autograd.grad(found, mine)[0])
-    assert torch.allclose(*gradients, atol=1e-7)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-7)
 
 
 def test_massive_positions_are_left_out_of_the_distance() -> None:
@@ -279,7 +275,12 @@ def test_an_interrupted_quantization_goes_on(recipe: str, after: int, tmp_path: 
     steps: list[int] = []
     real = learn.draw
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learn, "draw", lambda step, *a: (steps.append(step), real(step, *a))[1])
+
+        def noted(step: int, count: int, seed: int) -> int:
+            steps.append(step)
+            return real(step, count, seed)
+
+        patch.setattr(learn, "draw", noted)
         again = weights(fitted(recipe, **settings, work=Work(folder, facts))[0])
     assert same(whole, again)
     total = settings["steps"] * (1 if recipe == "mobilequant" else 3)
@@ -336,8 +337,8 @@ def test_clipping_what_massive_positions_need_is_seen() -> None:
     site.set(type(site.grid)(site.step / 20, site.zero, 0, 255))
     rows = tokens(3, 32)
     original = method._originals(deepcopy(tiny_lm()), rows, False)
-    clipped = method.Clipped()
-    with method.watching(found.sites, clipped):
+    clipped = Clipped()
+    with watching(found.sites, clipped):
         method.compare(network, rows, original)
     assert clipped.shares["1.h"] > 0.01
 
