@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo_mobilequant.calibrate import Clipped, Spread, windows
 from zoo_mobilequant.families import describe
 from zoo_mobilequant.method import compare, fit
-from zoo_mobilequant.quantizers import WeightFormat, asymmetric, clipping, searched, symmetric
+from zoo_mobilequant.quantizers import Grid, WeightFormat, asymmetric, clipping, searched, symmetric
 from zoo_mobilequant.recipe import RECIPES, SCHEMES, Recipe, make
 from zoo_mobilequant.simulate import TABLE, attach, attach_weights, settle, switched, watching
 from zoo_mobilequant.transform import divisors, pairs_of, scaled, shape
@@ -77,23 +77,32 @@ def test_gradients_pass_the_rounding_and_not_the_clamp() -> None:
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
 
 
-def test_the_gradient_of_a_step() -> None:
-    """Of eq. 9 with the rounding fixed to where it is, by finite differences in float64."""
-    x = t(-3, -0.9, 0.13, 0.8, 5).double()
-    a = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    base = asymmetric(torch.tensor(-1.0).double(), torch.tensor(1.2).double(), 4)
-    moved = type(base)(base.step * a.exp(), base.zero, 0, base.high)
-    (moved(x) * torch.arange(1.0, 6.0)).sum().backward()
-    codes = (x / base.step).round() - x / base.step  # what rounding adds stays the same
+@pytest.mark.parametrize("per_row", [False, True])
+def test_the_gradients_of_step_and_zero_point(per_row: bool) -> None:
+    """Of eq. 9 with what rounding adds held fixed, by finite differences in float64."""
+    chance = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(3, 40, generator=chance, dtype=torch.float64)
+    factor = torch.randn(3, 40, generator=chance, dtype=torch.float64)
+    sizes = (3, 1) if per_row else ()
+    step = (0.1 + torch.rand(sizes, generator=chance).double()).requires_grad_()
+    zero = torch.full(sizes, 6.0, dtype=torch.float64, requires_grad=True)
+    (Grid(step, zero, 0, 15)(x) * factor).sum().backward()
+    rounding = ((x / step).round() - x / step).detach()
 
-    def surrogate(shift: float) -> float:
-        step = base.step * torch.tensor(shift).double().exp()
-        soft = (x / step + codes + base.zero).clamp(0, base.high)
-        return float(((soft - base.zero) * step * torch.arange(1.0, 6.0)).sum())
+    def surrogate(s: Tensor, z: Tensor) -> Tensor:
+        inside = ((x / step) >= -6) & ((x / step) <= 9)
+        steps = torch.where(inside, x / s + rounding, torch.where(x < 0, 0 - z, 15 - z))
+        return (steps * s * factor).sum()
 
-    numeric = (surrogate(1e-6) - surrogate(-1e-6)) / 2e-6
-    assert a.grad is not None
-    assert float(a.grad) == pytest.approx(numeric, rel=1e-5)
+    s, z = step.detach().requires_grad_(), zero.detach().requires_grad_()
+    wanted = torch.autograd.grad(surrogate(s, z), (s, z))
+    for found, exact in zip((step.grad, zero.grad), wanted, strict=True):
+        assert found is not None
+        assert torch.allclose(found, exact)
+    shift = 1e-6
+    numeric = surrogate(step.detach() + shift, zero) - surrogate(step.detach() - shift, zero)
+    total = sum(float(g.sum()) for g in wanted[:1])
+    assert float(numeric.detach()) / (2 * shift) == pytest.approx(total, rel=1e-5)
 
 
 def test_weight_formats() -> None:
