@@ -66,7 +66,8 @@ def fit(
 
     # What the original gives (eq. 1), and how large its channels get.
     wanted = _originals(network, tests, progress)
-    targets = _originals(network, lessons, progress, recipe.loss) if recipe.learns else []
+    shown = lessons if recipe.learns and recipe.jointly else lessons[:0]
+    targets = _originals(network, shown, progress, recipe.loss)
     peaks = Peaks()
     peaks.found = _kept(work, "peaks", lambda: _observe(network, sites, closed, peaks, progress))
 
@@ -91,7 +92,7 @@ def fit(
     notes: list[str] = []
     with switched(learned.parts, True):
         before = found = compare(network, tests, wanted)
-        if learned.values:
+        if recipe.learns:
             with track(_steps(recipe, layers), progress, "learn") as advance:
                 how: dict[str, Any] = {"seed": seed, "advance": advance, "work": work}
                 if recipe.jointly:
