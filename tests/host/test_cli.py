@@ -179,7 +179,7 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("--nope", 2, "No such option.*--nope"),
         ("list --nope", 2, r"No such option.*--nope.* \(`zoo list --help` explains\)"),
         ("list a b", 2, "unexpected extra argument"),
-        ("list --interface SR", 2, "'SR' is none of SRModel"),
+        ("list --interface SR", 2, "'SR' is not one of SRModel"),
         ("info", 2, "Missing argument 'MODEL'"),
         ("info doublr", 2, "no model is called 'doublr'; did you mean 'doubler'"),
         ("info ./nowhere", 1, "there is no folder nowhere"),
@@ -191,14 +191,14 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("upscale doubler none.png", 1, "none.png"),
         ("upscale doubler in.png --scale x", 2, "'x' is not a valid float"),
         ("upscale doubler in.png --tile x", 2, "--tile 'x': expected a number of pixels, auto"),
-        ("upscale doubler in.png --device gpu", 2, "device='gpu' is not there"),
+        ("upscale doubler in.png --device gpu", 2, "device='gpu' is not available"),
         ("upscale doubler in.png -O gain", 2, "-O 'gain': expected KEY=VALUE"),
         ("upscale doubler in.png -O =1", 2, "-O '=1': expected KEY=VALUE"),
         ("upscale doubler in.png -O gain=1 -O gain=1", 2, "-O gain is given twice"),
         ("upscale doubler in.png -O gian=1", 2, "no option 'gian'; did you mean 'gain'"),
         ("upscale doubler in.png -O zzz=1", 2, "It takes: gain, scale, prompt, seed, tile"),
         ("upscale doubler in.png -O gain=2", 2, "gain='2' is out of range"),
-        ("upscale doubler in.png -o out.xyz", 1, "'.xyz' is no image format that zoo writes"),
+        ("upscale doubler in.png -o out.xyz", 1, "'.xyz' is not an image format that zoo writes"),
         ("upscale doubler in.png -o no/where.png", 1, "cannot write no/where.png"),
         ("upscale doubler in.png in.jpg -o one.png", 1, "one.png is one file, but there are 2"),
         ("upscale doubler in.png in.jpg", 1, "two inputs would both become in-x2.png"),
@@ -207,7 +207,7 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("train doubler -o out --data nope", 1, "--data nope: there is no such file or folder"),
         ("train doubler -o out -O rate=1", 2, "no option 'rate' for train. It takes: none"),
         ("bench doubler", 1, "doubler has no bench"),
-        ("bench doubler --quick --write out", 2, "--quick measures too little to be kept"),
+        ("bench doubler --quick --write out", 2, "--quick measures too little to be saved"),
         ("bench fam-diffusion", 1, "is planned"),
         ("bench Detector", 1, "no common metrics"),
         ("run doubler nope", 2, "has no command 'nope'. It has: count, fails"),
@@ -216,7 +216,7 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("export fam-diffusion -o x.onnx", 1, "is planned"),
         ("verify sleeper", 1, "sleeper has no trained weights"),
         ("pull sleeper", 1, "Train some with `zoo train sleeper"),
-        ("uninstall numpy", 2, "brings no third-party plugin"),
+        ("uninstall numpy", 2, "has no third-party plugin"),
         ("demo --model vladva", 1, "is planned"),
     ],
     ids=lambda value: value if isinstance(value, str) and value[0] not in "'n-" else "",
@@ -286,7 +286,7 @@ def test_an_unreadable_input_does_not_stop_the_others(run: Command) -> None:
     assert not Path("many").exists()
     done = run("upscale", "doubler", "bad.png", "in.png", "-o", "many")
     assert (done.code, done.out.startswith(str(Path("many/in-x2.png")))) == (1, True)
-    assert re.search(r"^zoo: 1 of 2 pictures could not be used: .*bad\.png", done.err, re.MULTILINE)
+    assert re.search(r"^zoo: 1 of 2 images could not be used: .*bad\.png", done.err, re.MULTILINE)
     done = run("upscale", "doubler", "bad.png", "in.png", "-o", "other", "--json")
     assert (done.code, len(json.loads(done.out))) == (1, 1)
 
@@ -315,9 +315,9 @@ def test_folders_and_patterns_are_inputs(run: Command) -> None:
     one_line(run("upscale", "doubler", "all"), 2, "-o FOLDER")
     assert run("upscale", "doubler", "all/**/b*.png", "all/deep/b [1].png").code == 0  # once
     assert Path("all/deep/b [1]-x2.png").is_file()
-    one_line(run("upscale", "doubler", "all/*.gif"), 1, "no file has such a name")
+    one_line(run("upscale", "doubler", "all/*.gif"), 1, "no file matches")
     Path("empty").mkdir()
-    one_line(run("upscale", "doubler", "empty", "-o", "out"), 1, "no picture in this folder")
+    one_line(run("upscale", "doubler", "empty", "-o", "out"), 1, "no images in this folder")
 
 
 def test_what_is_there_is_skipped(run: Command) -> None:

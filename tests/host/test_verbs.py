@@ -72,7 +72,7 @@ def photos(tmp_path: Path) -> Path:
             pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{i}.png")
     (root / ".ipynb_checkpoints").mkdir()
-    (root / "red_dots" / "._0.png").write_bytes(b"no picture")
+    (root / "red_dots" / "._0.png").write_bytes(b"not an image")
     return root
 
 
@@ -188,14 +188,14 @@ def test_quantize_refuses_before_it_writes(llm: Path, run: Run, toy: Callable[[s
     Path("ids.npy").write_bytes(b"\x93NUMPY and no more")
     for given, words in {
         "empty.txt": "empty",
-        "latin.txt": "latin.txt is no UTF-8 text",
-        "ids.npy": "no plain .npy",
+        "latin.txt": "latin.txt is not UTF-8 text",
+        "ids.npy": "not a plain .npy",
         "gone.txt": "gone.txt",
     }.items():
         done = run("quantize", name, "./llm", "--calibration", given, "-o", "small")
         said(done, 1, words)
     said(run("quantize", name, "./llm", "--scheme", "w1a1", "-o", "small"), 2, "w1a1")
-    said(run("quantize", name, "./llm", "-o", "no/small"), 1, "no is no folder")
+    said(run("quantize", name, "./llm", "-o", "no/small"), 1, "no is not a folder")
     assert not Path("small").exists()
 
 
@@ -253,18 +253,18 @@ def test_one_broken_picture_does_not_stop_the_others(
     scene: Path, run: Run, toy: Callable[[str], str]
 ) -> None:
     name = toy("Detector")
-    (scene / "broken.png").write_bytes(b"no picture")
+    (scene / "broken.png").write_bytes(b"not an image")
     code, out, err = run("detect", name, "scene", "-o", "found")
     assert code == 1
     assert "two.png: bright" in out
-    assert "zoo: 1 of 3 pictures could not be used:" in err
+    assert "zoo: 1 of 3 images could not be used:" in err
     assert "broken.png" in err
     assert Path("found/deep/two.png").is_file()
     assert len(json.loads(Path("found/detections.json").read_text())["images"]) == 2
     said(run("detect", name, "scene/broken.png", "-o", "other"), 1, "broken.png")
     assert not Path("other").exists()
     said(run("detect", name, "gone.png"), 1, "gone.png: there is no such file")
-    said(run("detect", name, "*.jpg"), 1, "*.jpg: no file has such a name")
+    said(run("detect", name, "*.jpg"), 1, "*.jpg: no file matches")
     said(run("detect", name, ""), 1, "an input is empty")
     said(run("detect", name, "x" * 300), 1, f"{'x' * 300}: File name too long")
     said(run("detect", name, "scene", "--threshold", "2"), 2, "threshold")
@@ -339,7 +339,7 @@ def test_qa_refuses(run: Run, toy: Callable[[str], str]) -> None:
     said(run("qa", name, "empty.txt"), 1, "empty.txt is empty")
     said(run("qa", name, "gone.txt"), 1, "cannot read gone.txt")
     said(run("qa", name, "cake.txt", "-o", "x.csv"), 1, "x.csv", ".json or .jsonl")
-    said(run("qa", name, "cake.txt", "-o", "no/x.json"), 1, "no is no folder")
+    said(run("qa", name, "cake.txt", "-o", "no/x.json"), 1, "no is not a folder")
 
 
 # --- classify -------------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ def test_classify_by_labels_of_ones_own(fitted: str, run: Run) -> None:
 
 def test_classify_needs_labels(run: Run, photos: Path, toy: Callable[[str], str]) -> None:
     done = run("classify", toy("VLAligner"), "photos", "-o", "out")
-    said(done, 2, "knows no labels", "--labels")
+    said(done, 2, "has no labels", "--labels")
     assert not Path("out").exists()
 
 
@@ -548,29 +548,29 @@ def test_wrong_data_is_refused_in_words(tmp_path: Path, photos: Path) -> None:
     for text, words in {
         '{"image": "a.png"}': "images with a text or a label",
         "[]": "line 1",
-        '{"image": "a.png", "text": "a"}': "one text only",
+        '{"image": "a.png", "text": "a"}': "only one text",
         "": "empty",
     }.items():
         broken.write_text(text, "utf-8")
         with pytest.raises(InputError, match=words):
             alignment.items(broken)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="a folder with pictures for each class"):
+    with pytest.raises(InputError, match="a folder of images for each class"):
         alignment.items(tmp_path / "empty")
     (tmp_path / "one" / "a").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "one" / "a" / "x.png")
-    with pytest.raises(InputError, match="one class only"):
+    with pytest.raises(InputError, match="only one class"):
         alignment.items(tmp_path / "one")
     for labels, words in (([0, 1], "expected 3 whole"), ([0, 1, 2], "from 0 to 1")):
         with pytest.raises(InputError, match=words):
             alignment.items(features(tmp_path / "f.npz", 3, 2, labels))
-    with pytest.raises(InputError, match="are no pairs"):
+    with pytest.raises(InputError, match="are not pairs"):
         alignment.items(features(tmp_path / "f.npz", 3, 2))
     np.savez(tmp_path / "f.npz", images=np.zeros((2, 2)))
     with pytest.raises(InputError, match="has no texts"):
         alignment.items(tmp_path / "f.npz")
     (tmp_path / "f.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"no plain \.npz"):
+    with pytest.raises(InputError, match=r"not a plain \.npz"):
         alignment.items(tmp_path / "f.npz")
     with pytest.raises(UsageError, match="--data"):
         alignment.items(None)
@@ -594,10 +594,10 @@ def test_eval_of_super_resolution(run: Run, toy: Callable[[str], str], tmp_path:
 def test_eval_says_what_it_cannot_do(run: Run, toy: Callable[[str], str], tmp_path: Path) -> None:
     said(run("eval", toy("Detector"), "x"), 1, "no common metrics for the kind Detector yet")
     said(run("eval", "edge-sd-sr", "gone"), 1, "gone: there is no such file")
-    with pytest.raises(NotReadyError, match="none of the six"):
+    with pytest.raises(NotReadyError, match="a model without an interface"):
         protocols.of(None)
     (tmp_path / "none").mkdir()
-    said(run("eval", "edge-sd-sr", "none"), 2, "no picture")
+    said(run("eval", "edge-sd-sr", "none"), 2, "contains no images")
     for size in ((23, 40), (3, 3)):
         Image.new("RGB", size).save(tmp_path / "none" / "small.png")
         said(run("eval", "edge-sd-sr", "none"), 1, "small.png is ", "less than 24 pixels")
@@ -648,7 +648,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     said(run(verb, name, *arguments, *more, "-o", "file/"), 1, "file")
     said(run(verb, name, *arguments, *more, "-o", "taken"), 1, "already exists")
     if verb not in MAKES_PARENTS:
-        said(run(verb, name, *arguments, "-o", "no/such/out"), 1, "no/such is no folder")
+        said(run(verb, name, *arguments, "-o", "no/such/out"), 1, "no/such is not a folder")
         said(run(verb, name, *arguments, "-o", "taken", "--force"), 1, "is not a saved model")
     assert Path("file").read_text() == "mine"
     assert all((Path("taken") / file).read_text() == "mine" for file in files)
@@ -665,6 +665,6 @@ def test_train_refuses_its_output_before_the_work(
     Path("file").write_text("mine")
     Path("taken").mkdir()
     Path("taken/notes.txt").write_text("mine")
-    for out, words in {"file": "file", "taken": "already holds something"}.items():
+    for out, words in {"file": "file", "taken": "is not empty"}.items():
         said(run("train", "edge-sd-sr", "--data", "photos", "-o", out), 1, words)
     assert Path("taken/notes.txt").read_text() == "mine"

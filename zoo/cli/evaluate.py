@@ -46,14 +46,14 @@ def eval_(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure MODEL on DATA, and show the items that went worst.
+    """Measure MODEL on DATA, and show the worst items.
 
     \b
-    SRModel    a folder of large pictures: PSNR-Y, SSIM, HaarPSI
+    SRModel    a folder of large images: PSNR-Y, SSIM, HaarPSI
     VLAligner  a folder with one folder for each class: accuracy;
                .jsonl with image and text, or .npz of features: accuracy or recall
 
-    The other kinds follow with their first model. Example: zoo eval edge-sd-sr photos/
+    Other interfaces have no metrics yet. Example: zoo eval edge-sd-sr photos/
     """
     from .. import protocols
     from ..api import entry_and_kind, load, require_code

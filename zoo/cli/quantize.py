@@ -1,4 +1,4 @@
-"""``zoo quantize``: a language model in, one of few bits out."""
+"""``zoo quantize``: a language model in, a quantized one out."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 @click.option(
     "--calibration",
     type=PATH,
-    help="Texts, divided by empty lines, or token ids (.npy); default: zoo's own short texts.",
+    help="Texts, separated by empty lines, or token ids (.npy); default: zoo's own short texts.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all chance.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same result.")
 def quantize(
     call: Call, llm: str, out: Path, scheme: str | None, calibration: Path | None, seed: int
 ) -> None:
     """Quantize LLM, a Hub id or a folder (./name), with MODEL.
 
-    OUT holds weights, tokenizer and source: zoo.load takes it.
+    OUT gets the weights and the tokenizer, and is a folder for zoo.load.
     Example: zoo quantize mobilequant ./my-llm --calibration texts.txt -o small
     """
     from .. import calibration as calibrations

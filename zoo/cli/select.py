@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 @verb("DataSelector", "fit", "select data")
 @click.option("--train", type=PATH, required=True, help="Data to choose from.")
 @click.option("--target", type=PATH, required=True, help="A few trusted examples of the target.")
-@click.option("-o", "--out", type=PATH, required=True, help="Folder for everything that is made.")
+@click.option("-o", "--out", type=PATH, required=True, help="Folder for all results.")
 @click.option("--model", "base", help="What to train: a Hub id or a folder. Same as --base.")
 @click.option("--fraction", type=float, help="Share to select; default: 0.5.")
-@click.option("--k", type=int, help="Number of examples to select, in place of a share.")
+@click.option("--k", type=int, help="Number of examples to select, instead of a share.")
 @click.option("--epochs", type=int, help="Passes over the training set.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all chance.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights.")
 def select(
     call: Call,
     train: Path,
@@ -36,9 +36,9 @@ def select(
     epochs: int | None,
     seed: int,
 ) -> None:
-    """Let MODEL learn weights for the rows of --train that serve --target, and select the best.
+    """Learn which rows of --train deserve weight for --target, and select the heaviest.
 
-    OUT is a saved folder (`zoo.load` takes it) with weights.jsonl and selection.jsonl beside it.
+    OUT is a saved folder for `zoo.load`, with weights.jsonl and selection.jsonl in it.
     Example: zoo select bayesian-dps --train train.jsonl --target dev.jsonl -o chosen
     """
     from ..errors import UsageError
