@@ -1,4 +1,4 @@
-"""``zoo eval``: one model on somebody's data, by the common metrics of its interface."""
+"""``zoo eval``: one model on a user's data, by the common metrics of its interface."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .protocols import Measured
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model is worth on a set of data."""
+    """The results of a model on a data set."""
 
     data: str
-    """What was measured, for people, such as "12 images, 3 classes"."""
+    """What was measured, in words, such as "12 images, 3 classes"."""
     higher_is_better: Mapping[str, bool]
     items: Sequence[Measured]
 
@@ -35,14 +35,14 @@ class Evaluation:
         return {name: _means([i for i in self.items if i.group == name]) for name in names}
 
     def worst(self, count: int) -> list[Measured]:
-        """So many items, the worst one first."""
+        """The worst items, at most ``count``, the worst one first."""
         return sorted(self.items, key=lambda item: item.quality)[:count]
 
 
 def evaluate(model: Model, data: Path, progress: Progress = False) -> Evaluation:
     """Measure a model on ``data``: see the module of its interface in ``zoo.protocols``.
 
-    Raises NotReadyError where an interface has no common metrics yet, InputError for the data.
+    Raises NotReadyError if the interface has no common metrics yet, InputError for unusable data.
     """
     protocol = protocols.of(model.interface)
     if not data.exists():

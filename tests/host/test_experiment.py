@@ -76,8 +76,8 @@ def test_cells_keep_the_order_and_six_digits() -> None:
     [
         (math.nan, 1, "nan is not a finite number"),
         (math.inf, 1, "inf is not a finite number"),
-        (1.0, 0, "there already is a number for 0"),
-        (1.0, "7", "'7' reads as a seed; name it 'item 7'"),
+        (1.0, 0, "there is already a number for 0"),
+        (1.0, "7", "'7' looks like a seed; name it 'item 7'"),
         (1.0, "a.png", "'a.png' would mix seeds with items"),
     ],
 )
@@ -196,7 +196,7 @@ def test_columns_are_averaged_by_seed_and_pooled_over_items() -> None:
     assert found.value == pytest.approx((2 * 6 + 3 * 11) / 5)
     assert "over 5 items (2 columns pooled)" in found.rule
     sets.add("a", "large", 3.0, "two")
-    with pytest.raises(ValueError, match="share some seeds or items only"):
+    with pytest.raises(ValueError, match="share only some seeds or items"):
         decided(sets, sets.better("a", "b", ("small", "large")))
 
 
@@ -508,7 +508,7 @@ def test_a_recipe_is_run(request_for: BenchRequest, tmp_path: Path) -> None:
     folder = experiment.train(request_for, tmp_path / "run", seed=2, steps=4, rate=0.75)
     model = experiment.load(request_for, folder)
     assert model.config["seen"] == [2, 4, 0.75]
-    with pytest.raises(OutputError, match="already holds something"):
+    with pytest.raises(OutputError, match="is not empty"):
         experiment.train(request_for, tmp_path / "run")
 
 

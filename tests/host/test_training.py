@@ -146,7 +146,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, often: None, stage: str, s
 
 def test_ctrl_c_keeps_a_whole_step_though_no_checkpoint_is_due(tmp_path: Path) -> None:
     whole = recipe(tmp_path / "whole").fit()
-    with pytest.raises(KeyboardInterrupt, match=r"Step 2 of 4 of stage 'second' is kept in .*cut"):
+    with pytest.raises(KeyboardInterrupt, match=r"Step 2 of 4 of stage 'second' is saved in .*cut"):
         recipe(tmp_path / "cut", ctrl_c("second", 1)).fit()
     assert json.loads((tmp_path / "cut" / "train.json").read_text())["step"] == 2
     assert equal(whole, recipe(tmp_path / "cut", resume=True).fit())
@@ -213,7 +213,9 @@ def test_what_differs_is_named(tmp_path: Path, changes: dict[str, Any], words: s
 def test_a_stage_that_has_run_keeps_its_numbers(tmp_path: Path) -> None:
     """The report tells of the steps that were taken, not of those asked for afterwards."""
     recipe(tmp_path, stage="first", steps=2).fit()
-    with pytest.raises(OptionError, match=r"'first' .* has run with steps=2, not 3: name what is"):
+    with pytest.raises(
+        OptionError, match=r"'first' .* has run with steps=2, not 3: choose the remaining"
+    ):
         recipe(tmp_path, resume=True, steps=3).fit()
     recipe(tmp_path, resume=True).fit()
     found = json.loads((tmp_path / "train.json").read_text())["stages"]
@@ -237,7 +239,7 @@ def test_how_a_step_is_computed_may_change(tmp_path: Path) -> None:
 def test_stages_one_by_one(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"no stage 'third'\. Stages: first, second"):
         recipe(tmp_path, stage="third")
-    with pytest.raises(OptionError, match="'second' goes on from earlier ones: give --init"):
+    with pytest.raises(OptionError, match="'second' continues from earlier ones: give --init"):
         recipe(tmp_path, stage="second").fit()
     first = recipe(tmp_path / "steps", stage="first")
     first.fit()
