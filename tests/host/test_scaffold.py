@@ -98,11 +98,11 @@ def test_every_template_ends_so_that_no_tool_reads_it() -> None:
         ("größe", "lower-case"),
         ("", "lower-case"),
         ("a" * 65, "64 characters"),
-        ("lambda", "word of Python"),
-        ("match", "word of Python"),
-        ("json", "already is a Python package"),
-        ("numpy", "already is a Python package"),
-        ("zoo", "already is a Python package"),
+        ("lambda", "Python keyword"),
+        ("match", "Python keyword"),
+        ("json", "is already a Python package"),
+        ("numpy", "is already a Python package"),
+        ("zoo", "is already a Python package"),
         ("edge-sd-sr", "taken"),
     ],
 )
@@ -125,7 +125,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="already exists"):
         scaffold.create("my-other", "Detector", tmp_path / "made")
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
-    with pytest.raises(OutputError, match="no folder"):
+    with pytest.raises(OutputError, match="not a folder"):
         scaffold.create("my-model", "SRModel", tmp_path / "no" / "where")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made"]
 
