@@ -111,7 +111,7 @@ USAGE: list[tuple[str, list[str], int, str]] = [
     ("wrong scale", ["upscale", MODEL, "PHOTO", "--scale", "3"], 2, "4"),
     ("wrong tile", ["upscale", MODEL, "PHOTO", "--tile", "big"], 2, "--tile 'big'"),
     ("unknown suffix", ["upscale", MODEL, "PHOTO", "-o", "DIR/out.xyz"], 1, ".png"),
-    ("no folder", ["upscale", MODEL, "PHOTO", "-o", "DIR/gone/out.png"], 1, "gone"),
+    ("not a folder", ["upscale", MODEL, "PHOTO", "-o", "DIR/gone/out.png"], 1, "gone"),
     ("a file as folder", ["upscale", MODEL, "PHOTO", "-o", "PHOTO/out.png"], 1, "photo.png"),
     ("existing output", ["upscale", MODEL, "PHOTO", "-o", "PHOTO"], 1, "--force"),
     ("missing folder of a model", ["verify", "DIR/gone"], 1, "gone"),

@@ -278,7 +278,7 @@ def test_the_timeout_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_an_endpoint_that_is_no_address(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", text)
-    with pytest.raises(UsageError, match=re.escape(f"HF_ENDPOINT={text!r} is no address")):
+    with pytest.raises(UsageError, match=re.escape(f"HF_ENDPOINT={text!r} is not an address")):
         hub._endpoint()
 
 

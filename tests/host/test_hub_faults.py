@@ -317,7 +317,7 @@ CASES = [
     Case(
         "flipped-byte",
         "one bit of a file is wrong",
-        ("model.safetensors has sha256", "Nothing of it was kept; try again."),
+        ("model.safetensors has sha256", "Nothing was kept; try again."),
         "WeightsError",
         call=published("flip"),
         check=nothing_kept,
@@ -348,7 +348,7 @@ CASES = [
     Case(
         "cut-always",
         "the connection breaks half way each time",
-        ("broke off after 153,600 of 307,200 bytes", "the next try goes on from there"),
+        ("broke off after 153,600 of 307,200 bytes", "the next attempt continues from there"),
         "HubError",
         call=published("cut"),
         check=part_kept,
@@ -356,7 +356,7 @@ CASES = [
     Case(
         "stalled",
         "the server stops in the middle and keeps the line open",
-        ("broke off after 153,600 of 307,200 bytes", "the next try goes on from there"),
+        ("broke off after 153,600 of 307,200 bytes", "the next attempt continues from there"),
         "HubError",
         call=published("stall"),
         check=part_kept,
@@ -427,7 +427,7 @@ CASES = [
     Case(
         "login-page",
         "a captive portal answers instead of the Hub",
-        ("gave an answer that is not a Hub's", "login page"),
+        ("gave an answer that is not from a Hub", "login page"),
         "HubError",
         call=answering("html"),
     ),
@@ -474,7 +474,7 @@ CASES = [
     Case(
         "wrong-small",
         "a small file of the Hub is not the registry's",
-        ("config.json has sha256", "Nothing of it was kept"),
+        ("config.json has sha256", "Nothing was kept"),
         "WeightsError",
         call=registry_says({"config.json": CONFIG[::-1]}),
         check=no_config_kept,
@@ -549,7 +549,7 @@ CASES = [
     Case(
         "forbidden",
         "the token may not read the repository",
-        ("is forbidden to you", "Use a token that may read it"),
+        ("denies access", "Use a token that may read it"),
         "HubError",
         call=answering("status", status=403),
         group="token",
@@ -665,7 +665,7 @@ CASES = [
     Case(
         "foreign-flipped",
         "a foreign file differs from what the Hub says of it",
-        ("model.safetensors has sha256", "Nothing of it was kept"),
+        ("model.safetensors has sha256", "Nothing was kept"),
         "WeightsError",
         call=foreign(FILES, fault="flip"),
         check=nothing_kept,
@@ -720,7 +720,7 @@ CASES = [
     Case(
         "name-outside",
         "a file name that leads out of its folder",
-        ("gave an answer that is not a Hub's", "could leave its folder"),
+        ("gave an answer that is not from a Hub", "could leave its folder"),
         "HubError",
         call=foreign({**FILES, "../../../../evil.safetensors": DATA}),
         check=nothing_outside,
@@ -731,7 +731,7 @@ CASES = [
 # What needs more than one call to show has a test of its own below.
 FURTHER = [
     ("two processes want the same files at once", "works, from the hub", "downloaded once"),
-    ("a download is killed", "works, from the hub", "the next try goes on from there"),
+    ("a download is killed", "works, from the hub", "the next attempt continues from there"),
     ("HF_HOME or HF_HUB_CACHE names another place", "works, from the hub", "kept there"),
     ("a redirect leads to another host", "works, from the hub", "your token is not sent there"),
     ("a branch that was used before, and the Hub is dead", "works, from the cache", "a warning"),

@@ -236,7 +236,7 @@ def test_a_bitmap_of_sixteen_bits_a_pixel_is_no_deep_one(tmp_path: Path) -> None
 
 def test_a_transparent_grey_of_sixteen_bits_is_said_to_be_lost(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 700, np.uint16)).save(tmp_path / "a.png", transparency=700)
-    with pytest.warns(UserWarning, match="transparent grey of an image of 16 bits"):
+    with pytest.warns(UserWarning, match="transparent grey of a 16-bit image"):
         images.transform(tmp_path / "a.png", lambda x: x)
 
 

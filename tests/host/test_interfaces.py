@@ -71,7 +71,7 @@ def test_only_detect_and_names_are_asked_of_a_detector() -> None:
             return []
 
     made = Spotter(REQUEST)
-    with pytest.raises(NotReadyError, match="mine does not learn from images alone"):
+    with pytest.raises(NotReadyError, match="mine does not learn from images without labels"):
         made.pretrain([])
     with pytest.raises(NotReadyError, match="mine cannot be fine-tuned"):
         made.finetune([], [])

@@ -218,7 +218,7 @@ def test_zoo_plugins_check_says_it_all(here: Site) -> None:
 DATA: dict[str, tuple[dict[str, Any], str]] = {
     "no_registry": (
         {"registry": None},
-        "no registry.yaml beside no_registry/__init__.py. If it is in the project, its build "
+        "no registry.yaml beside no_registry/__init__.py. If the project has one, the build "
         "leaves it out: setuptools ships it only with [tool.setuptools.package-data] no_registry = "
         '["registry.yaml"]',
     ),
@@ -282,7 +282,7 @@ def test_broken_data_shows_without_importing_anything(
     assert run("list") == 0
     out, err = capsys.readouterr()
     assert "healthy" in out
-    assert err == f"{len(DATA)} plugins have a fault; `zoo plugins` says which.\n"
+    assert err == f"{len(DATA)} plugins have a fault; see `zoo plugins`.\n"
     assert run("info", "healthy") == 0
     assert not [*here.path.rglob("*imported")]
     assert "healthy" not in sys.modules
@@ -359,7 +359,7 @@ def test_a_stranger_cannot_take_a_name_of_ours(here: Site) -> None:
     own = next(p for p in registry.catalogue().plugins if p.package == entry.plugin)
     assert (own.state, own.reason) == (
         "ok",
-        f"{ours} is claimed by thief-dist too; this one is {ours}",
+        f"{ours} is also claimed by thief-dist; this one is {ours}",
     )
     assert zoo.load(f"thief-dist:{ours}").entry.distribution == "thief-dist"
     assert zoo.load(f"Thief_Dist:{ours}").entry.distribution == "thief-dist"
@@ -377,14 +377,14 @@ def test_two_strangers_with_one_name(here: Site, capsys: pytest.CaptureFixture[s
         "left:same",
         "right:same",
     ]
-    words = r"'same' is claimed by two plugins. Say which: 'left:same' or 'right:same'"
+    words = r"'same' is claimed by two plugins. Write 'left:same' or 'right:same'"
     for ask in (zoo.load, zoo.info):
         with pytest.raises(UnknownModelError, match=words):
             ask("same")
     found = by_package()
     for package, other in (("left", "right"), ("right", "left")):
         assert found[package].state == "conflict"
-        words = f"same is claimed by {other} too; this one is {package}:same"
+        words = f"same is also claimed by {other}; this one is {package}:same"
         assert found[package].reason == words
     assert zoo.load("right:same").entry.plugin == "right"
     assert zoo.load("left:same").entry.plugin == "left"
@@ -439,7 +439,7 @@ def test_a_blocked_plugin_is_never_imported(
     monkeypatch.setenv("ZOO_PLUGINS", "wanted, denied ,")
     monkeypatch.setenv("ZOO_PLUGINS_DISABLE", " denied,unknown")
     forget()
-    with pytest.warns(UserWarning, match=r"ZOO_PLUGINS_DISABLE names unknown, which no installed"):
+    with pytest.warns(UserWarning, match=r"ZOO_PLUGINS_DISABLE names unknown, but no installed"):
         found = by_package()
     assert {p: found[p].state for p in found} == {
         "wanted": "ok",
