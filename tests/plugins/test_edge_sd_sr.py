@@ -287,7 +287,7 @@ def test_back_projection_gives_the_input_back():
     ("options", "message"),
     [
         ({"scale": 2}, "no scale 2; it has 4"),
-        ({"prompt": "a cat"}, "no prompt"),
+        ({"prompt": "a cat"}, "not support prompts"),
         ({"tile": 15}, "multiple of 2"),
         ({"tile": 0}, "tile=0"),
         ({"tile": "big"}, "tile='big': expected a side"),

@@ -135,9 +135,9 @@ def test_a_saved_sibling_gives_its_autoencoder_and_no_unet(photos, tmp_path):
 
 def test_a_model_of_another_kind_is_refused(photos, tmp_path):
     other = yonos(photos, tmp_path / "yonos")
-    with pytest.raises(WeightsError, match=r"not those of edge-sd-sr, such as"):
+    with pytest.raises(WeightsError, match=r"do not fit edge-sd-sr, such as"):
         sibling(photos, tmp_path / "a", init=other)
-    with pytest.raises(WeightsError, match=r"not those of yonos-sr, such as"):
+    with pytest.raises(WeightsError, match=r"do not fit yonos-sr, such as"):
         yonos(photos, tmp_path / "b", init=SIBLING)  # of another width
 
 
