@@ -161,8 +161,8 @@ def normalise_latents(conv_out: nn.Conv2d, conv_ins: Sequence[nn.Conv2d], std: T
     """Give each latent channel unit variance, exactly, without a new parameter.
 
     ``std`` (C,) is the measured spread; the encoder's last layer is divided by it and the decoders'
-    first layer multiplied. Without this, s_l and the noise level would have no meaning (Edge-SD-SR,
-    eq. 1).
+    first layer multiplied. Without this, s_l and the noise level would have no meaning
+    (Edge-SD-SR, eq. 1).
     """
     conv_out.weight /= std[:, None, None, None]
     assert conv_out.bias is not None
