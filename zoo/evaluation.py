@@ -22,6 +22,8 @@ class Evaluation:
     """What was measured, in words, such as "12 images, 3 classes"."""
     higher_is_better: Mapping[str, bool]
     items: Sequence[Measured]
+    failures: Sequence[InputError] = ()
+    """One error for each item that could not be read; such items are not measured."""
 
     @property
     def means(self) -> dict[str, float]:
@@ -42,18 +44,23 @@ class Evaluation:
 def evaluate(model: Model, data: Path, progress: Progress = False) -> Evaluation:
     """Measure a model on ``data``: see the module of its interface in ``zoo.protocols``.
 
-    Raises NotReadyError if the interface has no common metrics yet, InputError for unusable data.
+    Raises NotReadyError if the interface has no common metrics yet, InputError if no
+    item can be read.
     """
     protocol = protocols.of(model.interface)
     if not data.exists():
         raise InputError(f"{data}: there is no such file or folder.")
-    items = protocol.items(data)
+    failures: list[InputError] = []
+    items = protocol.items(data, skip=failures.append)
+    if failures and not items:
+        raise failures[0]
     measured = []
     with track(len(items), progress, "eval") as advance:
         for found in protocol.measure(model, items):
             measured.append(found)
             advance()
-    return Evaluation(protocol.described(data, items).size, protocol.HIGHER, measured)
+    size = protocol.described(data, items).size
+    return Evaluation(size, protocol.HIGHER, measured, failures)
 
 
 def _means(items: Sequence[Measured]) -> dict[str, float]:

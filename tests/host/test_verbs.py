@@ -101,7 +101,27 @@ CALLS = {
 def test_labels_are_given_once(run: Run) -> None:
     files = ("--features", "x.npy", "--labels", "y.txt", "--texts", "t.npy")
     done = run("align", "lfa", *files, "-o", "out", "-O", "labels=3")
-    said(done, 2, "labels are given twice")
+    said(done, 2, "labels: given twice, by --labels and by -O labels")
+
+
+def test_a_keyword_that_is_also_an_option_is_given_once(
+    run: Run, toy: Callable[[str], str]
+) -> None:
+    data = ("--train", "a.csv", "--target", "b.csv", "-o", "out")
+    name = toy("DataSelector")
+    for key in ("epochs", "seed"):
+        done = run("select", name, *data, f"--{key}", "3", "-O", f"{key}=4")
+        said(done, 2, f"{key}: given twice, by --{key} and by -O {key}")
+    done = run("upscale", "edge-sd-sr", "x.png", "--tile", "none", "-O", "tile=64")
+    said(done, 2, "tile: given twice, by --tile and by -O tile")
+    # the default of --epochs does not count
+    assert "given twice" not in run("select", name, *data, "-O", "epochs=4")[2]
+
+
+@pytest.mark.parametrize("verb", ["eval", "train", "bench"])
+def test_a_verb_without_keywords_promises_none(verb: str, run: Run) -> None:
+    assert "keyword" not in run(verb, "--help")[1]
+    assert "keyword" in run("upscale", "--help")[1]
 
 
 @pytest.mark.parametrize("verb", CALLS)
@@ -500,6 +520,8 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
         {"image": "b.png", "text": "a cat"},
         {"image": "c.png", "text": "a cat"},
     ]
+    for name in "abc":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
     path = tmp_path / "pairs.jsonl"
     path.write_text("\ufeff" + "\r\n".join(json.dumps(r, ensure_ascii=False) for r in lines))
     rows = alignment.items(path)
@@ -603,6 +625,44 @@ def test_eval_says_what_it_cannot_do(run: Run, toy: Callable[[str], str], tmp_pa
         said(run("eval", "edge-sd-sr", "none"), 1, "small.png is ", "less than 24 pixels")
     Image.new("RGB", (24, 27)).save(tmp_path / "none" / "small.png")
     assert run("eval", "edge-sd-sr", "none")[0] == 0
+
+
+def test_eval_continues_after_a_broken_image(fitted: str, photos: Path, run: Run) -> None:
+    """The other images are measured; the broken one is reported, with exit code 1."""
+    (photos / "red_dots" / "broken.png").write_bytes(b"not an image")
+    code, out, err = run("eval", fitted, "photos")
+    assert code == 1
+    assert "12 images, 3 classes" in out
+    assert "zoo: 1 of 13 images could not be used:" in err
+    assert "broken.png" in err
+    Path("large").mkdir()
+    Image.new("RGB", (24, 24)).save("large/whole.png")
+    Image.new("RGB", (8, 8)).save("large/small.png")
+    Path("large/broken.png").write_bytes(b"not an image")
+    code, out, err = run("eval", "edge-sd-sr", "large", "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert [item["item"] for item in found["items"]] == ["whole.png"]
+    assert len(found["failures"]) == 2
+    assert "zoo: 2 of 3 images could not be used:" in err
+
+
+# --- select ---------------------------------------------------------------------------------------
+
+
+def test_select_checks_k_before_the_fit(
+    run: Run, toy: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = toy("DataSelector")
+    Path("train.csv").write_text("a,b,label\n1,2,0\n3,4,1\n", "utf-8")
+
+    def load(*args: Any, **options: Any) -> Any:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr("zoo.api.load", load)
+    for k in ("3", "-1"):
+        data = ("--train", "train.csv", "--target", "train.csv", "-o", "out", "--k", k)
+        said(run("select", name, *data), 2, f"--k {k}: expected 0 to 2")
 
 
 # --- outputs, before the work ---------------------------------------------------------------------

@@ -41,8 +41,6 @@ def align(
     call.refuse_taken(out)
     keywords = dict(call.keywords)
     if labels is not None:
-        if "labels" in keywords:
-            raise UsageError("labels are given twice: --labels and -O labels.")
         keywords["labels"] = _labels(Path(labels))
     loaded: VLAligner = call.load()
     source = rows if images is None else images

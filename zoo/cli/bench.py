@@ -13,13 +13,13 @@ import click
 from .options import (
     PATH,
     base_option,
+    declared_option,
     device_option,
     echo_json,
     json_option,
     parse_bases,
     parse_settings,
     quiet_option,
-    set_option,
 )
 
 
@@ -34,7 +34,7 @@ from .options import (
 @base_option
 @device_option
 @quiet_option
-@set_option
+@declared_option
 @json_option
 def bench(
     subject: str,

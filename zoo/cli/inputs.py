@@ -97,7 +97,11 @@ class Failures:
         except InputError as error:
             if self._count == 1:
                 raise
-            self._found.append(error)
+            self.keep(error)
+
+    def keep(self, error: InputError) -> None:
+        """Keep an error for ``report``."""
+        self._found.append(error)
 
     def report(self) -> None:
         """Raise an InputError that names the first few, if there are any."""

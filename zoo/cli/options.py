@@ -30,14 +30,22 @@ base_option = click.option(
 )
 force_option = click.option("--force", is_flag=True, help="Replace what is already there.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
-set_option = click.option(
-    "-O",
-    "--option",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set an option that `zoo info MODEL` lists, or a keyword of the verb. May be repeated.",
-)
+
+
+def _settings(what: str) -> Callable[[Any], Any]:
+    return click.option(
+        "-O",
+        "--option",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help=f"Set {what} that `zoo info MODEL` lists. May be repeated.",
+    )
+
+
+set_option = _settings("an option or a keyword of the verb")
+declared_option = _settings("an option")
+"""``-O`` of a verb that has no keywords."""
 
 
 def echo_json(value: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,8 @@ def select(
     if fraction is not None and not 0 <= fraction <= 1:
         raise UsageError(f"--fraction {fraction}: expected 0 to 1.")
     call.refuse_taken(out)
+    if k is not None:
+        _check_count(k, train, call.keywords)
     call = replace(call, bases=(*call.bases, base) if base else call.bases)
     loaded: DataSelector = call.load()
     keywords = {"epochs": epochs, "seed": seed, **call.keywords, "progress": call.progress}
@@ -73,6 +77,19 @@ def select(
     click.echo(f"{out}: {len(picked)} of {len(weights)} examples selected, mean weight {mean:.3f}")
     for note in summary.get("notes", []):
         click.echo(f"note: {note}")
+
+
+def _check_count(k: int, train: Path, keywords: Mapping[str, Any]) -> None:
+    """Raise UsageError if ``train`` has fewer than ``k`` rows, before the fit."""
+    from .. import tables
+    from ..errors import UsageError
+
+    columns = {name: keywords[name] for name in ("features", "label") if name in keywords}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the fit reads the rows again, and warns
+        count = len(tables.read(train, what="train", **columns))
+    if not 0 <= k <= count:
+        raise UsageError(f"--k {k}: expected 0 to {count}, the number of rows in {train}.")
 
 
 def _lines(path: Path, rows: list[dict[str, Any]]) -> None:

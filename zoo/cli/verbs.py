@@ -105,6 +105,7 @@ def verb(interface: str, method: str, does: str) -> Callable[[Callable[..., None
             found: tuple[Mapping[str, str], Mapping[str, Any]] = {}, {}
             if settings:  # else the model's code is imported after the inputs are checked
                 found = split_settings(parse_settings(settings), entry, verb_of(entry, method))
+                _refuse_twice(found[1])
             body(Call(model, entry, bases, device, force, quiet, as_json, *found), **own)
 
         # click lists parameters from the last to the first that was attached: MODEL, the verb's
@@ -117,6 +118,18 @@ def verb(interface: str, method: str, does: str) -> Callable[[Callable[..., None
         return click.command()(model_argument(run))
 
     return decorate
+
+
+def _refuse_twice(keywords: Mapping[str, Any]) -> None:
+    """Raise UsageError for a keyword in ``-O`` that the command line also gives as an option."""
+    from click.core import ParameterSource
+
+    from ..errors import UsageError
+
+    context = click.get_current_context()
+    for name in keywords:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"{name}: given twice, by --{name} and by -O {name}.")
 
 
 def saved(path: Path) -> str:

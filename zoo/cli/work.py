@@ -11,6 +11,7 @@ from .. import actions, api, hub
 from .options import (
     PATH,
     base_option,
+    declared_option,
     device_option,
     echo_json,
     force_option,
@@ -35,7 +36,7 @@ from .options import (
 @base_option
 @device_option
 @quiet_option
-@set_option
+@declared_option
 def train(
     model: str,
     data: Path | None,

@@ -3,7 +3,7 @@
 Each module has
 
     HIGHER                   metric -> is higher better?
-    items(data, most)        what to measure, from a folder or file, or built in
+    items(data, most, skip)  what to measure, from a folder or file, or built in
     described(data, items)   their description, for a record
     references()             row -> a baseline without a model, called like one
     measure(model, items)    a ``Measured`` for each item, one by one
@@ -14,15 +14,16 @@ the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
-from ..errors import NotReadyError
+from ..errors import InputError, NotReadyError
 from ..interfaces import Data
 
+Skip: TypeAlias = Callable[[InputError], None]
 MODULES: Mapping[str, str] = {"SRModel": "super_resolution", "VLAligner": "alignment"}
 
 
@@ -47,8 +48,13 @@ class Measuring(Protocol):
 
     HIGHER: Mapping[str, bool]
 
-    def items(self, data: Path | None, most: int | None = None) -> Sequence[Any]:
-        """At most ``most`` items, from ``data`` or built in."""
+    def items(
+        self, data: Path | None, most: int | None = None, skip: Skip | None = None
+    ) -> Sequence[Any]:
+        """At most ``most`` items, from ``data`` or built in.
+
+        ``skip``: called with the InputError of an item that cannot be read; None: it is raised.
+        """
 
     def described(self, data: Path | None, items: Sequence[Any]) -> Data:
         """Name, licence and size."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..errors import InputError, UsageError
 from ..interfaces import Data
-from . import Measured
+from . import Measured, Skip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,10 +67,10 @@ class Rows(Sequence[str]):
         return self.texts[number] if isinstance(self.texts, list) else str(number)
 
 
-def items(data: Path | None, most: int | None = None) -> Rows:
+def items(data: Path | None, most: int | None = None, skip: Skip | None = None) -> Rows:
     """The rows of a folder or file, or ``most`` of them, evenly spaced.
 
-    Raises InputError, UsageError.
+    ``skip``: called for each image that cannot be read. Raises InputError, UsageError.
     """
     if data is None:
         raise UsageError(
@@ -78,12 +78,32 @@ def items(data: Path | None, most: int | None = None) -> Rows:
             "each class, or a .jsonl file of image and text."
         )
     found = _features(data) if data.suffix == ".npz" else _pictures(data)
+    if skip is not None and isinstance(found.images, list):
+        found = _readable(found, skip)
     if len(found.texts) < 2:
         what = "class" if found.by_class else "text"
         raise InputError(f"{data} has only one {what}: there is nothing to distinguish.")
     if most is None or len(found) <= most:
         return found
-    kept = [i * len(found) // most for i in range(most)]
+    return _chosen(found, [i * len(found) // most for i in range(most)])
+
+
+def _readable(found: Rows, skip: Skip) -> Rows:
+    """The rows whose images can be read."""
+    from .. import images
+
+    kept = []
+    for i, picture in enumerate(found.images):
+        try:
+            if isinstance(picture, str | Path | bytes):
+                images.read(picture)
+            kept.append(i)
+        except InputError as error:
+            skip(error)
+    return _chosen(found, kept)
+
+
+def _chosen(found: Rows, kept: Sequence[int]) -> Rows:
     images = found.images
     return Rows(
         [found.names[i] for i in kept],

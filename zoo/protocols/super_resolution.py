@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotReadyError, UsageError
 from ..interfaces import Data
-from . import Measured
+from . import Measured, Skip
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,10 +35,11 @@ class Item:
     small: Image.Image
 
 
-def items(data: Path | None, most: int | None = None) -> list[Item]:
+def items(data: Path | None, most: int | None = None, skip: Skip | None = None) -> list[Item]:
     """The images in a folder and its subfolders, else three photographs from scikit-image.
 
-    Raises UsageError if the folder has none, InputError for an image that is too small.
+    Raises UsageError if the folder has none, InputError for an image that is broken or too small,
+    unless ``skip`` takes it.
     """
     from PIL import Image
 
@@ -48,13 +49,19 @@ def items(data: Path | None, most: int | None = None) -> list[Item]:
         from skimage import data as samples
 
         names = ("astronaut", "chelsea", "coffee")[:most]
-        found = {name: Image.fromarray(getattr(samples, name)()) for name in names}
-    else:
-        paths = images.listed(data, below=True)[:most]
-        if not paths:
-            raise UsageError(f"{data} contains no images.")
-        found = {path.relative_to(data).as_posix(): images.read(path, "RGB") for path in paths}
-    return [_item(name, image) for name, image in found.items()]
+        return [_item(name, Image.fromarray(getattr(samples, name)())) for name in names]
+    paths = images.listed(data, below=True)[:most]
+    if not paths:
+        raise UsageError(f"{data} contains no images.")
+    found = []
+    for path in paths:
+        try:
+            found.append(_item(path.relative_to(data).as_posix(), images.read(path, "RGB")))
+        except InputError as error:
+            if skip is None:
+                raise
+            skip(error)
+    return found
 
 
 def _item(name: str, image: Image.Image) -> Item:
