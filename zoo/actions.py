@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def pull(name: str) -> hub.Located:
-    """Bring a model's files to this machine, verified, without importing its plugin."""
+    """Download a model's files and verify them, without importing its plugin."""
     entry = catalogue().entry(name)
     if entry.status == "planned":
         require_code(entry)

@@ -4,7 +4,7 @@
 COCO                a JSON file; its images are in the given folder, else next to the file
 VOC                 a folder of XML files, or one with ``Annotations/`` and ``JPEGImages/`` in it
 YOLO                ``data.yaml``, or a folder with it, with ``images/`` and ``labels/``, or with a
-                    ``.txt`` beside each image; class names from ``data.yaml`` or ``classes.txt``
+                    ``.txt`` next to each image; class names from ``data.yaml`` or ``classes.txt``
 ==================  ==============================================================================
 
 These files are untrusted: every path must stay inside the image folder, XML must not define

@@ -1,7 +1,7 @@
 """Benchmarks: one schema for ``results.json``, and the common metrics of each interface.
 
 ``zoo bench MODEL`` runs the experiment behind a method's claim, in its plugin. ``zoo bench
-INTERFACE`` measures every installed model of a kind, ours or not, in the same way.
+INTERFACE`` measures every installed model of a kind, including third-party ones, in the same way.
 """
 
 from __future__ import annotations

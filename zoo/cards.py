@@ -1,7 +1,7 @@
 """Model cards: rendered from a registry entry and ``results.json``, and checked without a network.
 
 A card is ``hub_cards/<model>/README.md``, exactly as it goes to the Hub. Nothing in it is typed
-twice: facts come from the registry, prose from ``about.md`` beside the card, numbers (those in the
+twice: facts come from the registry, prose from ``about.md`` next to the card, numbers (those in the
 prose too) from ``results.json``, which names the command that makes them again.
 """
 

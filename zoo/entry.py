@@ -173,13 +173,13 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class CardSpec:
-    """The model card's data; its prose is ``about.md`` beside the card."""
+    """The model card's data; its prose is ``about.md`` next to the card."""
 
     data: tuple[TrainingData, ...] = ()
     training: str = ""
     """The command that trains these weights again."""
     picture: str | None = None
-    """File name beside the card."""
+    """The name of an image file next to the card."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
 
 @contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` (same ending) that takes its place on success.
+    """Yields a temporary path next to ``path`` (same ending) that takes its place on success.
 
     On any exception the temporary file is removed and the previous content stays intact. Symbolic
     links are followed. Raises OutputError if the folder is missing or cannot be written, or if the
@@ -105,7 +105,7 @@ def check_folder(path: str | Path, *, overwrite: bool = False) -> None:
 
 @contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path`` that takes its place on success.
+    """Yields a temporary folder next to ``path`` that takes its place on success.
 
     An empty folder counts as absent. ``overwrite`` replaces a saved folder (one with ``zoo.json``),
     never any other. On any exception the temporary folder is removed and the previous content stays

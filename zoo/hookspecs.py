@@ -1,7 +1,7 @@
 """Everything the host asks of a plugin: three hooks, each with one request object.
 
 A plugin is a top-level package with an entry point in the group ``zoo.plugins`` and a
-``registry.yaml`` beside its ``__init__.py``. Its module is imported only when one of its models
+``registry.yaml`` next to its ``__init__.py``. Its module is imported only when one of its models
 is used, so keep it light: import torch inside the hook. Minimal plugin:
 
     from zoo.hookspecs import BuildRequest, hookimpl

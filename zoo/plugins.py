@@ -1,7 +1,7 @@
 """Finds plugins without importing them, and imports one when it is used.
 
 Discovery reads two pieces of data: the entry points of the group ``zoo.plugins`` and each plugin's
-registry file. Each plugin that is used gets a pluggy manager of its own: only the owner of a model
+registry file. Each plugin that is used gets its own pluggy manager: only the owner of a model
 can answer for it, and one plugin's faults cannot affect another.
 """
 
@@ -54,7 +54,7 @@ class Plugin:
         return self.folder / "weights" / model if self.folder else None
 
     def card(self, model: str) -> Path | None:
-        """The card it ships, in ``hub_cards`` beside its registry file; the file need not exist."""
+        """Its card, in ``hub_cards`` next to its registry file; the file need not exist."""
         home = first_party_registry().parent if self.first_party else self.folder
         return home / "hub_cards" / model / "README.md" if home else None
 

@@ -28,7 +28,7 @@ class Plan:
     """Path in the repository -> file, or its content."""
     registry: Path | None = None
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Path -> size and sha256 of the entry's files as they are now."""
+    """Path -> current size and sha256 of the entry's files."""
 
     def listing(self) -> dict[str, int]:
         """Path in the repository -> size in bytes."""

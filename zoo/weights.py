@@ -83,7 +83,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a tensor lies in its file, from the file's first byte."""
+    """The position of a tensor in its file, in bytes from the start."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -101,7 +101,7 @@ def header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def _slots(path: Path) -> dict[str, _Slot]:
-    """The checked header, in the order in which the tensors lie in the file."""
+    """The checked header, in the order of the tensors in the file."""
 
     def bad(why: str) -> WeightsError:
         return WeightsError(f"{path} {why} Get it again.")

@@ -99,7 +99,7 @@ def ddim(denoise: Denoiser, z_T: Tensor, steps: int = 1) -> Tensor:
     return z_t
 
 
-# --- forward noise: one class for both methods, which differ only in its configuration -----------
+# --- forward noise: one class for both methods, which differ only in its configuration ------------
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
-# --- what zoo.load returns ---
+# --- what zoo.load returns ------------------------------------------------------------------------
 
 
 class YonosSRFull(YonosSR):

@@ -736,7 +736,7 @@ def _rounded(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
 
 
 def _codes(change: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
-    """Other whole numbers in the layers."""
+    """Different integers in the layers."""
 
     def replaced(toy: Any) -> dict[str, Any]:
         class Broken(toy.Linear8):
@@ -1081,7 +1081,7 @@ returns("list_out_of_order", "Detector", "test_list", "detect",
 
 
 def _found(**changes: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Other fields in each ``Detections``."""
+    """Different fields in each ``Detections``."""
 
     def one(found: Any) -> Any:
         if isinstance(found, list):
@@ -1388,7 +1388,7 @@ def reader_of_nothing(toy: Any, cls: Any) -> type:
     return Broken
 
 
-# --- what is promised, and who breaks it ----------------------------------------------------------
+# --- promises, and the mutants that break them ----------------------------------------------------
 
 PROMISES: dict[str, dict[str, str]] = {
     "interfaces": {
@@ -1593,7 +1593,7 @@ def _suite(
 
 
 def _define() -> None:
-    """The test classes: the six as they are, their variants, then the mutants."""
+    """The test classes: the six models, their variants, then the mutants."""
     for interface, model in TOYS.items():
         toy = import_module(model.replace("-", "_") + ".model")
         globals()[f"TestGood{interface}"] = _suite(interface, model, {}, toy)
@@ -1610,7 +1610,7 @@ def _define() -> None:
 
 
 class Outcomes:
-    """Notes what every test said of every model."""
+    """Records the outcome of every test for every model."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, str]] = {}

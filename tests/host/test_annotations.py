@@ -1,4 +1,4 @@
-"""Boxes of other people's data sets: right pixels from each format, mistakes in words."""
+"""Boxes of data sets: the right pixels from each format, and clear errors."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_yolo_lists_images_in_a_text_file(tmp_path: Path) -> None:
 
 
 def test_yolo_that_climbs_where_it_need_not(tmp_path: Path) -> None:
-    # Roboflow writes ../train/images and means train/images beside the file
+    # Roboflow writes ../train/images and means train/images next to the file
     assert len(read(yolo(tmp_path, data="train: ../images/train\nnames: [cat, dog]\n"))) == 1
 
 
@@ -338,7 +338,7 @@ def test_a_mistake_in_data_yaml_names_the_line(data: str, said: str, tmp_path: P
         read(yolo(tmp_path, data=data))
 
 
-# --- what is named stays inside -------------------------------------------------------------------
+# --- names stay inside the folder -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``zoo.load`` and its neighbours: each step does its part, or fails in its own words."""
+"""``zoo.load`` and related functions: each step works, or fails with its own error."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def tiny(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_public_names() -> None:
-    """What zoo promises: a name more or less is a decision, not an accident."""
+    """The public names of zoo change only on purpose."""
     assert zoo.__all__ == [
         "__version__",
         "load",
@@ -178,7 +178,7 @@ def test_the_public_names() -> None:
 def test_list_models(tiny: Path) -> None:
     names = zoo.list_models()
     assert {"tiny-sr", "tiny-sr-full", "vladva"} <= set(names)
-    assert names.index("vladva") < names.index("tiny-sr")  # ours first
+    assert names.index("vladva") < names.index("tiny-sr")  # zoo's own first
     assert zoo.list_models("tiny-*") == ["tiny-sr", "tiny-sr-full"]
     assert zoo.list_models("TINY-*") == []
     assert zoo.list_models(interface="Quantizer") == ["mobilequant"]
@@ -372,7 +372,7 @@ def test_bases(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_saved_folder_comes_back(tiny: Path, tmp_path: Path) -> None:
-    """Weights, configuration and options of the folder; the caller's options win."""
+    """Weights, configuration and options of the folder; the caller's options take precedence."""
     model = zoo.load("tiny-sr", gain=0.5)
     model.module.weight.data.fill_(0.8)
     path = model.save_pretrained(tmp_path / "mine")
@@ -426,7 +426,7 @@ def test_a_saved_folder_of_a_plugin_that_is_gone(tiny: Path, here: Site, tmp_pat
 
 
 def test_weights_of_ones_own(tiny: Path, tmp_path: Path) -> None:
-    """weights= takes a saved folder of the same method, or a plain folder that fits."""
+    """weights= accepts a saved folder of the same method, or a plain folder that fits."""
     zoo.load("tiny-sr").save_pretrained(tmp_path / "saved")
     model = zoo.load("tiny-sr-full", weights="./saved")
     assert (model.source, model.entry.name) == ("folder", "tiny-sr-full")

@@ -1,4 +1,4 @@
-"""Models from elsewhere: several by name, kept beside what was saved, needed or not."""
+"""Bases: several by name, recorded in saved folders, needed or not."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def two(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def test_a_base_of_another_kind_is_refused(two: Entry) -> None:
-    """By the host, in words: the plugin is not blamed for it."""
+    """The host refuses it with an error that does not blame the plugin."""
     words = r"base='clip' is not a model of kind transformers: it has no config\.json"
     with pytest.raises(UsageError, match=words):
         zoo.load("two", base="./clip")
@@ -147,7 +147,7 @@ def test_what_is_needed_to_load_must_be_there_and_what_is_not_may_be_gone(
     shutil.rmtree("clip")
     model = zoo.load(saved.resolve())
     assert [*model.request.bases] == ["lvlm"]
-    assert model.bases["ranker"].folder is None  # what it was is remembered
+    assert model.bases["ranker"].folder is None  # its record is kept
     assert model.bases["ranker"].sha256 is not None
     model.save_pretrained(tmp_path / "again")
     kept = json.loads((tmp_path / "again" / "zoo.json").read_text())["bases"]

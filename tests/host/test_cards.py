@@ -1,4 +1,4 @@
-"""Cards: what they say, that it stays text, and what ``zoo card --check`` finds."""
+"""Cards: their content, its escaping, and the faults that ``zoo card --check`` finds."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ sys.meta_path[:] = map(Hiding, sys.meta_path)
 
 @pytest.mark.slow
 def test_the_three_lines_of_a_card_run_with_torch_alone(tmp_path: Path) -> None:
-    """As a reader would: in an empty folder, with what the third line works on."""
+    """The lines run in an empty folder, with the objects that the third line uses."""
     from zoo.registry import catalogue
 
     ready = [e for e in catalogue().entries() if (e.distribution, e.status) == ("edgezoo", "ready")]

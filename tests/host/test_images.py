@@ -1,4 +1,4 @@
-"""Images: what comes in comes out as the same kind, and only the size changes."""
+"""Images: the output is of the input's kind, and only the size changes."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_the_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
 
 
 def test_no_dark_fringe_around_what_is_transparent() -> None:
-    """A white disc on black that nobody sees: enlarged, all that is visible stays white."""
+    """A white disc on invisible black: all visible pixels stay white after enlarging."""
     yy, xx = np.mgrid[:32, :32]
     disc = ((yy - 16) ** 2 + (xx - 16) ** 2 < 100).astype(np.uint8) * 255
     cases = [np.stack([disc] * 4, 2), np.stack([disc] * 2, 2)]
@@ -409,7 +409,7 @@ def test_importing_costs_nothing() -> None:
 
 
 def test_alpha_is_enlarged_alike_whatever_the_container() -> None:
-    """The same picture as PIL image and as tensor: alphas differ by rounding alone."""
+    """The same picture as PIL image and as tensor: alphas differ only by rounding."""
     # Far from 0 and 255: PIL clips between its two passes, torch only at the end.
     noise = np.random.default_rng(0).integers(80, 176, (9, 7, 4), dtype=np.uint8)
 
@@ -422,7 +422,7 @@ def test_alpha_is_enlarged_alike_whatever_the_container() -> None:
     assert np.abs(as_pil.astype(float) - as_tensor).max() <= 1.01  # PIL rounds twice: rows, columns
 
 
-# --- scales that are no whole number, sizes without decoding --------------------------------------
+# --- fractional scales, sizes without decoding ----------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1.5, 0.3, 2.0])

@@ -1,4 +1,5 @@
-"""``zoo new``: six projects that build, install, pass their own tests, load, and go away again."""
+"""``zoo new``: six projects that build, install, pass their own tests, load, and can be
+uninstalled."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     }
 
 
-# --- what is written ------------------------------------------------------------------------------
+# --- written files --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
@@ -167,7 +168,7 @@ def test_the_command(zoo_command: Callable[..., subprocess.CompletedProcess[str]
     assert zoo_command("new", "my-other").returncode == 2
 
 
-# --- installed beside the host's wheel ------------------------------------------------------------
+# --- installed with the host's wheel --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_all_six_are_found(installed: Environment) -> None:
 def test_each_passes_its_own_tests_where_it_is_installed(
     installed: Environment, projects: Mapping[str, Path]
 ) -> None:
-    # one process for all six saves five starts of torch; so each file needs a name of its own
+    # one process for all six saves five starts of torch; so each file needs a unique name
     tests = installed.home / "tests"
     tests.mkdir()
     for interface, project in projects.items():

@@ -1,4 +1,4 @@
-"""Registry files: what a good one says, and every way in which one can be wrong."""
+"""Registry files: the content of a valid one, and every kind of mistake."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ JSON = st.recursive(
 @settings(deadline=None, max_examples=100)
 @given(config=st.dictionaries(st.text("abcxyz_", min_size=1, max_size=6), JSON, max_size=4))
 def test_a_configuration_comes_back_as_it_went_in(config: dict[str, Any]) -> None:
-    """Through JSON, which is YAML, and through a YAML writer in block style."""
+    """The configuration is written as JSON, which is YAML, and by a YAML writer in block style."""
     content = {
         "schema": 1,
         "zoo_api": 1,
@@ -185,7 +185,7 @@ def test_a_configuration_comes_back_as_it_went_in(config: dict[str, Any]) -> Non
 # --- one mistake in a good file -------------------------------------------------------------------
 
 ONE = [
-    # what is replaced, by what, words of the message
+    # old text, new text, words of the message
     (COMMIT, COMMIT[:39], "hub: revision: '0123456789abcdef012301234"),
     (COMMIT, COMMIT.upper(), "40 lower-case hex digits"),
     (COMMIT, "main", "hub: revision: 'main' must be a commit of 40 lower-case hex digits"),

@@ -1,4 +1,4 @@
-"""Rows of every form in: what they give, and what each refusal says."""
+"""Rows from all sources: the resulting tables, and the errors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def frame(folder: Path) -> Any:
 
 
 def filtered(folder: Path) -> Any:
-    """With the index that a filter leaves."""
+    """A DataFrame with the index after filtering."""
     found = frame(folder)
     return found.set_index(found.index + 5)
 
@@ -86,7 +86,7 @@ def hub_set(folder: Path) -> Any:
 
 
 class Pairs:
-    """A data set of torch with labels that it changes on the way."""
+    """A torch data set that changes its labels on access."""
 
     def __init__(self, changed: bool = False) -> None:
         self.targets, self.changed = torch.tensor(Y), changed
@@ -683,7 +683,7 @@ def test_images_of_a_file_start_at_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_wide_parquet_is_a_slice(tmp_path: Path) -> None:
-    """No column is looked at once the table is read."""
+    """No column is read after the table is made."""
     import pyarrow
     from pyarrow import parquet
 

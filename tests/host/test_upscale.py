@@ -1,4 +1,4 @@
-"""``zoo upscale``: where results go, and what is refused before a model is loaded or runs."""
+"""``zoo upscale``: paths of results, and errors before a model is loaded or runs."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def toy(here: Site, tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder for each colour with four pictures of 8 x 8, and what systems leave about."""
+    """A folder for each colour with four images of 8 x 8, and files that systems add."""
     root = tmp_path / "photos"
     for name, colour in COLOURS.items():
         (root / name).mkdir(parents=True)
@@ -77,7 +77,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def said(done: tuple[int, str, str], code: int, *words: str) -> None:
-    """It failed with one line on stderr that has these words."""
+    """Assert that it failed with one line on stderr that has these words."""
     assert (done[0], done[1]) == (code, ""), done
     lines = [line for line in done[2].splitlines() if line.startswith("zoo: ")]
     assert len(lines) == 1, done
@@ -179,7 +179,7 @@ def llm(tmp_path: Path) -> Path:
 
 
 def test_quantize(llm: Path, run: Run, toy: Callable[[str], str]) -> None:
-    """A folder in, a smaller one out that loads; texts calibrate it."""
+    """A folder gives a smaller one that loads; texts calibrate it."""
     name = toy("Quantizer")
     Path("texts.txt").write_text("one and two.\n\n \nthree, 4.\r\n\r\nfive\n", "utf-8")
     assert calibration.read(Path("texts.txt")) == ["one and two.", "three, 4.", "five"]
@@ -235,7 +235,8 @@ def test_a_fault_of_a_plugin_is_reported_to_its_author(
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """Two bright boxes on black, in a folder of a folder; a picture with nothing; a broken one."""
+    """Two bright boxes on black, in a folder of a folder; an image without objects; a broken
+    one."""
     pixels = np.zeros((60, 80, 3), np.uint8)
     pixels[10:20, 5:25] = 250
     pixels[30:50, 40:70] = 230
@@ -293,7 +294,7 @@ def test_one_broken_picture_does_not_stop_the_others(
 def test_pictures_of_one_name_are_numbered(
     scene: Path, run: Run, toy: Callable[[str], str]
 ) -> None:
-    """Both become a PNG: the second gets a number that no other picture has."""
+    """Both become a PNG: the second gets a number that no other image has."""
     name = toy("Detector")
     for other in ("none.jpg", "none-2.png"):
         Image.new("RGB", (30, 20)).save(scene / other)
@@ -328,7 +329,8 @@ def test_a_keyword_without_annotation_is_read_as_the_interface_says() -> None:
 
 
 def test_qa(run: Run, toy: Callable[[str], str]) -> None:
-    """Printed, as SQuAD whose answers stand where it says, or with all that is known."""
+    """Questions are printed, or saved as SQuAD with right positions, or as JSONL with all
+    fields."""
     name = toy("QAGenerator")
     text = "Mix it well. Bake it for 5 minutes."
     Path("cake.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -430,7 +432,7 @@ def test_classify_needs_labels(run: Run, photos: Path, toy: Callable[[str], str]
 
 
 def test_a_contact_sheet_of_many(photos: Path, tmp_path: Path) -> None:
-    """More photos than fit: the surest, and in the last line the least sure."""
+    """More photos than fit: the most probable, and in the last line the least probable."""
     from zoo.cli import classify
     from zoo.cli.inputs import Picture
 
@@ -514,7 +516,7 @@ def test_accuracy_by_hand(tmp_path: Path) -> None:
 
 
 def test_pairs_of_a_file(tmp_path: Path) -> None:
-    """Paths beside the file; images of one text are all right for it."""
+    """Paths are relative to the file; all images of a text count as right for it."""
     lines = [
         {"image": "a.png", "text": "a\u2028dog"},
         {"image": "b.png", "text": "a cat"},
@@ -542,7 +544,7 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
 
 
 def test_what_a_model_loads_at_first_is_not_timed(tmp_path: Path) -> None:
-    """An encoder that is opened when it is needed costs a user that once."""
+    """Opening an encoder on first use is a one-time cost."""
     data = features(tmp_path / "classes.npz", 4, 2, [0, 0, 1, 1])
 
     class Lazy(Known):
@@ -676,7 +678,7 @@ FOLDERS = {
     "upscale": ("SRModel", ("photos",)),
 }
 MAKES_PARENTS = {"classify", "detect", "upscale"}
-"""Their folder is for files beside one another, and is made with all above it."""
+"""Their output folder holds several files, and is created with its parents."""
 
 
 @pytest.mark.parametrize("verb", FOLDERS)

@@ -1,4 +1,4 @@
-"""Weights: what fits is loaded whole and without copies, what does not is refused in words."""
+"""Weights: matching files are loaded completely and without copies, others raise clear errors."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_loads_the_same_network(saved: Path) -> None:
 
 @pytest.mark.slow
 def test_loading_imports_little(saved: Path) -> None:
-    """Normal numbers on the meta device import sympy, which costs as much as half of torch."""
+    """Normal numbers on the meta device import sympy, which takes half as long as torch."""
     code = f"""
         import sys, torch
         from torch import nn

@@ -1,4 +1,4 @@
-"""Writing is all or nothing: no half-written file, nothing of the user's lost."""
+"""Writing is all or nothing: no partial file, no user data lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training of the super-resolution models refuses, survives and remembers; tiny networks."""
+"""Training of the super-resolution models on tiny networks: errors, interruptions, reports."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def photos(tmp_path_factory) -> Path:
 yonos, sibling = partial(train, "yonos-sr"), partial(train, "edge-sd-sr")
 
 
-# --- stages that cannot follow what was done before -----------------------------------------------
+# --- stages that cannot follow earlier ones -------------------------------------------------------
 
 
 def test_a_kept_autoencoder_has_to_come_from_somewhere(photos, tmp_path):
@@ -262,7 +262,7 @@ def test_not_all_of_a_large_set_is_held_out(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["z_t", "concatenation"])
 def test_the_variance_learns_by_z_t_alone(path, monkeypatch):
-    """Without the KL term, which reaches the variance whatever the loss does."""
+    """Without the KL term, which always has a gradient for the variance."""
     monkeypatch.setattr(edge, "KL_WEIGHT", 0.0)
     torch.manual_seed(0)
     network: Any = build_network(ENTRIES["edge-sd-sr"][1].config).requires_grad_(False)

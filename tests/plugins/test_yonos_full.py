@@ -157,7 +157,7 @@ def test_the_recipe_ends_where_it_is_told(checkpoint, photos, tmp_path):
         assert job.model is YonosSRFull
 
 
-# --- what is taken over from the base (1, 12) -----------------------------------------------------
+# --- the start from the base ----------------------------------------------------------------------
 
 
 def test_widening_changes_nothing_before_training(checkpoint, network):
@@ -327,7 +327,7 @@ print(type(model).__name__, tuple(model.upscale(torch.rand(3, 13, 9)).shape))
 
 
 def test_from_a_hub_id_to_an_enlarged_picture(checkpoint, photos, tmp_path):
-    """Fetched by id, trained, saved; the folder needs the base no more."""
+    """Downloaded by id, trained, saved; the folder no longer needs the base."""
     out = tmp_path / "out"
     with LoopbackHub() as hub:
         commit = hub.add("org/sd", checkpoint)
@@ -402,7 +402,7 @@ def test_checkpointing_computes_again_and_changes_nothing(
     ("precision", "options", "stage", "at"),
     [
         ("float32", {"micro": 1}, None, "x4"),  # the student's stage, which has a teacher
-        ("float16", {"crop": 16, "batch": 1}, "x2", "x2"),  # the loss scale goes on too
+        ("float16", {"crop": 16, "batch": 1}, "x2", "x2"),  # the loss scale continues too
     ],
 )
 def test_resumed_equals_uninterrupted(

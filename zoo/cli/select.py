@@ -59,7 +59,7 @@ def select(
     share = 0.5 if fraction is None else fraction
     loaded.save_pretrained(
         out, overwrite=call.force
-    )  # first: what was learned is not lost to a wrong k
+    )  # first: a failed selection does not lose the fit
     chosen = loaded.select(k=k) if k is not None else loaded.select(fraction=share)
     weights = loaded.weights.tolist()
     picked = chosen.tolist()
