@@ -73,7 +73,7 @@ def first_party_registry() -> Path:
     for path in (here / "registry.yaml", here.parent / "registry.yaml"):
         if path.is_file():
             return path
-    raise RegistryError(f"zoo's own registry.yaml is missing beside {here}; reinstall zoo.")
+    raise RegistryError(f"zoo's own registry.yaml is missing next to {here}; reinstall zoo.")
 
 
 @cache
@@ -143,7 +143,7 @@ def _stranger_registry(plugin: Plugin) -> RegistryFile:
     path = plugin.folder / "registry.yaml"
     if not path.is_file():
         raise RegistryError(
-            f"no registry.yaml beside {plugin.package}/__init__.py. If the project has one, the "
+            f"no registry.yaml next to {plugin.package}/__init__.py. If the project has one, the "
             f"build leaves it out: setuptools ships it only with "
             f'[tool.setuptools.package-data] {plugin.package} = ["registry.yaml"]'
         )

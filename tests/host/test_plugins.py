@@ -218,7 +218,7 @@ def test_zoo_plugins_check_says_it_all(here: Site) -> None:
 DATA: dict[str, tuple[dict[str, Any], str]] = {
     "no_registry": (
         {"registry": None},
-        "no registry.yaml beside no_registry/__init__.py. If the project has one, the build "
+        "no registry.yaml next to no_registry/__init__.py. If the project has one, the build "
         "leaves it out: setuptools ships it only with [tool.setuptools.package-data] no_registry = "
         '["registry.yaml"]',
     ),
@@ -602,7 +602,7 @@ def test_our_own_registry_is_found_in_a_wheel_first(
     package = tmp_path / "zoo"
     package.mkdir()
     monkeypatch.setattr(plugins, "__file__", str(package / "plugins.py"))
-    with pytest.raises(RegistryError, match=r"registry.yaml is missing beside .*; reinstall zoo"):
+    with pytest.raises(RegistryError, match=r"registry.yaml is missing next to .*; reinstall zoo"):
         plugins.first_party_registry()
     (tmp_path / "registry.yaml").touch()
     assert plugins.first_party_registry() == tmp_path / "registry.yaml"
