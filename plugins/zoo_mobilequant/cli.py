@@ -16,7 +16,7 @@ from .model import MobileQuantized
 from .original import opened
 
 BEYOND = 0.01
-"""A site that cuts off a larger share of its values is named."""
+"""A site that clips a larger share of its values is reported."""
 
 
 def generate(model: Any, args: list[str]) -> int:
@@ -60,7 +60,7 @@ def eval_(model: Any, args: list[str]) -> int:
     except ZooError as error:
         if given.original:
             raise
-        notes.append(f"The original is not here to compare with: {error}")
+        notes.append(f"The original is not available for comparison: {error}")
     rows: dict[str, dict[str, float]] = {}
     for name, each in models.items():
         if choices is not None:
@@ -109,7 +109,7 @@ def _clipped(model: MobileQuantized, tokenizer: Any, text: str) -> list[str]:
         return []
     share, worst = beyond[-1]
     return [
-        f"{len(beyond)} activations cut off more than {BEYOND:.0%} of their values, most of all "
-        f"{worst} ({share:.0%}): this text is unlike that of the calibration. Quantize again with "
+        f"{len(beyond)} activations clip more than {BEYOND:.0%} of their values, most of all "
+        f"{worst} ({share:.0%}): this text differs from the calibration text. Quantize again with "
         "text of this kind."
     ]

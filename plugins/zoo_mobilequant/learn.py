@@ -275,8 +275,8 @@ def minimise(
             for _ in range(step, steps):
                 advance()
             return [
-                f"Learning ended at step {step + 1} of {steps}: the loss was not finite. What was "
-                "learned until then is kept."
+                f"Learning ended at step {step + 1} of {steps}: the loss was not finite. The "
+                "values learned before that are kept."
             ]
         _copy(values, good)
         adam.step()

@@ -32,7 +32,7 @@ CLOSED_FORM = 32
 HELD_BACK = 4
 """Windows that learning does not see, at most: they decide whether it helped (eq. 20)."""
 CLIPPED = 0.01
-"""Sites that clip a larger share of their values are named."""
+"""Sites that clip a larger share of their values are reported."""
 
 
 @dataclass
@@ -104,9 +104,9 @@ def fit(
             if not found["kl"] < before["kl"]:
                 learned.drop()
                 notes.append(
-                    f"Learning did not help on windows that it had not seen: {found['kl']:.4f} "
-                    f"nats from the original, {before['kl']:.4f} without. What was learned is "
-                    "dropped; more text for calibration may help."
+                    f"Learning did not help on held-out windows: KL divergence {found['kl']:.4f} "
+                    f"with it, {before['kl']:.4f} without. The learned values were discarded. "
+                    "More calibration text may help."
                 )
 
     # Fold (eq. 2), and move the weights to their grids for good (eq. 20).

@@ -722,7 +722,7 @@ def test_names_as_labels(of: Callable[[list[str]], Any]) -> None:
 
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{"a": 1}, None], dtype=object))
-    with pytest.raises(InputError, match="no plain"):
+    with pytest.raises(InputError, match="not a plain"):
         fresh().align(tmp_path / "x.npy", Y, labels=[0, 1])
 
 

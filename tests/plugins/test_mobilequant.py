@@ -373,7 +373,7 @@ def test_eval_without_the_original(folders: tuple[Path, Path], tmp_path: Path, c
     (tmp_path / "text.txt").write_text("a small text to be measured. " * 20, "utf-8")
     code, out = run("run", str(small), "eval", str(tmp_path / "text.txt"), capsys=capsys)
     assert code == 0
-    assert "note: The original is not here to compare with" in out
+    assert "note: The original is not available for comparison" in out
     code, out = run(
         "run", str(small), "eval", str(tmp_path / "text.txt"),
         "--original", str(tmp_path / "elsewhere"), capsys=capsys,

@@ -1,4 +1,4 @@
-"""``zoo quantize``: a language model in, one of few bits out."""
+"""``zoo quantize``: a language model in, a quantized one out."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 @click.option(
     "--calibration",
     type=PATH,
-    help="Texts, divided by empty lines, or token ids (.npy); default: zoo's own short texts.",
+    help="Texts, separated by empty lines, or token ids (.npy); default: zoo's own short texts.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what it would cost, and do nothing.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all chance.")
+@click.option("--dry-run", is_flag=True, help="Print the estimated cost and do nothing.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same result.")
 def quantize(
     call: Call,
     llm: str,
@@ -39,7 +39,7 @@ def quantize(
 ) -> None:
     """Quantize LLM, a Hub id or a folder (./name), with MODEL.
 
-    OUT holds weights, tokenizer and source: zoo.load takes it.
+    OUT gets the weights and the tokenizer, and is a folder for zoo.load.
     Example: zoo quantize mobilequant ./my-llm --calibration texts.txt -o small
     """
     from .. import calibration as calibrations
@@ -72,7 +72,7 @@ def quantize(
 
 
 def _cost(cost: Estimate) -> str:
-    """What a quantization would cost, for people."""
+    """The estimated cost, for people."""
     size, seconds = f"{cost.memory / 1e9:.1f} GB", cost.seconds
     time = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
     return "\n".join(
