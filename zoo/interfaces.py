@@ -151,6 +151,8 @@ class Estimate:
     """Peak bytes of activations and working arrays, beyond weights and the result itself."""
     seconds: float
     """Rough time on this machine and device."""
+    notes: tuple[str, ...] = ()
+    """What else can be told beforehand, a line each."""
 
 
 # --- super-resolution -----------------------------------------------------------------------------

@@ -201,6 +201,31 @@ def test_quantize(llm: Path, run: Run, toy: Callable[[str], str]) -> None:
     assert zoo.load("./small").config["scheme"] == "w8a16"
 
 
+def test_quantize_dry_run(
+    llm: Path, run: Run, toy: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the method estimates, and nothing is written; a method that cannot tell says so."""
+    from zoo.interfaces import Estimate, Quantizer
+
+    name = toy("Quantizer")
+    said(run("quantize", name, "./llm", "-o", "small", "--dry-run"), 1, "gives no estimate")
+    asked = []
+
+    def estimate(self: Any, llm: Any, texts: Any, **keywords: Any) -> Estimate:
+        asked.append((llm, keywords["scheme"]))
+        return Estimate(3, 1e9, 2_000_000_000, 240.0, ("two layers",))
+
+    monkeypatch.setattr(Quantizer, "estimate", estimate)
+    arguments = ("quantize", name, "./llm", "-o", "small", "--dry-run", "--scheme", "w8a16")
+    assert run(*arguments)[1].splitlines() == [
+        "two layers",
+        "about 2.0 GB of memory beyond the weights, and 4 min on this machine",
+    ]
+    assert json.loads(run(*arguments, "--json")[1])["seconds"] == 240
+    assert asked == [("./llm", "w8a16")] * 2
+    assert not Path("small").exists()
+
+
 def test_quantize_refuses_before_it_writes(llm: Path, run: Run, toy: Callable[[str], str]) -> None:
     name = toy("Quantizer")
     Path("empty.txt").write_text("\n\n", "utf-8")
