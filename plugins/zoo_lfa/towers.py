@@ -4,7 +4,6 @@ transformers. Folders in, float32 features out; nothing here knows of the method
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,7 +162,10 @@ def _arguments(told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     given = told.get("model_args") or {}
     plain = isinstance(given, dict) and all(isinstance(v, ARGUMENTS) for v in given.values())
     if not plain or any(name.startswith(("pretrained", "checkpoint", "cache")) for name in given):
-        raise WeightsError(f"{folder / 'config.json'}: model_args {given!r} are not plain settings.")
+        raise WeightsError(
+            f"{folder / 'config.json'}: model_args {given!r:.200}: expected plain settings of the "
+            "architecture."
+        )
     classes = told.get("num_classes", (told.get("pretrained_cfg") or {}).get("num_classes"))
     return {**given, **({"num_classes": int(classes)} if classes is not None else {})}
 
