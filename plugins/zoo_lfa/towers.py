@@ -4,7 +4,8 @@ transformers. Folders in, float32 features out; nothing here knows of the method
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -187,19 +188,31 @@ class TextTower:
             import transformers
         except ModuleNotFoundError as error:
             raise _missing("transformers", "a sentence encoder") from error
-        file = _only_weights(folder)
+        _only_weights(folder)
         try:
-            self.tokens: Any = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True
-            )
-            self.network: Any = transformers.AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
+            with _silent(transformers.utils.logging):
+                self.tokens: Any = transformers.AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True
+                )
+                self.network: Any
+                self.network, found = transformers.AutoModel.from_pretrained(
+                    folder,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
         except Exception as error:  # whatever a configuration from elsewhere makes it raise
             raise WeightsError(f"{folder} cannot be loaded by transformers: {error}") from error
+        lacking = sorted(name for name in found["missing_keys"] if not name.startswith("pooler"))
+        if lacking:
+            raise WeightsError(f"{folder}: the file has no values for {', '.join(lacking[:5])}.")
+        if self.tokens.pad_token_id is None:
+            raise WeightsError(
+                f"{folder} is no sentence encoder: its tokenizer has no padding token. Expected "
+                "one such as sentence-transformers/all-MiniLM-L6-v2."
+            )
         self.network.eval().requires_grad_(False).to(device)
-        self.digest = sha256(file)
-        """SHA-256 of the file with the weights."""
         self.most = min(int(self.network.config.max_position_embeddings), 256)
         self.device = torch.device(device)
 
@@ -229,3 +242,17 @@ class TextTower:
                 if step is not None:
                     step(len(part))
         return torch.cat(made).clone()
+
+
+@contextmanager
+def _silent(log: Any) -> Iterator[None]:
+    """Without the bars and remarks of transformers: what is wrong is checked here."""
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
