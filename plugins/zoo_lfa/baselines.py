@@ -33,17 +33,15 @@ def searched(
     folds: int = 3,
 ) -> Any:
     """The candidate of best mean accuracy on held-out rows; the first where several are."""
-    kind, held = split(task.labels, len(task.y), 0)
-    if kind == "classes" or not held:
+    kind, parts = split(task.x, task.labels, len(task.y), 0)
+    if kind == "classes" or not parts:
         return default
     found = []
     for candidate in candidates:
         right = []
-        for rows in held[:folds]:
-            rest = torch.ones(len(task.x), dtype=torch.bool)
-            rest[rows] = False
+        for held, rest in parts[:folds]:
             scores = make(task._replace(x=task.x[rest], labels=task.labels[rest]), candidate)
-            right.append(scores(task.x[rows]).argmax(1) == task.labels[rows])
+            right.append(scores(task.x[held]).argmax(1) == task.labels[held])
         found.append(float(torch.cat(right).float().mean()))
     return candidates[max(range(len(found)), key=lambda i: found[i])]
 
