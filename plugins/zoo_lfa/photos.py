@@ -324,7 +324,7 @@ class Photos(VLAligner):
                 return [table[i] for i in range(len(table))], table
         found = _numbers(images, "images")
         if found is not None:
-            return rows_of(found, "image features", device=str(self._device)), table
+            return rows_of(found, "image features", device=str(self._device))[:], table
         many = list(images) if isinstance(images, list | tuple) else [images]
         many = list(many[0]) if len(many) == 1 and getattr(many[0], "ndim", 0) == 4 else many
         if not many:
@@ -349,7 +349,7 @@ class Photos(VLAligner):
         """(M,d_text) unit rows."""
         found = _numbers(texts, "texts")
         if found is not None:
-            y = bridge.unit(rows_of(found, "text features", device=str(self._device)))
+            y = bridge.unit(rows_of(found, "text features", device=str(self._device))[:])
             if y.shape[1] != self.text.width:
                 raise InputError(
                     f"text features have {y.shape[1]} columns; the base's have {self.text.width}."
