@@ -21,6 +21,7 @@ from zoo.interfaces import Data, Results
 from zoo.progress import track
 
 from . import bridge, real
+from .encoder import no_warning
 from .lfa import unit
 from .photos import Photos
 from .photos_train import imagenet
@@ -142,7 +143,8 @@ def _clip() -> Any:
         import open_clip
     except ModuleNotFoundError:
         return None
-    return open_clip.create_model("ViT-B-32", pretrained=None).eval().requires_grad_(False)
+    with no_warning():  # random weights are meant
+        return open_clip.create_model("ViT-B-32", pretrained=None).eval().requires_grad_(False)
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------------------
