@@ -85,7 +85,7 @@ HEADLINES = {
     "lfa": "4 images a class, generated world: {{lfa | 4 shots}} % right; linear probe "
     "{{linear probe | 4 shots}}, zero-shot {{zero-shot | 4 shots}}",
     "lfa-photos": "CIFAR-10 by the classes' names {{lfa-photos | CIFAR-10}} % right, "
-    "{{lfa-photos, map without CIFAR-10's classes | CIFAR-10}} where the map never met their kinds; "
+    "{{lfa-photos, map without CIFAR-10's classes | CIFAR-10}} where the map met no kinds of them; "
     "4 photos a class {{lfa-photos | CIFAR-10, 4 shots}}, logistic regression "
     "{{logistic regression | CIFAR-10, 4 shots}}",
     "bayesian-dps": "ranks wrong labels at AUROC {{bayesian-dps | label noise: AUROC}} %; "

@@ -167,10 +167,10 @@ def learn(
         optimiser.zero_grad()
         wrong = functional.cross_entropy(SHARP * x @ (z + moved).T, labels, reduction="sum")
         total = wrong + strength * SHARP * moved.square().sum()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total
 
-    optimiser.step(loss)  # type: ignore[arg-type]
+    optimiser.step(loss)
     step()
     return unit((z + moved).detach())
 

@@ -22,6 +22,7 @@ from zoo.weights import atomic_file, load_tensors
 from . import bridge
 from .bridge import Bridge
 from .features import labels_of, named_by, rows_of, table_of, warn_of
+from .lfa import unit
 from .towers import ImageTower, TextTower
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 BUNDLED = ("w", "centre", "scale", "image_probe", "text_probe")
 """Tensors of the bundled map."""
-LEARNED = ("mean", "texts", "prototypes")
+LEARNED = ("mean", "texts", "prototypes", "fitted_scale")
 """Tensors that photos add: their mean, and for the fit's classes, what (20) and (21) made."""
 SAME = 0.999
 """Cosine above which an encoder is the one of the fit: other precisions and files pass."""
@@ -108,7 +109,11 @@ class Photos(VLAligner):
     @property
     def temperature(self) -> float:  # type: ignore[override]  # each fit finds its own
         """What ``predict_proba`` divides cosines by: found in training, and again by ``align``."""
-        return 1 / float(self._state["scale"])
+        return 1 / self._scale
+
+    @property
+    def _scale(self) -> float:
+        return float(self._state.get("fitted_scale", self._state["scale"]))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -217,35 +222,36 @@ class Photos(VLAligner):
         informed = bridge.informed(x, z, labels)
         start = z if informed else torch.zeros_like(z)
         learned = bridge.learn(x, start, labels)
-        scale = bridge.calibrated(x, start, labels)
+        scale = bridge.calibrated(x, start, labels) or float(self._state["scale"])
         report = {
             "rows": len(x),
             "classes": len(y),
             "kept": "names and photos" if informed else "photos alone",
             "zero_shot": float(((x @ z.T).argmax(1) == labels).double().mean()),
-            "scale": scale or float(self._state["scale"]),
+            "scale": scale,
         }
-        return self._with(mean, learned, report["scale"]), report
+        return self._with(mean, learned, scale), report
 
     def _guessed(self, x: Tensor, y: Tensor, rounds: int, shares: Tensor | None) -> Learned:
         mean, scale = self._mean(x, None), float(self._state["scale"])
         x, z = bridge.centred(x, mean), bridge.prototypes(y, self.bridge)
         learned = bridge.refine(x, z, rounds, shares)
+        scale = bridge.as_sure(x, learned, z, scale)
         report = {
             "rows": len(x),
             "classes": len(y),
             "kept": "unsupervised" if rounds else "recentred",
             "changed": float(((x @ z.T).argmax(1) != (x @ learned.T).argmax(1)).double().mean()),
-            "scale": bridge.as_sure(x, learned, z, scale),
+            "scale": scale,
         }
-        return self._with(mean, learned, report["scale"]), report
+        return self._with(mean, learned, scale), report
 
     def _with(self, mean: Tensor, learned: Tensor, scale: float) -> dict[str, Tensor]:
         place = self._device
         return {
             "mean": mean,
             "prototypes": learned,
-            "scale": torch.tensor([scale], dtype=torch.float32, device=place),
+            "fitted_scale": torch.tensor([scale], dtype=torch.float32, device=place),
         }
 
     # --- use --------------------------------------------------------------------------------------
@@ -305,7 +311,7 @@ class Photos(VLAligner):
             self.image.pixels,
             self._state.get("mean"),
             self._prototypes(names),
-            float(self._state["scale"]),
+            self._scale,
         )
         told = {"model": self.entry.name, "labels": json.dumps(names), "side": str(self.image.side)}
         made = _onnx(graph, self.image.side, told)
@@ -349,7 +355,7 @@ class Photos(VLAligner):
         """(M,d_text) unit rows."""
         found = _numbers(texts, "texts")
         if found is not None:
-            y = bridge.unit(rows_of(found, "text features", device=str(self._device))[:])
+            y = unit(rows_of(found, "text features", device=str(self._device))[:])
             if y.shape[1] != self.text.width:
                 raise InputError(
                     f"text features have {y.shape[1]} columns; the base's have {self.text.width}."
@@ -421,8 +427,8 @@ def probes(image: ImageTower, text: TextTower) -> dict[str, Tensor]:
     waves = 0.5 + 0.5 * torch.sin(40 * rows * columns)
     picture = torch.stack([rows, columns, waves])
     return {
-        "image": bridge.unit(image([picture]))[0].cpu(),
-        "text": bridge.unit(text([SENTENCE]))[0].cpu(),
+        "image": unit(image([picture]))[0].cpu(),
+        "text": unit(text([SENTENCE]))[0].cpu(),
     }
 
 
@@ -449,7 +455,7 @@ def _checked(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     wide, narrow = (w.shape[0], w.shape[1]) if w.ndim == 2 else (0, 0)
     classes = len(made.get("texts", ()))
     shapes = {
-        "centre": (narrow,), "scale": (1,), "image_probe": (wide,), "text_probe": (narrow,),
+        "centre": (narrow,), "scale": (1,), "fitted_scale": (1,), "image_probe": (wide,), "text_probe": (narrow,),
         "mean": (wide,), "texts": (classes, narrow), "prototypes": (classes, wide),
     }  # fmt: skip
     faults = [n for n, shape in shapes.items() if n in made and tuple(made[n].shape) != shape]

@@ -21,7 +21,7 @@ from .towers import ImageTower, TextTower
 def imagenet() -> list[str]:
     """ "names: definition" of ImageNet's 1,000 classes, in the classifiers' order (WordNet's)."""
     try:
-        from timm.data import ImageNetInfo
+        from timm.data.imagenet_info import ImageNetInfo
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             "ImageNet's names are timm's. Run: pip install 'edgezoo[vlm]'", name="timm"

@@ -43,7 +43,8 @@ class Pixels(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (N,d), not normalised."""
-        hidden = self.network.forward_features((pixels - self.mean) / self.std)
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        hidden = self.network.forward_features((pixels - mean) / std)
         made: Tensor = self.network.forward_head(hidden, pre_logits=True)
         return made
 
@@ -59,6 +60,7 @@ class ImageTower:
     def __init__(self, folder: Path, device: str | torch.device) -> None:
         try:
             import timm
+            from timm.data.config import resolve_data_config
         except ModuleNotFoundError as error:
             raise _missing("timm", "an image network") from error
         file = _only_weights(folder)
@@ -74,7 +76,7 @@ class ImageTower:
         network: Any = load_module(
             lambda: timm.create_model(name, pretrained=False, **arguments), file
         )
-        settings = timm.data.resolve_data_config(_settings(told), model=network)
+        settings = resolve_data_config(_settings(told), model=network)
         self.architecture = name
         self.digest = sha256(file)
         """SHA-256 of the file with the weights."""

@@ -19,7 +19,7 @@ from PIL import Image
 
 import zoo
 from tests.overlay import ROOT
-from zoo import actions, api
+from zoo import actions, api, cards
 from zoo import bench as zoo_bench
 from zoo.cli import main
 from zoo.errors import InputError, NotReadyError, OptionError, WeightsError
@@ -29,6 +29,7 @@ pytest.importorskip("timm")
 pytest.importorskip("transformers")
 
 from zoo_lfa import bridge
+from zoo_lfa.lfa import unit
 from zoo_lfa.photos import Photos
 from zoo_lfa.towers import ImageTower, TextTower
 
@@ -56,13 +57,13 @@ def make_image(folder: Path, seed: int = 0, name: str = "test_efficientnet", **m
 
 def make_text(folder: Path, seed: int = 0, width: int = 32) -> Path:
     """A random BERT that reads letters, as a transformers folder."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     folder.mkdir(parents=True)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789,.:;-'()"
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
     (folder / "vocab.txt").write_text("\n".join(words), "utf-8")
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(words),
@@ -134,8 +135,8 @@ class TestPhotos(VLAlignerSuite):
 def linear(classes: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows (C,24) that are a linear map of texts (C,8)."""
     dice = torch.Generator().manual_seed(seed)
-    y = bridge.unit(torch.randn(classes, 8, generator=dice))
-    y = bridge.unit(y - y.mean(0))
+    y = unit(torch.randn(classes, 8, generator=dice))
+    y = unit(y - y.mean(0))
     return y @ torch.randn(8, 24, generator=dice), y
 
 
@@ -153,7 +154,7 @@ def test_the_map_is_the_ridge_of_equation_19() -> None:
     """Its gradient is 0: Y^T (Y W^T - R) + p W^T."""
     rows, texts = linear()
     made = bridge.fit(rows, texts, 2.0)
-    r = bridge.centred(rows, bridge.unit(rows).mean(0)).double()
+    r = bridge.centred(rows, unit(rows).mean(0)).double()
     y = bridge.centred(texts, made.centre).double()
     w = made.w.double()
     gradient = y.T @ (y @ w.T - r) + 2.0 * w.T
@@ -189,10 +190,10 @@ def clusters(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows (5n,16) around five directions, labels, and the directions."""
     dice = torch.Generator().manual_seed(seed)
-    z = bridge.unit(torch.randn(5, 16, generator=dice))
+    z = unit(torch.randn(5, 16, generator=dice))
     labels = torch.arange(5).repeat(n)
     x = z[labels] + noise * torch.randn(5 * n, 16, generator=dice) / 4
-    return bridge.unit(x), labels, z
+    return unit(x), labels, z
 
 
 def test_from_nothing_learning_is_plain_logistic_regression() -> None:
@@ -203,13 +204,13 @@ def test_from_nothing_learning_is_plain_logistic_regression() -> None:
     theirs = linear_model.LogisticRegression(
         C=1 / (2 * bridge.STRENGTH * bridge.SHARP), fit_intercept=False, max_iter=1000, tol=1e-8
     ).fit(bridge.SHARP * x.numpy(), labels.numpy())
-    coefficients = bridge.unit(torch.from_numpy(theirs.coef_).float())
+    coefficients = unit(torch.from_numpy(theirs.coef_).float())
     assert float((ours * coefficients).sum(1).min()) > 0.999
 
 
 def test_learning_is_drawn_to_where_it_started() -> None:
     x, labels, z = clusters(noise=2.0)
-    other = bridge.unit(torch.randn(z.shape, generator=torch.Generator().manual_seed(9)))
+    other = unit(torch.randn(z.shape, generator=torch.Generator().manual_seed(9)))
     held = bridge.learn(x, other, labels, strength=1e6)
     torch.testing.assert_close(held, other, atol=1e-4, rtol=0)
     free = bridge.learn(x, other, labels)
@@ -224,7 +225,7 @@ def test_names_that_say_nothing_are_noticed() -> None:
 
 def test_labels_are_guessed_where_prototypes_are_roughly_right() -> None:
     x, labels, z = clusters(n=40)
-    rough = bridge.unit(z + 0.8 * bridge.unit(torch.randn(5, 16, generator=_dice(4))))
+    rough = unit(z + 0.8 * unit(torch.randn(5, 16, generator=_dice(4))))
     before = float(((x @ rough.T).argmax(1) == labels).float().mean())
     learned = bridge.refine(x, rough, 3)
     after = float(((x @ learned.T).argmax(1) == labels).float().mean())
@@ -298,8 +299,8 @@ def test_similarity_is_a_cosine_of_features_and_mapped_texts(
     image, text = ImageTower(bases["image"], "cpu"), TextTower(bases["text"], "cpu")
     pictures, words = [picture((200, 30, 30), 0), picture((9, 9, 9), 1, (64, 20))], ["a dog", "sky"]
     x, y = image(pictures), text(words)
-    z = bridge.unit((bridge.unit(bridge.unit(y) - model.bridge.centre)) @ model.bridge.w.T)
-    expected = (bridge.unit(x) @ z.T).numpy()
+    z = unit((unit(unit(y) - model.bridge.centre)) @ model.bridge.w.T)
+    expected = (unit(x) @ z.T).numpy()
     np.testing.assert_allclose(model.similarity(pictures, words), expected, atol=1e-5)
     np.testing.assert_allclose(model.similarity(x.numpy(), y.numpy()), expected, atol=1e-5)
     scaled = model.similarity((x * torch.tensor([[5.0], [0.1]])).numpy(), words)
@@ -313,14 +314,16 @@ def test_similarity_is_a_cosine_of_features_and_mapped_texts(
 def test_features_are_those_of_timm_and_transformers(bases: dict[str, Path]) -> None:
     """Pixels, preprocessing and pooling as the two libraries would have them."""
     import timm
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
     from transformers import AutoModel, AutoTokenizer
 
     square = picture((200, 120, 30), 0, (SIDE, SIDE))
-    network = timm.create_model(f"local-dir:{bases['image']}", pretrained=True)
+    network: Any = timm.create_model(f"local-dir:{bases['image']}", pretrained=True)
     network.reset_classifier(0)
-    settings = timm.data.resolve_data_config({}, model=network)
+    settings = resolve_data_config({}, model=network)
     assert tuple(settings["input_size"]) == (3, SIDE, SIDE)
-    prepared = timm.data.create_transform(**{**settings, "crop_pct": 1.0})(square)
+    prepared = create_transform(**{**settings, "crop_pct": 1.0})(square)
     with torch.no_grad():
         wanted = network.eval()(prepared[None])
     torch.testing.assert_close(
@@ -329,7 +332,7 @@ def test_features_are_those_of_timm_and_transformers(bases: dict[str, Path]) -> 
     tokens = AutoTokenizer.from_pretrained(bases["text"])("a dog", return_tensors="pt")
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(bases["text"]).eval()(**tokens).last_hidden_state
-    wanted = bridge.unit(hidden.mean(1))
+    wanted = unit(hidden.mean(1))
     found = TextTower(bases["text"], "cpu")(["a dog", "a much longer sentence about dogs"])[:1]
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
@@ -357,17 +360,27 @@ def test_without_labels(model: Photos, photos: Path) -> None:
 
 def test_recentre_takes_off_what_all_photos_share(model: Photos, photos: Path) -> None:
     pictures = sorted(photos.rglob("*.png"))
-    x = bridge.unit(model.image(pictures))
+    x = unit(model.image(pictures))
     assert model.recentre(photos) is model
     mean = x.mean(0) * 12 / (12 + bridge.WEIGHT)
-    np.testing.assert_allclose(
-        model.embed_images(pictures), bridge.unit(x - mean).numpy(), atol=1e-5
-    )
+    np.testing.assert_allclose(model.embed_images(pictures), unit(x - mean).numpy(), atol=1e-5)
     model.align(photos)
     np.testing.assert_allclose(  # a mean that the user set is kept
-        model.embed_images(pictures), bridge.unit(x - mean).numpy(), atol=1e-5
+        model.embed_images(pictures), unit(x - mean).numpy(), atol=1e-5
     )
     assert model.recentre(photos).classes == ()
+
+
+def test_a_second_fit_is_as_a_first_one(model: Photos, folder: Path, photos: Path) -> None:
+    """Nothing of an earlier fit is left: its scale neither."""
+    pictures = sorted(photos.rglob("*.png"))
+    fresh = zoo.load(folder, device="cpu").align(pictures, list(COLOURS), unsupervised=True)
+    bundled = model.temperature
+    model.align(photos)
+    assert model.temperature != bundled  # else this says nothing
+    model.align(pictures, list(COLOURS), unsupervised=True)
+    np.testing.assert_array_equal(model.predict_proba(pictures), fresh.predict_proba(pictures))
+    assert model.recentre(photos).temperature == bundled
 
 
 def test_refusals(model: Photos, photos: Path) -> None:
@@ -638,6 +651,24 @@ def test_export_refusals(model: Photos, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_lines_of_the_card(folder: Path, photos: Path, tmp_path: Path) -> None:
+    """As a reader would run them, but for the encoders."""
+    shutil.copy(photos / "red thing" / "0.png", tmp_path / "photo.jpg")
+    lines = cards.usage(api.entry_of("lfa-photos")).replace('"lfa-photos"', repr(str(folder)))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            lines.replace("model.pred", "found = model.pred") + "\nprint(found)",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[[0.")
+
+
 # --- the bundle and the benchmark -----------------------------------------------------------------
 
 
@@ -662,8 +693,8 @@ def test_the_benchmark_runs_on_tiny_encoders(
         jpegs = []
         for i in range(count):
             made = io.BytesIO()
-            colour = tuple(int(c) for c in np.random.default_rng(i % 10).integers(0, 255, 3))
-            picture(colour, i, (32, 32)).save(made, "jpeg")
+            red, green, blue = np.random.default_rng(i % 10).integers(0, 255, 3).tolist()
+            picture((red, green, blue), i, (32, 32)).save(made, "jpeg")
             jpegs.append(made.getvalue())
         table = pyarrow.table({"jpeg": jpegs, "label": [i % 10 for i in range(count)]})
         parquet.write_table(table, tmp_path / f"{part}.parquet")
