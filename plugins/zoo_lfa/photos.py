@@ -455,8 +455,8 @@ def _checked(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     wide, narrow = (w.shape[0], w.shape[1]) if w.ndim == 2 else (0, 0)
     classes = len(made.get("texts", ()))
     shapes = {
-        "centre": (narrow,), "scale": (1,), "fitted_scale": (1,), "image_probe": (wide,), "text_probe": (narrow,),
-        "mean": (wide,), "texts": (classes, narrow), "prototypes": (classes, wide),
+        "centre": (narrow,), "scale": (1,), "image_probe": (wide,), "text_probe": (narrow,),
+        "fitted_scale": (1,), "mean": (wide,), "texts": (classes, narrow), "prototypes": (classes, wide),
     }  # fmt: skip
     faults = [n for n, shape in shapes.items() if n in made and tuple(made[n].shape) != shape]
     faults += [n for n, t in made.items() if not t.isfinite().all()]
