@@ -456,7 +456,8 @@ def _checked(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     classes = len(made.get("texts", ()))
     shapes = {
         "centre": (narrow,), "scale": (1,), "image_probe": (wide,), "text_probe": (narrow,),
-        "fitted_scale": (1,), "mean": (wide,), "texts": (classes, narrow), "prototypes": (classes, wide),
+        "mean": (wide,), "texts": (classes, narrow), "prototypes": (classes, wide),
+        "fitted_scale": (1,),
     }  # fmt: skip
     faults = [n for n, shape in shapes.items() if n in made and tuple(made[n].shape) != shape]
     faults += [n for n, t in made.items() if not t.isfinite().all()]
