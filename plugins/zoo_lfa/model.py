@@ -65,8 +65,8 @@ class LFA(VLAligner):
         self._device = _place(request.device)
         if wrong := [name for name in ("image", "text") if name in request.bases]:
             raise OptionError(
-                f"base={wrong[0]!r} is for zoo bench {request.entry.name}. Its own base, for images "
-                "and texts, is open_clip's: base='org/name'."
+                f"the base {wrong[0]!r} is for zoo bench {request.entry.name}. Its own, for images "
+                "and texts, is an open_clip model: base='org/name'."
             )
         base = request.bases.get("clip")
         self._base = base.folder if base else None
