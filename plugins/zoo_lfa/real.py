@@ -39,12 +39,12 @@ def features(
     pictures, labels = read_cifar(data / f"{part}.parquet", count)
     file = kept / f"cifar10_{part}_{tower.digest[:12]}.npy" if kept is not None else None
     if file is not None and file.is_file():
-        found = np.load(file, allow_pickle=False)
+        found = np.load(file)
         if len(found) >= count and found.shape[1] == tower.width:
             return torch.from_numpy(found[:count].copy()), labels
     made = tower(list(pictures), progress)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as temporary, temporary.open("wb") as opened:
-            np.save(opened, made.numpy(), allow_pickle=False)
+            np.save(opened, made.numpy())
     return made, labels

@@ -4,7 +4,8 @@ transformers. Folders in, float32 features out; nothing here knows of the method
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class Pixels(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (N,d), not normalised."""
-        hidden = self.network.forward_features((pixels - self.mean) / self.std)
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        hidden = self.network.forward_features((pixels - mean) / std)
         made: Tensor = self.network.forward_head(hidden, pre_logits=True)
         return made
 
@@ -58,6 +60,7 @@ class ImageTower:
     def __init__(self, folder: Path, device: str | torch.device) -> None:
         try:
             import timm
+            from timm.data.config import resolve_data_config
         except ModuleNotFoundError as error:
             raise _missing("timm", "an image network") from error
         file = _only_weights(folder)
@@ -73,7 +76,7 @@ class ImageTower:
         network: Any = load_module(
             lambda: timm.create_model(name, pretrained=False, **arguments), file
         )
-        settings = timm.data.resolve_data_config(_settings(told), model=network)
+        settings = resolve_data_config(_settings(told), model=network)
         self.architecture = name
         self.digest = sha256(file)
         """SHA-256 of the file with the weights."""
@@ -187,19 +190,31 @@ class TextTower:
             import transformers
         except ModuleNotFoundError as error:
             raise _missing("transformers", "a sentence encoder") from error
-        file = _only_weights(folder)
+        _only_weights(folder)
         try:
-            self.tokens: Any = transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True
-            )
-            self.network: Any = transformers.AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
+            with _silent(transformers.utils.logging):
+                self.tokens: Any = transformers.AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True
+                )
+                self.network: Any
+                self.network, found = transformers.AutoModel.from_pretrained(
+                    folder,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                )
         except Exception as error:  # whatever a configuration from elsewhere makes it raise
             raise WeightsError(f"{folder} cannot be loaded by transformers: {error}") from error
+        lacking = sorted(name for name in found["missing_keys"] if not name.startswith("pooler"))
+        if lacking:
+            raise WeightsError(f"{folder}: the file has no values for {', '.join(lacking[:5])}.")
+        if self.tokens.pad_token_id is None:
+            raise WeightsError(
+                f"{folder} is no sentence encoder: its tokenizer has no padding token. Expected "
+                "one such as sentence-transformers/all-MiniLM-L6-v2."
+            )
         self.network.eval().requires_grad_(False).to(device)
-        self.digest = sha256(file)
-        """SHA-256 of the file with the weights."""
         self.most = min(int(self.network.config.max_position_embeddings), 256)
         self.device = torch.device(device)
 
@@ -229,3 +244,17 @@ class TextTower:
                 if step is not None:
                     step(len(part))
         return torch.cat(made).clone()
+
+
+@contextmanager
+def _silent(log: Any) -> Iterator[None]:
+    """Without the bars and remarks of transformers: what is wrong is checked here."""
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
