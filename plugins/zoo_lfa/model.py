@@ -63,7 +63,13 @@ class LFA(VLAligner):
     def __init__(self, request: BuildRequest) -> None:
         super().__init__(request)
         self._device = _place(request.device)
-        self._base = request.base.folder if request.base else None
+        if wrong := [name for name in ("image", "text") if name in request.bases]:
+            raise OptionError(
+                f"the base {wrong[0]!r} is for zoo bench {request.entry.name}. Its own, for images "
+                "and texts, is an open_clip model: base='org/name'."
+            )
+        base = request.bases.get("clip")
+        self._base = base.folder if base else None
         self._encoder: Encoder | None = None
         self._state: dict[str, Tensor] = {}
         file = request.folder / "model.safetensors" if request.folder else None

@@ -73,5 +73,5 @@ def steps(
 
 def fit(x: Tensor, y: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     """W (d,d): b by cross-validation, closed form, refinement."""
-    beta = choose_beta(x, y, labels, recipe.seed)
+    beta = choose_beta(x, y, labels, recipe.seed) if recipe.beta is None else recipe.beta
     return steps(interpolate(procrustes(x, y, labels), beta), x, y, labels, recipe)
