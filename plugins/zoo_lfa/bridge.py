@@ -41,6 +41,8 @@ EPSILON = 0.02
 """Of the transport that guesses labels (eq. 14): coarser than for encoders that met."""
 WEIGHT = 10
 """Photos that the mean of none counts for when it is replaced by that of some (eq. 18)."""
+MANY = 100
+"""Photos from which a fit may be surer than the bundled map."""
 STEPS = 60
 
 
@@ -175,10 +177,11 @@ def learn(
     return unit((z + moved).detach())
 
 
-def calibrated(x: Tensor, z: Tensor, labels: Tensor) -> float | None:
-    """The scale that is likeliest on rows held out in three folds; None where a class has one."""
+def calibrated(x: Tensor, z: Tensor, labels: Tensor, usual: float) -> float:
+    """The scale that is likeliest on rows held out in three folds; ``usual`` where a class has one
+    row. Fewer than 100 rows make it smaller alone: a few can all be right by chance."""
     if int(torch.bincount(labels)[labels.unique()].min()) < 2:
-        return None
+        return usual
     rank = torch.zeros_like(labels)
     for c in labels.unique().tolist():
         own = (labels == c).nonzero()[:, 0]
@@ -191,7 +194,8 @@ def calibrated(x: Tensor, z: Tensor, labels: Tensor) -> float | None:
         scores = x[held] @ learn(x[~held], z, labels[~held]).T
         each = [functional.cross_entropy(s * scores, labels[held], reduction="sum") for s in SCALES]
         total += torch.stack(each).cpu()
-    return SCALES[int(total.argmin())]
+    found = SCALES[int(total.argmin())]
+    return found if len(x) >= MANY else min(found, usual)
 
 
 def as_sure(x: Tensor, b: Tensor, before: Tensor, scale: float) -> float:

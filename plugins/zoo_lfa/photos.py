@@ -222,7 +222,7 @@ class Photos(VLAligner):
         informed = bridge.informed(x, z, labels)
         start = z if informed else torch.zeros_like(z)
         learned = bridge.learn(x, start, labels)
-        scale = bridge.calibrated(x, start, labels) or float(self._state["scale"])
+        scale = bridge.calibrated(x, start, labels, float(self._state["scale"]))
         report = {
             "rows": len(x),
             "classes": len(y),

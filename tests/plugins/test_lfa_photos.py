@@ -267,11 +267,12 @@ def test_calibration() -> None:
     # bins of 1/15: 0.9 (1 of 2 right), 0.8 (right), 0.6 (right)
     assert bridge.ece(sure, labels) == pytest.approx((2 * 0.4 + 0.2 + 0.4) / 4)
     x, labels, z = clusters(noise=1.5)
-    assert bridge.calibrated(x[:5], z, labels[:5]) is None  # one of each
-    clean, unclean = (bridge.calibrated(*_shuffled(n)) for n in (0.3, 3.0))
-    assert clean is not None
-    assert unclean is not None
-    assert clean > unclean
+    assert bridge.calibrated(x[:5], z, labels[:5], 28.0) == 28.0  # one of each
+    clean, unclean = (bridge.calibrated(*_shuffled(n), 28.0) for n in (0.3, 3.0))
+    assert unclean < 28.0 < clean
+    few = torch.arange(0, 100, 4)
+    sure = [t[few] if len(t) == 100 else t for t in _shuffled(0.3)]
+    assert bridge.calibrated(*sure, 28.0) == 28.0  # 25 rows, all right, make it no surer
     assert bridge.as_sure(x, z, z, bridge.SCALES[5]) == bridge.SCALES[5]
 
 
@@ -376,8 +377,10 @@ def test_a_second_fit_is_as_a_first_one(model: Photos, folder: Path, photos: Pat
     pictures = sorted(photos.rglob("*.png"))
     fresh = zoo.load(folder, device="cpu").align(pictures, list(COLOURS), unsupervised=True)
     bundled = model.temperature
-    model.align(photos)
-    assert model.temperature != bundled  # else this says nothing
+    many = np.random.default_rng(0).normal(size=(120, 256)).astype("float32")
+    many += 3 * np.tile(many[:3], (40, 1))
+    model.align(many, list(COLOURS), labels=[i % 3 for i in range(120)])
+    assert model.temperature < bundled  # three heaps far apart
     model.align(pictures, list(COLOURS), unsupervised=True)
     np.testing.assert_array_equal(model.predict_proba(pictures), fresh.predict_proba(pictures))
     assert model.recentre(photos).temperature == bundled
