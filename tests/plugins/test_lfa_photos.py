@@ -271,8 +271,10 @@ def test_calibration() -> None:
     clean, unclean = (bridge.calibrated(*_shuffled(n), 28.0) for n in (0.3, 3.0))
     assert unclean < 28.0 < clean
     few = torch.arange(0, 100, 4)
-    sure = [t[few] if len(t) == 100 else t for t in _shuffled(0.3)]
-    assert bridge.calibrated(*sure, 28.0) == 28.0  # 25 rows, all right, make it no surer
+    rows, near, own = _shuffled(0.3)
+    assert (
+        bridge.calibrated(rows[few], near, own[few], 28.0) == 28.0
+    )  # 25 rows, all right, make it no surer
     assert bridge.as_sure(x, z, z, bridge.SCALES[5]) == bridge.SCALES[5]
 
 
