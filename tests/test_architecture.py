@@ -283,6 +283,7 @@ READERS = {
     "zoo/pictures.py",  # the one that all others use
     "zoo/testing",  # makes pictures of every mode, and opens none
     "plugins/zoo_edge_sd_sr/examples/onnx_upscale.py",  # runs without zoo
+    "plugins/zoo_lfa/examples/onnx_classify.py",  # so does this
 }
 """Where Pillow may be asked to open or convert a picture."""
 

@@ -35,6 +35,10 @@ USE: Mapping[str, str] = {
     "QAGenerator": "model.generate(text).pairs",
 }
 """The third of the three lines that show how to use a model of each interface."""
+AT_ONCE: Mapping[str, str] = {
+    "VLAligner": 'model.predict_proba(["photo.jpg"], ["a beach", "a dog"])',
+}
+"""The same of a model that has weights, and so needs no fit, where that makes a difference."""
 # The Hub's identifiers of the licences that models here may have; add others here.
 LICENSES = frozenset(
     "apache-2.0 mit cc0-1.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 bsd-3-clause unlicense openrail "
@@ -150,7 +154,8 @@ def usage(entry: Entry) -> str:
             if len(needed) == 1
             else f", base={dict.fromkeys(needed, 'org/model')}"
         )
-    return f'import zoo\nmodel = zoo.load("{what}"{base})\n{USE[entry.interface]}'
+    use = (AT_ONCE if entry.files else {}).get(entry.interface, USE[entry.interface])
+    return f'import zoo\nmodel = zoo.load("{what}"{base})\n{use}'
 
 
 def _first_line(entry: Entry) -> str:

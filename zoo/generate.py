@@ -84,6 +84,10 @@ HEADLINES = {
     "yonos-sr": _SET5 % "yonos-sr",
     "lfa": "4 images a class, generated world: {{lfa | 4 shots}} % right; linear probe "
     "{{linear probe | 4 shots}}, zero-shot {{zero-shot | 4 shots}}",
+    "lfa-photos": "CIFAR-10 by the classes' names {{lfa-photos | CIFAR-10}} % right, "
+    "{{lfa-photos, map without CIFAR-10's classes | CIFAR-10}} where the map met no kinds of them; "
+    "4 photos a class {{lfa-photos | CIFAR-10, 4 shots}}, logistic regression "
+    "{{logistic regression | CIFAR-10, 4 shots}}",
     "bayesian-dps": "ranks wrong labels at AUROC {{bayesian-dps | label noise: AUROC}} %; "
     "small-loss {{small loss | label noise: AUROC}}, chance 50",
 }
@@ -91,6 +95,7 @@ HEADLINES = {
 COSTS = {
     "edge-sd-sr": "{{edge-sd-sr | seconds of one thread, 128 to 512}} s for 128 to 512 pixels",
     "lfa": "{{lfa | CPU-seconds, 16 shots}} s to fit 16 images of each class",
+    "lfa-photos": "{{lfa-photos | CPU-seconds an image}} s for a photo",
     "bayesian-dps": "{{bayesian-dps | step: time ratio to train + target}} times a step of "
     "training on both sets",
 }

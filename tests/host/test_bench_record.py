@@ -320,6 +320,25 @@ def test_a_plugin_that_breaks_the_schema(
         bench.run(zoo.info(name), command="c", out=tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("--data", "--data"),
+        ("given/cifar10", "PATH/cifar10"),
+        ("/far/away/cifar10", "PATH/cifar10"),
+        ("image=/far/away/lite0", "image=PATH/lite0"),
+        ("--base=image=/far/away/lite0", "--base=image=PATH/lite0"),
+        ("text=org/encoder", "text=org/encoder"),
+        ("--write", "--write"),
+        ("hub_cards", "hub_cards"),
+    ],
+)
+def test_the_command_that_is_kept_names_no_place_of_this_machine(word: str, kept: str) -> None:
+    from zoo.cli.bench import _for_others
+
+    assert _for_others(word, Path("given/cifar10")) == kept
+
+
 def test_the_command_keeps_results(
     measured: Site,
     tmp_path: Path,

@@ -315,6 +315,8 @@ def test_the_three_lines_of_a_card_run_with_torch_alone(tmp_path: Path) -> None:
     ready = [e for e in catalogue().entries() if (e.distribution, e.status) == ("edgezoo", "ready")]
     assert ready
     for entry in ready:
+        if any("build" in base.needed for base in entry.bases.values()):
+            continue  # it is fetched: the model's own tests run these lines on a small one
         code = f"{WITHOUT}{GIVEN[entry.interface]}\n{cards.usage(entry)}"
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
         if entry.interface == "SRModel":

@@ -57,7 +57,7 @@ def bench(
     if quick and write:
         raise click.UsageError("--quick measures too little to be saved; leave out --write.")
     # The record is for all machines: the command leaves out where the data is on this one.
-    words = [f"PATH/{data.name}" if data and w == str(data) else w for w in sys.argv[1:]]
+    words = [_for_others(word, data) for word in sys.argv[1:]]
     command = shlex.join(["zoo", *words])
     if subject in INTERFACES:
         if bases:
@@ -105,3 +105,14 @@ def bench(
     click.echo(f"\n{found['seconds']:.0f} s on {found['hardware']}")
     if kept:
         click.echo(str(kept))
+
+
+def _for_others(word: str, data: Path | None) -> str:
+    """A word of the command as the record keeps it: without a folder's place on this machine.
+
+    ``--base image=/long/way/to/lite0`` becomes ``image=PATH/lite0``.
+    """
+    name, equals, value = word.rpartition("=")
+    if (data and value == str(data)) or Path(value).is_absolute():
+        return f"{name}{equals}PATH/{Path(value).name}"
+    return word

@@ -74,14 +74,14 @@ def train(
 @click.command()
 @model_argument
 @click.option("-o", "--out", type=PATH, help="File to write; default: MODEL.FORMAT here.")
-@click.option("--format", "kind", default="onnx", show_default=True, help="Format to write.")
+@click.option("--format", "kind", help="Format to write; default: the suffix of OUT, or onnx.")
 @base_option
 @force_option
 @set_option
 def export(
     model: str,
     out: Path | None,
-    kind: str,
+    kind: str | None,
     bases: tuple[str, ...],
     force: bool,
     settings: tuple[str, ...],
@@ -91,6 +91,7 @@ def export(
     from .options import split_settings
 
     entry = api.entry_of(model)
+    kind = kind or (out.suffix.lower().removeprefix(".") if out else "") or "onnx"
     out = out or Path(f"{entry.name}.{kind}")
     check_target(out, overwrite=force)
     given = parse_settings(settings)
