@@ -14,7 +14,7 @@ README.md, which says what is the paper's, what the authors' code does and what 
     W   chosen among these and ridges                     by cross-validation: never harm   (eq. 13)
 
 Encoders that were not trained together have no zero-shot: both sides are centred, W is (d_x, d_y),
-and 0 takes the place of I (eq. 18).
+and 0 takes the place of I (eq. 17).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ BLENDS = (0.0, 0.2, 0.4, 0.6, 0.8)
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Ridges that ``safe`` tries (eq. 7)."""
 PENALTY = 1.0
-"""Of the ridge to 0 that encoders which never met start from (eq. 18)."""
+"""Of the ridge to 0 that encoders which never met start from (eq. 17)."""
 CLEAR = 2.0
 """Standard errors by which a map has to be better than the incumbent to replace it."""
 SCALES = (0.0, *(2**i for i in range(8)), *(2 ** (i + 0.5) for i in range(8)))
-"""What cosines are multiplied by to be logits, up to 181 (eq. 14). With 0 among them, to be less
+"""What cosines are multiplied by to be logits, up to 181 (eq. 13). With 0 among them, to be less
 sure of wrong answers is no gain."""
 SCALE, SCALE_UNMET = 1 / 0.07, 3.0
 """Where nothing can be validated: the reference's, and one for encoders that never met."""
@@ -81,7 +81,7 @@ class Recipe:
     safe: bool = True
     """Choose by cross-validation among the closed forms and the refined maps (eq. 13)."""
     met: bool = True
-    """Were the two encoders trained together, so that I is a map worth keeping? (eq. 18)"""
+    """Were the two encoders trained together, so that I is a map worth keeping? (eq. 17)"""
     seed: int = 0
 
 
@@ -91,7 +91,7 @@ class Fit(NamedTuple):
     w: Tensor
     """(d_x, d_y) float32."""
     scale: float
-    """What cosines are multiplied by to be logits (eq. 14)."""
+    """What cosines are multiplied by to be logits (eq. 13)."""
     report: dict[str, Any]
 
 
@@ -143,7 +143,7 @@ def at_once(y: Tensor) -> int:
 
 
 def origin(x_width: int, y_width: int, met: bool, like: Tensor) -> Tensor:
-    """W_0 (d_x,d_y): I, which is zero-shot; 0 for encoders that never met (eq. 18)."""
+    """W_0 (d_x,d_y): I, which is zero-shot; 0 for encoders that never met (eq. 17)."""
     if met:
         return torch.eye(x_width, dtype=like.dtype, device=like.device)
     return torch.zeros(x_width, y_width, dtype=like.dtype, device=like.device)
@@ -467,7 +467,7 @@ def split(x: Rows, labels: Tensor, classes: int, seed: int) -> tuple[str, list[F
     return kind, found
 
 
-# --- the choice, which by default cannot harm (eq. 13 and 14) -------------------------------------
+# --- the choice, which by default cannot harm (eq. 13) --------------------------------------------
 
 
 class Map(NamedTuple):
@@ -665,7 +665,7 @@ def _gain(judged: Judged, plain: Judged) -> float:
     return float(gain.mean()) if clear else 0.0
 
 
-# --- without labels (eq. 15 and 16) ---------------------------------------------------------------
+# --- without labels (eq. 14 and 15) ---------------------------------------------------------------
 
 
 def sinkhorn(
@@ -735,7 +735,7 @@ def fit_unsupervised(
     return Fit(w, SCALE, report)
 
 
-# --- use (eq. 17) ---------------------------------------------------------------------------------
+# --- use (eq. 16) ---------------------------------------------------------------------------------
 
 
 def fold(y: Tensor, w: Tensor) -> Tensor:

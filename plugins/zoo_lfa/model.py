@@ -551,7 +551,7 @@ def _place(device: str | torch.device) -> torch.device:
 
 
 def _centres(x: lfa.Rows, y: Tensor, met: bool | None) -> dict[str, Tensor]:
-    """``mean`` and ``text_mean`` of encoders that never met (eq. 18); empty where they have met."""
+    """``mean`` and ``text_mean`` of encoders that never met (eq. 17); empty where they have met."""
     wide_x, wide_y = x.shape[-1], y.shape[1]
     if met and wide_x != wide_y:
         raise InputError(
