@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from .model import LFA
+if TYPE_CHECKING:
+    from .model import LFA
 
 
 class LFAClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types

@@ -115,12 +115,12 @@ def moving(
     pictures, labels = read_cifar(data / f"{part}.parquet", count)
     file = kept / f"cifar10_moving_{part}_{tower.digest[:12]}.npy" if kept else None
     if file is not None and file.is_file():
-        found = np.load(file, allow_pickle=False)
+        found = np.load(file)
         if len(found) == count:
             return torch.from_numpy(found), labels
     found = tower(list(frames(pictures).flatten(0, 1)), progress).unflatten(0, (count, FRAMES))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as temporary, temporary.open("wb") as opened:
-            np.save(opened, found.numpy(), allow_pickle=False)
+            np.save(opened, found.numpy())
     return found, labels
