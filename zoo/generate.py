@@ -82,8 +82,8 @@ HEADLINES = {
     "edge-sd-sr-photo": "degraded BSD100 {{edge-sd-sr-photo | BSD100 PSNR-Y}} dB PSNR-Y; bicubic "
     "{{bicubic | BSD100 PSNR-Y}}",
     "yonos-sr": _SET5 % "yonos-sr",
-    "lfa": "CIFAR-10, 16 photos a class, encoders that never met: {{lfa | 16 shots}} % right; logistic "
-    "regression {{logistic regression | 16 shots}}, class mean {{class mean | 16 shots}}",
+    "lfa": "CIFAR-10, 16 photos a class, encoders that never met: {{lfa | 16 shots}} % right; "
+    "logistic regression {{logistic regression | 16 shots}}, class mean {{class mean | 16 shots}}",
     "lfa-photos": "CIFAR-10 by the classes' names {{lfa-photos | CIFAR-10}} % right, "
     "{{lfa-photos, map without CIFAR-10's classes | CIFAR-10}} where the map met no kinds of them; "
     "4 photos a class {{lfa-photos | CIFAR-10, 4 shots}}, logistic regression "

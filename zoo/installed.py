@@ -141,7 +141,11 @@ def _values(text: str, group: str) -> Iterator[str]:
             yield value.strip()
 
 
-PACKAGES = {"skimage": "scikit-image", "open_clip": "open-clip-torch"}
+PACKAGES = {
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "open_clip": "open-clip-torch",
+}
 """Import package -> distribution, for the packages in zoo's extras whose names differ."""
 
 

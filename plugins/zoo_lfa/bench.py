@@ -23,6 +23,7 @@ from zoo.progress import track
 
 from . import baselines, photographs, worlds
 from .baselines import Scores
+from .lfa import unit
 from .photographs import Photographs, World
 from .worlds import Shapes, Task
 
@@ -182,7 +183,7 @@ def given(task: Task, name: str) -> Task:
     if name in (OURS, CLOSED):
         return task
     y = torch.zeros(len(task.y), task.x.shape[1]) if name in TEXTLESS else task.y
-    return task._replace(x=worlds.unit(task.x), test=worlds.unit(task.test), y=y)
+    return task._replace(x=unit(task.x), test=unit(task.test), y=y)
 
 
 def few_shot(

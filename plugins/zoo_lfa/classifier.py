@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .model import LFA
 
 
-class LFAClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types
+class LFAClassifier(ClassifierMixin, BaseEstimator):
     """Classifies by the texts of the classes; can be cloned, searched and put into a ``Pipeline``.
 
     ``model``: an aligner, of which each ``fit`` takes a copy, then ``aligner_``. ``texts``,

@@ -640,10 +640,10 @@ def _choose(
     else:  # zero-shot is fitted on nothing: any rows judge it
         some = torch.randperm(len(centre), generator=torch.Generator().manual_seed(recipe.seed))
         some = some[:ENOUGH].sort().values.to(centre.device)
-        held, own = centre[some], labels[some]
-        parts[incumbent] = [look(held, None, y, own)]
+        shown, own = centre[some], labels[some]
+        parts[incumbent] = [look(shown, None, y, own)]
         for p in PENALTIES if folds else ():
-            u = without_own_class(held, y, own, p)
+            u = without_own_class(shown, y, own, p)
             parts[Map("ridge", p)] = [look(u, None, y, own)]
         if not folds:
             report["why"] = "too few classes to validate"

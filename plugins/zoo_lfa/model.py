@@ -219,7 +219,7 @@ class LFA(VLAligner):
         x = self._image_rows(images, pool)
         classes_given = unsupervised or labels is not None
         y, labels = self._text_rows_and_labels(texts, labels, len(x), unsupervised, classes)
-        names = names if classes is None else list(classes)
+        names = names if classes is None else [*classes]
         if unsupervised and x.shape[-1] != y.shape[1]:
             raise InputError(
                 f"image features have {x.shape[-1]} columns, text features {y.shape[1]}: without "

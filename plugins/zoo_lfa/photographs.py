@@ -86,7 +86,7 @@ def _folder(request: BenchRequest, name: str) -> Path:
 
 def imagenet() -> list[str]:
     """ImageNet's 1,000 classes in the order of its numbers: names, and WordNet's definition."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     told = ImageNetInfo()
     return [str(told.index_to_description(i, detailed=True)) for i in range(1000)]

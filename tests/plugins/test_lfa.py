@@ -1074,8 +1074,13 @@ def test_a_stream_answers_as_a_tensor_does(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_rows_of_a_step_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many classes there are."""
     y, labels = rows(300, 8), torch.arange(900) % 300
-    seen = []
-    monkeypatch.setattr(lfa, "rerank", lambda u, *_: (seen.append(len(u)), 0 * u))
+    seen: list[int] = []
+
+    def watched(u: torch.Tensor, *_: Any) -> tuple[float, torch.Tensor]:
+        seen.append(len(u))
+        return 0.0, 0 * u
+
+    monkeypatch.setattr(lfa, "rerank", watched)
     lfa.refine(E(8), y[labels], y, labels, lfa.Recipe(iterations=2), 0)
     assert seen == [lfa.Recipe().batch] * 2
 
