@@ -256,7 +256,7 @@ def test_a_saved_folder_is_published_without_touching_a_registry(
     assert "expected a Hub identifier" in wrong.stderr
     wrong = zoo(hub, site, "publish", "gain", "--to", "me/x", "--license", "mit")
     assert wrong.returncode == 2
-    assert "are for a saved folder" in wrong.stderr
+    assert "are for saved folders" in wrong.stderr
 
     # The card's own snippet, as run by a user with the plugin and an empty cache; the command.
     (snippet,) = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
