@@ -111,7 +111,7 @@ def test_uninstall_touches_plugins_only(site: Site) -> None:
     for name in ("torch", "edgezoo", "no-such-thing"):
         done = site.zoo("uninstall", name)
         assert done.returncode == 2
-        assert "brings no third-party plugin" in done.stderr
+        assert "has no third-party plugin" in done.stderr
 
 
 def test_without_pip_the_command_to_type_is_shown(site: Site) -> None:
