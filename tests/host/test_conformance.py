@@ -139,7 +139,7 @@ UNSAID = {
     *("ScaleRange.min", "ScaleRange.max", "ScaleRange.default", "Detections.names"),
     "VLAligner.temperature",
     *("QAPair.question", "QAPair.answer", "QAPair.start", "QASet.pairs"),
-    *(f"Estimate.{name}" for name in ("evaluations", "flops", "memory", "seconds")),
+    *(f"Estimate.{name}" for name in ("evaluations", "flops", "memory", "seconds", "notes")),
 }
 """Fields that the docstring of another field or of the class describes."""
 

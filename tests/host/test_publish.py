@@ -253,7 +253,7 @@ def test_a_saved_folder_is_published_without_touching_a_registry(
     assert "- my holiday photos (my own)" in said
     wrong = zoo(hub, site, "publish", "./mine", "--to", "me/x", "--license", "nonsense")
     assert wrong.returncode == 2
-    assert "expected one of the Hub's" in wrong.stderr
+    assert "expected a Hub identifier" in wrong.stderr
     wrong = zoo(hub, site, "publish", "gain", "--to", "me/x", "--license", "mit")
     assert wrong.returncode == 2
     assert "are for a saved folder" in wrong.stderr
