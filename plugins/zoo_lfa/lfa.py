@@ -44,6 +44,8 @@ SCALES = (0.0, *(2**i for i in range(8)), *(2 ** (i + 0.5) for i in range(8)))
 sure of wrong answers is no gain."""
 SCALE, SCALE_UNMET = 1 / 0.07, 3.0
 """Where nothing can be validated: the reference's, and one for encoders that never met."""
+SPREAD = 0.5
+"""Standard deviation of the scale's logarithm about these before any row is seen (eq. 13)."""
 FOLDS = 3
 ENOUGH = 4096
 """With more rows than this, one fold tells enough, and no more of its rows are judged."""
@@ -484,8 +486,9 @@ class Judged(NamedTuple):
     right: Tensor
     """(n,) 1 where the true class is the most similar, alone."""
     likely: Tensor
-    """(n,) log-likelihood of the true class at ``scale``."""
+    """(n,) log-likelihood of the true class at the scale that is best for it."""
     scale: float
+    """Of the probabilities."""
 
 
 def look(x: Rows, w: Tensor | None, y: Tensor, labels: Tensor) -> Tensor:
@@ -512,14 +515,19 @@ def look(x: Rows, w: Tensor | None, y: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(made, 1)
 
 
-def judge(parts: Sequence[Tensor]) -> Judged:
-    """What ``look`` saw in each fold, at the scale that is best over all of them.
+def judge(parts: Sequence[Tensor], usual: float = SCALE) -> Judged:
+    """What ``look`` saw in each fold: at the scale that is best over all of them, so that a map is
+    not judged by how crowded its rows are.
 
-    So a map is not judged by how crowded its rows are.
+    ``usual``: the scale before any row is seen. The scale of the probabilities is the mean of its
+    logarithm given the rows: a few rows alone put the likeliest one far off.
     """
     joined = torch.cat(list(parts), 1)
-    best = int(joined[1:].mean(1).argmax())
-    return Judged(joined[0], joined[1 + best], SCALES[best])
+    likely = joined[1:].sum(1)
+    logs = torch.tensor(SCALES[1:], dtype=torch.float64).log()
+    given = likely[1:] - ((logs - math.log(usual)) / SPREAD).square() / 2
+    scale = float((given.softmax(0) * logs).sum().exp())
+    return Judged(joined[0], joined[1 + int(likely.argmax())], scale)
 
 
 def steps_of(recipe: Recipe, folds: int = FOLDS) -> int:
@@ -647,14 +655,15 @@ def _choose(
             parts[Map("ridge", p)] = [look(u, None, y, own)]
         if not folds:
             report["why"] = "too few classes to validate"
-    found = {candidate: judge(seen) for candidate, seen in parts.items()}
+    usual = SCALE if recipe.met else SCALE_UNMET
+    found = {candidate: judge(seen, usual) for candidate, seen in parts.items()}
     plain = found[incumbent]
     gains = {candidate: float(_gain(judged, plain)) for candidate, judged in found.items()}
     best = max(gains, key=lambda candidate: gains[candidate])
     chosen = best if gains[best] > 0 else incumbent
     report["zero_shot"] = float(plain.right.mean()) if recipe.met else None
     report["validated"] = float(found[chosen].right.mean())
-    return chosen, found[chosen].scale or SCALES[1]
+    return chosen, found[chosen].scale
 
 
 def _gain(judged: Judged, plain: Judged) -> float:

@@ -166,11 +166,21 @@ def test_a_judge_knows_right_and_likely() -> None:
         assert row.tolist() == pytest.approx(expected, abs=1e-4)  # float32 of 181
     chosen = lfa.judge([found[:, :2], found[:, 2:]])
     assert torch.equal(chosen.likely, found[1])  # a sure answer is wrong: best is not to be sure
-    assert chosen.scale == 0
-    sure = lfa.judge([found[:, :1]])
-    assert sure.scale >= 16  # right every time
+    sure = lfa.judge([found[:, :1]])  # one row, which is right: no reason to be much surer
+    assert chosen.scale < lfa.SCALE < sure.scale < 4 * lfa.SCALE
     turned = lfa.look(u @ E(2).flip(0), E(2).flip(0), y, torch.tensor([0, 0, 0]))
     torch.testing.assert_close(turned, found)  # under a map
+    none = lfa.judge([found[:, :0]])
+    assert none.scale == pytest.approx(lfa.SCALE, rel=0.02)  # the grid is one of square roots of 2
+
+
+def test_the_scale_is_found_from_many_rows_wherever_it_lies() -> None:
+    """Labels drawn with probabilities softmax(40 cosines); the usual scale is 14."""
+    y, dice = rows(20, 16, 1), torch.Generator().manual_seed(0)
+    u = rows(4000, 16, 2)
+    labels = (40 * u @ y.T).softmax(1).multinomial(1, generator=dice)[:, 0]
+    assert lfa.judge([lfa.look(u, None, y, labels)]).scale == pytest.approx(40, rel=0.19)
+    # the values that are tried lie a factor of 1.41 apart
 
 
 def test_from_one_example_most_of_the_gain_is_kept() -> None:
