@@ -39,8 +39,8 @@ from zoo.weights import check_target, load_module, load_tensors, save_tensors
 from . import report as reports
 from . import tasks
 from .data import check_classes, numbered
-from .joint import Joint
-from .sampler import Recipe, WeightSampler, together
+from .joint import Joint, adam, per_example, rate
+from .sampler import Recipe, WeightSampler, plain, together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -236,31 +236,22 @@ class BayesianDPS(DataSelector):
         ):
             raise OptionError(f"sources={sources!r:.60}: expected one for each training example.")
         given = rows.sources if sources is None else sources
-        origin, target_origin, origins = numbered(given, wanted.sources, "source")
+        origin, _, origins = numbered(given, wanted.sources, "source")
         if origin is not None and len(origin) != len(rows):
             raise InputError(f"sources: {len(origin)} for {len(rows)} training examples.")
         for note in notes:
             warnings.warn(note, stacklevel=4)  # beyond the decorators
         recipe = self._recipe()
         task = self._task_for(rows, wanted, model, loss, collate, weight_features, recipe)
+        task = replace(task, classes=_choices(rows, loss))
         if optimizer is not None or lr is not None:
-            task = replace(task, optimiser=_optimiser(task.optimiser, optimizer, lr))
-        labels, target_labels = (
-            None if table.codes is None else torch.from_numpy(table.codes)
-            for table in (rows, wanted)
-        )
-        groups, shares = None, None
-        if self.options.get("budget", "one") != "one":
-            groups, shares = _groups(
-                self.options["budget"], (labels, target_labels), (origin, target_origin)
-            )
+            task = replace(task, optimiser=_optimiser(task.optimiser or adam(1e-3), optimizer, lr))
+        labels = None if rows.codes is None else torch.from_numpy(rows.codes)
         plan = Plan.of(len(rows), len(wanted), epochs, batch, target_batch, task.kind, seed)
         task.net.to(self._device)
         first = deepcopy(task.net.state_dict()) if retrain is not None else None
         both = _Both(task, rows, wanted)
-        sampler, history = self._sample(
-            both, task, recipe, plan, groups, shares, progress, checkpoint, resume
-        )
+        sampler, history = self._sample(both, task, recipe, plan, progress, checkpoint, resume)
         self._found = {
             "weights": sampler.mean,
             "std": sampler.std,
@@ -331,20 +322,20 @@ class BayesianDPS(DataSelector):
         return task
 
     def _sample(
-        self, both: _Both, task: tasks.Task, recipe: Recipe, plan: Plan,
-        groups: Tensor | None, shares: Tensor | None, progress: Progress,
+        self, both: _Both, task: tasks.Task, recipe: Recipe, plan: Plan, progress: Progress,
         checkpoint: str | Path | None, resume: bool, chosen: Tensor | None = None,
     ) -> tuple[WeightSampler, list[dict[str, float]]]:  # fmt: skip
         """The joint chain over all steps of the plan."""
         wants_features = recipe.weighting == "network"
         width = self._width(task, both) if wants_features else 0
         sampler = WeightSampler(
-            len(both.train), recipe, steps=plan.steps, groups=groups, shares=shares, features=width,
+            len(both.train), recipe, steps=plan.steps, classes=task.classes, features=width,
             seed=plan.seed,
         )  # fmt: skip
+        optimiser = task.optimiser or adam(self._rate(task, both, plan))
         precision = torch.bfloat16 if self._precision() else None
         joint = Joint(
-            task.net, task.loss_of(wants_features), sampler, task.optimiser,
+            task.net, task.loss_of(wants_features), sampler, optimiser,
             seed=plan.seed, precision=precision,
         )  # fmt: skip
         if not isinstance(checkpoint, str | Path | None):
@@ -362,8 +353,7 @@ class BayesianDPS(DataSelector):
                 if file is None:
                     raise OptionError("resume=True needs checkpoint=, the file of the first run.")
                 history = _go_on(joint, file, facts)
-            for net in joint.nets:
-                net.train()
+            task.net.train()
             with track(plan.steps, progress, "select") as advance:
                 advance(sampler.step_number)
                 while sampler.step_number < plan.steps:
@@ -398,15 +388,18 @@ class BayesianDPS(DataSelector):
         progress: Progress,
     ) -> list[dict[str, float]]:  # fmt: skip
         """Plain training on the chosen rows and the target, for as many steps."""
-        plain = Recipe(
-            keep=1, lr_weights=0, temperature=0, normalise="none",
-            meta_weight=self._recipe().meta_weight,
-        )  # fmt: skip
         _, history = self._sample(
-            both, task, plain, replace(plan, n=len(chosen)), None, None, progress,
+            both, task, plain(self._recipe().meta_weight), replace(plan, n=len(chosen)), progress,
             None, False, chosen,
         )  # fmt: skip
         return [{**point, "retrain": 1.0} for point in history]
+
+    def _rate(self, task: tasks.Task, both: _Both, plan: Plan) -> float:
+        """The learning rate that suits the rows of the first batch."""
+        ids, others = plan.rows_of(0)
+        batch, loss_of = moved(both.batch(ids, others), self._device), task.loss_of(False)
+        count = len(ids) + len(others)
+        return rate(task.net, lambda net, b: per_example(loss_of(net, b)[0], count), batch)
 
     def _precision(self) -> bool:
         """bfloat16 autocast where a dtype of 16 bits was asked for; parameters stay float32."""
@@ -634,20 +627,13 @@ def _labels(train: Table, target: Table, own: bool) -> tuple[Tensor | None, Tens
     return made[0], made[1]
 
 
-def _groups(
-    budget: str,
-    labels: tuple[Tensor | None, Tensor | None],
-    sources: tuple[Tensor | None, Tensor | None],
-) -> tuple[Tensor, Tensor | None]:
-    """Groups of the training set, and their shares in the target set where it has such groups."""
-    train, target = labels if budget == "label" else sources
-    if train is None:
-        field = "label" if budget == "label" else "source"
-        raise InputError(f"budget={budget!r} needs a {field} for each training example.")
-    if target is None:
-        return train, None
-    count = int(max(train.max(), target.max())) + 1
-    return train, torch.bincount(target, minlength=count).double()
+def _choices(rows: Table, loss: Any) -> int:
+    """Classes among which the loss chooses; 0 where it is not known to be -log p of a class."""
+    known = loss is None or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    numbers = all(isinstance(v, float) for v in rows.labels or ())
+    if not known or rows.codes is None or rows.kind == "language" or numbers:
+        return 0
+    return len(rows.classes)
 
 
 def _optimiser(

@@ -43,7 +43,10 @@ class Task:
     loss: Loss
     features: Callable[[Any, Any], Tensor]
     """(output, batch) -> (B,d), what a weight network sees: the label or answer included."""
-    optimiser: Callable[[Any], torch.optim.Optimizer]
+    optimiser: Callable[[Any], torch.optim.Optimizer] | None = None
+    """None: Adam at the rate that suits the rows (``joint.rate``)."""
+    classes: int = 0
+    """Among which the loss, -log p, chooses; 0 for any other loss."""
     kind: str = "custom"
     """custom, transformers, or the name of a bundled network."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -76,11 +79,6 @@ class Task:
             return self.loss(output, batch), seen
 
         return run
-
-
-def sgd(lr: float = 0.05) -> Callable[[Any], torch.optim.Optimizer]:
-    """SGD with momentum; its weight decay is a Gaussian prior of theta."""
-    return lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=5e-4)
 
 
 def adamw(lr: float) -> Callable[[Any], torch.optim.Optimizer]:
@@ -262,7 +260,7 @@ def own(net: nn.Module, train: Table, loss: Any, collate: Any, features: Any) ->
     return Task(
         net, _own_collate(train) if collate is None else lambda rows, _: collate(rows), forward,
         default_loss if loss is None else as_loss(loss), features or default_features,
-        adamw(2e-5) if is_language else sgd(), raw=collate is not None,
+        adamw(2e-5) if is_language else None, raw=collate is not None,
     )  # fmt: skip
 
 
@@ -396,7 +394,7 @@ BUNDLED: Mapping[str, Callable[..., nn.Module]] = {
 
 def bundled(train: Table) -> Task:
     """The small network for this kind of data."""
-    kind, lr, classes = train.kind, 0.05, len(train.classes)
+    kind, classes = train.kind, len(train.classes)
     config: dict[str, Any] = {}
     to_inputs: Callable[[Any], Tensor]
     if kind == "image":
@@ -422,7 +420,7 @@ def bundled(train: Table) -> Task:
         def to_inputs(rows: Any) -> Tensor:
             return torch.from_numpy(rows).float()
     elif kind == "text":
-        config, lr = {"classes": classes}, 0.1
+        config = {"classes": classes}
 
         def to_inputs(rows: Any) -> Tensor:
             return nn.utils.rnn.pad_sequence([pieces(row) for row in rows], batch_first=True)
@@ -442,7 +440,7 @@ def bundled(train: Table) -> Task:
         net.scale.copy_(sample.std(0, unbiased=False).clamp_min(1e-6))
     return Task(
         net, lambda rows, y: (to_inputs(rows), y), lambda net, b: net(b[0]), default_loss,
-        default_features, sgd(lr), kind, config,
+        default_features, kind=kind, config=config,
     )  # fmt: skip
 
 
