@@ -404,9 +404,9 @@ class DataSelector(Model):
     ) -> Self:
         """Learn weights for ``train`` (N examples) that serve the small ``target`` set.
 
-        ``train`` and ``target``: what ``zoo.tables.read`` takes. ``model``: a torch module to train
-        with the weights; ``loss``: (output, batch) -> (B,) losses, one for each example. Returns
-        self, fitted.
+        ``train`` and ``target``: what ``zoo.tables.read`` takes; None for ``target`` where a method
+        can do without, else refused. ``model``: a torch module to train with the weights; ``loss``:
+        (output, batch) -> (B,) losses, one for each example. Returns self, fitted.
         """
 
     @property
@@ -416,7 +416,10 @@ class DataSelector(Model):
 
     @abc.abstractmethod
     def select(self, *, fraction: float | None = None, k: int | None = None) -> np.ndarray:
-        """(k,) int64 indices into ``train``, heaviest first, ties by index. Give one of the two."""
+        """(k,) int64 indices into ``train``, heaviest first, ties by index. Give one of the two.
+
+        With neither, as many as the method estimates, or OptionError where it makes no estimate.
+        """
 
 
 # --- detection ------------------------------------------------------------------------------------

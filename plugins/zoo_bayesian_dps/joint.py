@@ -22,10 +22,10 @@ from .sampler import WeightSampler, langevin_, samples, together
 
 LossOf = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 """(network, batch) -> losses (B,), features of the examples (B,d) for a weight network or None."""
-CHANGE = 1.0
+CHANGE = 0.7
 """Nats by which the first step at the chosen rate changes the losses of its batch, on average."""
-TRIAL = 1e-5
-"""The rate of the step that is tried: small, so that losses change in proportion to it."""
+TRIALS = (1e-5, 1e-8, 1e-11)
+"""Rates of the steps that are tried: the first at which losses change little, so in proportion."""
 
 
 def adam(lr: float) -> Callable[[Any], torch.optim.Optimizer]:
@@ -36,27 +36,24 @@ def adam(lr: float) -> Callable[[Any], torch.optim.Optimizer]:
 
 def rate(net: nn.Module, losses_of: Callable[[nn.Module, Any], Tensor], batch: Any) -> float:
     """The learning rate of Adam that suits the rows (eq. 11): its first step changes the losses of
-    ``batch`` by 1 nat on average. Tried on a copy; the network stays as it is.
+    ``batch`` by 0.7 nats on average. Tried on a copy; the network stays as it is.
 
     A step of Adam has the size of the rate in each parameter, so what it does to the losses grows
     with the scale and the number of features; this takes that out. From 1e-6 to 0.1.
     """
-    trial = deepcopy(net)
-    moving = [p for p in trial.parameters() if p.requires_grad]
-    if not moving:
+    if not any(p.requires_grad for p in net.parameters()):
         raise InputError("the network has no parameter to train: all are frozen, or none.")
-    optimiser = adam(TRIAL)(moving)
-    was = trial.training
-    trial.eval()  # dropout would change the losses too
-    before = losses_of(trial, batch)
-    before.mean().backward()
-    optimiser.step()
-    with torch.no_grad():
-        change = float((losses_of(trial, batch) - before).abs().mean())
-    trial.train(was)
-    if not math.isfinite(change) or change <= 0:
-        return 1e-3
-    return min(max(TRIAL * CHANGE / change, 1e-6), 0.1)
+    for lr in TRIALS:
+        trial = deepcopy(net).eval()  # dropout would change the losses too
+        optimiser = adam(lr)([p for p in trial.parameters() if p.requires_grad])
+        before = losses_of(trial, batch)
+        before.mean().backward()
+        optimiser.step()
+        with torch.no_grad():
+            change = float((losses_of(trial, batch) - before).abs().mean())
+        if 0 < change < 0.05:
+            return min(max(lr * CHANGE / change, 1e-6), 0.1)
+    return 1e-3  # nothing changes, or everything at once
 
 
 class Joint:

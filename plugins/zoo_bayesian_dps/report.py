@@ -112,8 +112,8 @@ def write(
     summary: Mapping[str, Any],
     config: Mapping[str, Any],
     train: Table | None,
-    target: Table | None,
     chosen: np.ndarray | None,
+    suspects: Sequence[Mapping[str, Any]],
 ) -> None:
     """``report.html``, whole and without a connection: pictures are in it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +124,7 @@ def write(
     facts = {
         "mean weight": f"{summary['mean_weight']:.3f}"
         + ("" if summary["keep"] is None else f" (asked: {summary['keep']:.3f})"),
+        "labels estimated wrong": f"{float(found['wrong'].sum()):,.0f}",
         "weight below 0.1": per_cent(summary["below_0.1"]),
         "weight above 0.9": per_cent(summary["above_0.9"]),
         "loss threshold": f"{summary['threshold']:.3f}",
@@ -132,6 +133,12 @@ def write(
     if chosen is not None:
         facts["selected"] = f"{len(chosen):,}"
     parts.append(_table(["", ""], [[k, v] for k, v in facts.items()]))
+    facts_of = ("row", "id", "label", "suggested", "probability", "weight", "file", "text")
+    if suspects:
+        columns = [name for name in facts_of if any(name in row for row in suspects)]
+        lines = [[str(row.get(name, "")) for name in columns] for row in suspects]
+        pictures = "" if train is None else _pictures(train, suspects)
+        parts.append(f"<h2>Likeliest wrong</h2>{pictures}{_table(columns, lines)}")
     parts.append(f"<h2>Histogram</h2>{_image(histogram(w))}")
     taken = np.zeros(len(w), bool)
     if chosen is not None:
@@ -179,6 +186,19 @@ def histogram(w: np.ndarray, bins: int = 40) -> Any:
     for x, text in ((10, "0"), (bins * 7, "weight"), (bins * 14, "1")):
         draw.text((x, 168), text, fill="black")
     return image
+
+
+def _pictures(train: Table, suspects: Sequence[Mapping[str, Any]]) -> str:
+    """The suspects as pictures: what they are called, and what they should be."""
+    figures = []
+    for row in suspects:
+        picture = _thumbnail(train[row["row"]], train.kind)
+        if picture is not None:
+            said = f"{row['row']}: {row.get('label', '')}, rather {row.get('suggested', '?')}"
+            figures.append(
+                f"<figure>{_image(picture)}<figcaption>{html.escape(said)}</figcaption></figure>"
+            )
+    return "".join(figures)
 
 
 def _examples(

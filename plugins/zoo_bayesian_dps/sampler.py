@@ -182,7 +182,7 @@ class WeightSampler:
         if self.amortised:
             if features < 1:
                 raise InputError("weighting='network' needs features, the width of its input.")
-            self.weights = WeightNetwork(features, start, seed=seed)
+            self.weights = WeightNetwork(features, start, self.temperature, seed=seed)
         elif self.recipe.weighting == "langevin":
             self.weights = LangevinWeights(n, start, self.recipe.weight_temperature)
         else:

@@ -58,6 +58,7 @@ class Task:
 
     def batch(self, parts: Sequence[tuple[Table, Sequence[int], Tensor | None]]) -> Any:
         """Rows of several tables, with their labels (N,) or None, as one batch."""
+        parts = [part for part in parts if len(part[1])]
         if self.raw:
             rows = [row for table, ids, _ in parts for row in table.raw(ids)]
             return self.collate(rows, None)
@@ -324,7 +325,7 @@ class ConvNet(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two hidden layers on standardised features."""
+    """One hidden layer on standardised features."""
 
     centre: Tensor
     scale: Tensor
@@ -333,10 +334,7 @@ class MLP(nn.Module):
         super().__init__()
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
-            nn.Linear(hidden, classes),
-        )  # fmt: skip
+        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,d) -> (B,classes)."""

@@ -40,10 +40,9 @@ def conditional_mean(z: Tensor) -> Tensor:
 def conditional_variance(z: Tensor) -> Tensor:
     """Var[w] = 1/z^2 - e^z/(e^z - 1)^2: 1/12 at 0, and minus the derivative of the mean."""
     z = _not_zero(z)
-    curve = torch.where(
-        z.abs() < 0.05, 1 / 12 - z.square() / 240, 1 / z.square() - 0.25 / (z / 2).sinh().square()
-    )
-    return curve.clamp_min(0).float()  # fmt: skip
+    small = 1 / 12 - z.square() / 240  # the series, where the difference below cancels
+    exact = 1 / z.square() - 0.25 / (z / 2).sinh().square()
+    return torch.where(z.abs() < 0.05, small, exact).clamp_min(0).float()
 
 
 def conditional_draw(z: Tensor, dice: torch.Generator) -> Tensor:
@@ -138,10 +137,13 @@ class WeightNetwork:
     """w_i = sigmoid(g(h_i)): an MLP on features h_i of the example, its label or answer included.
 
     For data too large for each example to be seen a few times. Starts at w = ``start`` for all.
-    Trained by Adam, 5e-3 times the step size, on mean_i w_i dU/dw_i (eq. 7).
+    Trained by Adam, 5e-3 times the step size, towards the means of the conditionals (eq. 7).
     """
 
-    def __init__(self, width: int, start: float, hidden: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, width: int, start: float, temperature: float, hidden: int = 64, seed: int = 0
+    ) -> None:
+        self.temperature = temperature
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             first, last = nn.Linear(width, hidden), nn.Linear(hidden, 1)
@@ -165,7 +167,8 @@ class WeightNetwork:
         for group in self.optimiser.param_groups:
             group["lr"] = RATE * step
         self.optimiser.zero_grad()
-        (self._weights(features) * z).mean().backward()
+        wanted = conditional_mean(z / self.temperature)
+        nn.functional.binary_cross_entropy(self._weights(features), wanted).backward()
         self.optimiser.step()
 
     def state(self) -> dict[str, Tensor]:
