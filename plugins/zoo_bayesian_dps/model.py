@@ -97,7 +97,8 @@ class BayesianDPS(DataSelector):
         super().__init__(request)
         self._device = torch.device(request.device)
         self._dtype = request.dtype
-        self._base = request.base.folder if request.base else None
+        base = request.bases.get("model")
+        self._base = base.folder if base else None
         self._found: dict[str, Tensor] = {}
         self._trained: Trained | None = None
         self._train: Table | None = None

@@ -1,0 +1,80 @@
+"""Rows of the benchmark: features of CIFAR-10 by an image network of timm, made once.
+
+``features`` keeps what it made under the network's digest, so that a second run starts at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import InputError, MissingDependencyError
+from zoo.experiment import read_cifar
+from zoo.files import sha256
+from zoo.weights import atomic_file, load_module
+
+
+class Encoder:
+    """Pooled features of a timm network that is one safetensors file named after its
+    architecture, such as ``tf_efficientnet_lite0.safetensors``."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                "features of images need timm. Run: pip install 'edgezoo[bench]'", name="timm"
+            ) from error
+        files = [f for f in sorted(folder.glob("*.safetensors")) if timm.is_model(f.stem)]
+        if not files:
+            raise InputError(
+                f"--base image={folder}: expected a safetensors file named after an architecture "
+                "of timm, such as tf_efficientnet_lite0.safetensors."
+            )
+        self.digest = sha256(files[0])
+        name = files[0].stem
+        self.net: nn.Module = load_module(
+            lambda: timm.create_model(name, pretrained=False), files[0]
+        ).eval()
+        settings = timm.data.resolve_data_config({}, model=self.net)
+        self.side = int(settings["input_size"][1])
+        self.mean, self.std = (
+            torch.tensor(settings[key])[:, None, None] for key in ("mean", "std")
+        )
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N,3,H,W) in [0,1] -> (N,d) float32."""
+        found = []
+        for part in x.split(32):
+            larger = nn.functional.interpolate(
+                part, size=self.side, mode="bicubic", antialias=True, align_corners=False
+            )
+            inputs = (larger.clamp(0, 1) - self.mean) / self.std
+            net = self.net
+            found.append(net.forward_head(net.forward_features(inputs), pre_logits=True))  # type: ignore[operator]
+        return torch.cat(found).clone()
+
+
+def features(
+    data: Path, encoder: Encoder, count: int, kept: Path | None, change: str = ""
+) -> tuple[Tensor, Tensor]:
+    """(N,d) of ``count`` training photographs of CIFAR-10 in ``read_cifar``'s order, and labels.
+
+    ``change``: "inverted" for negatives. ``kept``: folder where features are looked for and kept.
+    """
+    x, labels = read_cifar(data / "cifar10" / "train.parquet", count)
+    file = None if kept is None else kept / f"dps{change}_train_{encoder.digest[:12]}.npy"
+    if file is not None and file.is_file():
+        found = np.load(file, allow_pickle=False)
+        if len(found) >= count:
+            return torch.from_numpy(found[:count].copy()), labels
+    made = encoder(1 - x if change else x)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file) as temporary, temporary.open("wb") as opened:
+            np.save(opened, made.numpy(), allow_pickle=False)
+    return made.float(), labels
