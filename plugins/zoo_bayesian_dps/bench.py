@@ -254,7 +254,7 @@ def claim(book: Book, kinds: Sequence[str]) -> None:
     def add(identity: str, statement: str, wanted: Any) -> None:
         book.claim(identity, statement, wanted)
 
-    for tag, setting, rival in (("symmetric", SYMMETRIC, CLEANLAB), ("pairs", PAIRS, TARGET)):
+    for tag, setting in (("symmetric", SYMMETRIC), ("pairs", PAIRS)):
         for who, other in (("cleanlab", CLEANLAB), ("target-only", TARGET)):
             add(
                 f"{tag}-{who}",

@@ -43,7 +43,7 @@ from .data import called, check_classes, numbered, some_of
 from .issues import suggested, wrong
 from .joint import Joint, adam, per_example, rate
 from .sampler import Recipe, WeightSampler, plain, together
-from .trusted import agreeing, out_of_fold
+from .trusted import FOLDS, Learner, agreeing, teaches_less
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -275,6 +275,13 @@ class BayesianDPS(DataSelector):
                 "with out-of-fold predictions took its place. Labels that are wrong in a systematic way "
                 "(two classes exchanged) agree too; a few hundred trusted rows find those."
             )
+        elif recipe.warm_up and self._teaches_less(task, rows, wanted, plan):
+            recipe = replace(recipe, warm_up=0.0)
+            notes.append(
+                "the training set as it is teaches more than the target set alone: the network "
+                "learned from both from the start. Labels that are wrong in a systematic way need "
+                "more trusted rows than these."
+            )
         both = _Both(task, rows, wanted)
         sampler, history = self._sample(both, task, recipe, plan, progress, checkpoint, resume)
         self._found = {
@@ -423,28 +430,45 @@ class BayesianDPS(DataSelector):
         )  # fmt: skip
         return [{**point, "retrain": 1.0} for point in history]
 
-    def _agreeing(self, task: tasks.Task, rows: Table, plan: Plan) -> Tensor:
-        """Numbers of the rows that take a target set's place."""
-        both, codes = _Both(task, rows, rows), torch.from_numpy(np.asarray(rows.codes))
-        optimiser = task.optimiser or adam(self._rate(task, both, plan))
+    def _learner(self, task: tasks.Task, rows: Table, wanted: Table, plan: Plan) -> Learner:
+        """Of rows of the training set, then of the target set, by numbers from 0."""
+        both, n = _Both(task, rows, wanted), len(rows)
 
         def batch_of(ids: Tensor) -> Any:
-            return moved(both.batch(ids, ids[:0]), self._device)
+            return moved(both.batch(ids[ids < n], ids[ids >= n] - n), self._device)
 
         def logits_of(net: nn.Module, batch: Any) -> Tensor:
             return tasks.logits_of(task.forward(net, batch))
 
+        optimiser = task.optimiser or adam(self._rate(task, both, plan))
+        return Learner(
+            task.net, task.loss_of(False), optimiser, batch_of, logits_of, plan.batch, plan.seed
+        )
+
+    def _teaches_less(self, task: tasks.Task, rows: Table, wanted: Table, plan: Plan) -> bool:
+        """Is the target set too little to start from? Asked of classes and small networks only:
+        the answer costs half a run."""
+        if task.classes < 2 or task.kind == "transformers" or wanted.codes is None:
+            return False
+        n, m = len(rows), len(wanted)
+        if m < 2 * FOLDS or together():
+            return False
         with _own_random(plan.seed, self._device):
-            found = out_of_fold(
-                task.net, task.loss_of(False), optimiser, batch_of, logits_of, plan.n, plan.batch,
-                plan.seed,
+            return teaches_less(
+                self._learner(task, rows, wanted, plan), torch.arange(n), torch.arange(n, n + m),
+                torch.from_numpy(np.asarray(wanted.codes)),
             )  # fmt: skip
+
+    def _agreeing(self, task: tasks.Task, rows: Table, plan: Plan) -> Tensor:
+        """Numbers of the rows that take a target set's place."""
+        with _own_random(plan.seed, self._device):
+            found = self._learner(task, rows, rows, plan).out_of_fold(torch.arange(len(rows)))
         if found.shape[1] != len(rows.classes):
             raise InputError(
                 f"target=None: the network gives {found.shape[1]} numbers a row, the labels have "
                 f"{len(rows.classes)} classes. Pass target=, a few trusted rows."
             )
-        kept = agreeing(found, codes)
+        kept = agreeing(found, torch.from_numpy(np.asarray(rows.codes)))
         if len(kept) < len(rows.classes):
             raise InputError(
                 f"target=None: only {len(kept)} rows agree with out-of-fold predictions, which is "

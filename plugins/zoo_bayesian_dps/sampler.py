@@ -116,7 +116,9 @@ def langevin_(
     For a loss that is a *mean* over a posterior of ``n`` points, the step eta G wants the noise
     sqrt(2 eta G T / n) xi. SGD: eta = lr/(1 - momentum), G = 1. Adam: eta = lr, G is what Adam
     divides by, for each parameter (preconditioned Langevin dynamics; the term with the derivative
-    of G is left out, as G changes slowly).
+    of G is left out, as G changes slowly). A parameter that the data hardly say anything of would
+    drift without end: its noise is that of a tenth of its tensor's root mean square gradient, and
+    one that never had a gradient, such as the embedding of a word that does not occur, has none.
     """
     if temperature == 0:
         return
@@ -130,8 +132,10 @@ def langevin_(
             noise = torch.randn(p.shape, generator=dice, device=dice.device).to(p)
             if adam:
                 moments = optimiser.state[p]
-                size = moments["exp_avg_sq"] / (1 - group["betas"][1] ** int(moments["step"]))
-                noise /= (size.sqrt() + group["eps"]).sqrt()
+                square = moments["exp_avg_sq"] / (1 - group["betas"][1] ** int(moments["step"]))
+                size = square.sqrt()
+                least = 0.1 * square.mean().sqrt() + group["eps"]
+                noise *= (size > 0) / size.maximum(least).sqrt()
             p.add_(noise, alpha=scale)
 
 
@@ -342,7 +346,19 @@ class WeightSampler:
         return torch.minimum(total, most).sqrt()
 
     def _z(self) -> Tensor:
-        return (self.losses - self.threshold) / self.temperature
+        return (self.losses - self._settled()) / self.temperature
+
+    def _settled(self) -> float:
+        """The threshold of what is published: with ``keep`` that at which the mean is just that,
+        where the chain's would get with time."""
+        if self.keep is None:
+            return self.threshold
+        low, high = float(self.losses.min()) - 1, float(self.losses.max()) + 1
+        for _ in range(40):
+            middle = (low + high) / 2
+            mean = conditional_mean((self.losses - middle) / self.temperature).mean()
+            low, high = (middle, high) if float(mean) < self.keep else (low, middle)
+        return (low + high) / 2
 
     # checkpoints
 

@@ -25,9 +25,12 @@ from zoo.errors import InputError, MissingDependencyError, OptionError, ZooError
 from zoo.tables import Table
 
 from .data import collated, pixels_of
+from .joint import adam
 
 Loss = Callable[[Any, Any], Tensor]
 """(output, batch) -> losses (B,)."""
+TEXT_RATE = 0.03
+"""Adam's, for the bag of words: a word's embedding moves only where the word occurs."""
 IGNORED = -100
 """Label of a token that the loss leaves out, as transformers has it."""
 
@@ -45,8 +48,6 @@ class Task:
     """(output, batch) -> (B,d), what a weight network sees: the label or answer included."""
     optimiser: Callable[[Any], torch.optim.Optimizer] | None = None
     """None: Adam at the rate that suits the rows (``joint.rate``)."""
-    classes: int = 0
-    """Among which the loss, -log p, chooses; 0 for any other loss."""
     kind: str = "custom"
     """custom, transformers, or the name of a bundled network."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +56,8 @@ class Task:
     """A tokenizer, saved beside a transformers model."""
     raw: bool = False
     """Does ``collate`` take a list of rows as the user has them, and no labels?"""
+    classes: int = 0
+    """Among which the loss, -log p, chooses; 0 for any other loss."""
 
     def batch(self, parts: Sequence[tuple[Table, Sequence[int], Tensor | None]]) -> Any:
         """Rows of several tables, with their labels (N,) or None, as one batch."""
@@ -438,7 +441,8 @@ def bundled(train: Table) -> Task:
         net.scale.copy_(sample.std(0, unbiased=False).clamp_min(1e-6))
     return Task(
         net, lambda rows, y: (to_inputs(rows), y), lambda net, b: net(b[0]), default_loss,
-        default_features, kind=kind, config=config,
+        default_features, optimiser=adam(TEXT_RATE) if kind == "text" else None, kind=kind,
+        config=config,
     )  # fmt: skip
 
 
