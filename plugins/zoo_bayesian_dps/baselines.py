@@ -115,7 +115,8 @@ def learner(task: Task, seed: int) -> Learner:
     net = start(task, seed)
     return Learner(
         net, lambda n, b: (task.loss(n, b), None),
-        adam(rate(net, task.loss, [x[:BATCH], y[:BATCH]])), lambda ids: [x[ids], y[ids]], lambda n, b: n(b[0]), BATCH, seed,
+        adam(rate(net, task.loss, [x[:BATCH], y[:BATCH]])),
+        lambda ids: [x[ids], y[ids]], lambda n, b: n(b[0]), BATCH, seed,
     )  # fmt: skip
 
 

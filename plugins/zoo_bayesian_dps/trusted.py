@@ -73,13 +73,13 @@ def teaches_less(learner: Learner, train: Tensor, target: Tensor, labels: Tensor
     """Is the target set worse to start from than the training set as it is?
 
     Whether the training set alone teaches to predict the target's ``labels`` better than the rest
-    of the target does, by more than three standard errors of the paired difference: the surer of
+    of the target does, by more than two standard errors of the paired difference: the surer of
     the two mistakes is to start from labels that are wrong in a systematic way.
     """
     by_train = learner.probabilities(train, target).argmax(1) == labels
     by_target = learner.out_of_fold(target).argmax(1) == labels
     lead = by_train.double() - by_target.double()
-    return float(lead.mean()) > 3 * float(lead.std()) / len(lead) ** 0.5
+    return float(lead.mean()) > 2 * float(lead.std()) / len(lead) ** 0.5
 
 
 def agreeing(probabilities: Tensor, labels: Tensor) -> Tensor:
