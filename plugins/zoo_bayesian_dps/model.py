@@ -272,8 +272,9 @@ class BayesianDPS(DataSelector):
             plan = replace(plan, m=len(wanted), target_batch=min(plan.target_batch, len(wanted)))
             notes.append(
                 f"there was no trusted set: {len(wanted):,} rows whose label agrees most surely "
-                "with out-of-fold predictions took its place. Labels that are wrong in a systematic "
-                "way (two classes exchanged) agree too; a few hundred trusted rows find those."
+                "with out-of-fold predictions took its place. Labels that are wrong in a "
+                "systematic way (two classes exchanged) agree too; a few hundred trusted rows find "
+                "those."
             )
         elif recipe.warm_up and self._teaches_less(task, rows, wanted, plan):
             recipe = replace(recipe, warm_up=0.0)

@@ -473,13 +473,13 @@ def test_at_the_default_it_is_never_worse_than_plain_training(kind: str, noise: 
 
 def test_issues_name_what_is_wrong_and_what_it_should_be() -> None:
     pandas = pytest.importorskip("pandas")
-    x, y = classes("standardised", 880, apart=4.0)
+    x, y = classes("standardised", 1000, apart=4.0)
     dice = torch.Generator().manual_seed(1)
     bad = torch.rand(800, generator=dice) < 0.3
     labels = torch.where(bad, (y[:800] + torch.randint(1, 4, (800,), generator=dice)) % 4, y[:800])
     frame = pandas.DataFrame(x[:800].numpy()).assign(label=labels.numpy(), id=range(5000, 5800))
     frame.columns = frame.columns.map(str)
-    wanted = pandas.DataFrame(x[800:].numpy()).assign(label=y[800:].numpy(), id=range(80))
+    wanted = pandas.DataFrame(x[800:].numpy()).assign(label=y[800:].numpy(), id=range(200))
     wanted.columns = wanted.columns.map(str)
     selector = load().fit(frame, wanted)
     found = selector.issues()
