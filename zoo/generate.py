@@ -84,8 +84,9 @@ HEADLINES = {
     "yonos-sr": _SET5 % "yonos-sr",
     "lfa": "4 images a class, generated world: {{lfa | 4 shots}} % right; linear probe "
     "{{linear probe | 4 shots}}, zero-shot {{zero-shot | 4 shots}}",
-    "bayesian-dps": "ranks wrong labels at AUROC {{bayesian-dps | label noise: AUROC}} %; "
-    "small-loss {{small loss | label noise: AUROC}}, chance 50",
+    "bayesian-dps": "ranks wrong labels at AUROC "
+    "{{bayesian-dps | symmetric noise, raw features: AUROC}} %; cleanlab "
+    "{{cleanlab | symmetric noise, raw features: AUROC}}, chance 50",
 }
 """Model -> how good it is beside rivals, for the README. Each ready model has one."""
 COSTS = {

@@ -194,7 +194,7 @@ def _digest(net: nn.Module) -> Tensor:
     for p in net.parameters():
         if not p.requires_grad:
             flat = p.detach().cpu().contiguous().flatten()
-            found.update(flat.view(torch.uint8).numpy())
+            found.update(flat.view(torch.uint8).numpy().tobytes())
     return torch.frombuffer(bytearray(found.digest()), dtype=torch.uint8)
 
 

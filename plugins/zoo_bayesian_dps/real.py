@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError, MissingDependencyError
 from zoo.experiment import read_cifar
-from zoo.files import sha256
-from zoo.weights import atomic_file, load_module
+from zoo.weights import load_module, load_tensors, save_tensors
 
 
 class Encoder:
@@ -24,6 +23,7 @@ class Encoder:
     def __init__(self, folder: Path) -> None:
         try:
             import timm
+            from timm.data.config import resolve_data_config
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
                 "features of images need timm. Run: pip install 'edgezoo[bench]'", name="timm"
@@ -34,12 +34,13 @@ class Encoder:
                 f"--base image={folder}: expected a safetensors file named after an architecture "
                 "of timm, such as tf_efficientnet_lite0.safetensors."
             )
-        self.digest = sha256(files[0])
+        with files[0].open("rb") as opened:
+            self.digest = hashlib.file_digest(opened, "sha256").hexdigest()
         name = files[0].stem
         self.net: nn.Module = load_module(
             lambda: timm.create_model(name, pretrained=False), files[0]
         ).eval()
-        settings = timm.data.resolve_data_config({}, model=self.net)
+        settings = resolve_data_config({}, model=self.net)
         self.side = int(settings["input_size"][1])
         self.mean, self.std = (
             torch.tensor(settings[key])[:, None, None] for key in ("mean", "std")
@@ -67,14 +68,13 @@ def features(
     ``change``: "inverted" for negatives. ``kept``: folder where features are looked for and kept.
     """
     x, labels = read_cifar(data / "cifar10" / "train.parquet", count)
-    file = None if kept is None else kept / f"dps{change}_train_{encoder.digest[:12]}.npy"
+    file = None if kept is None else kept / f"dps{change}_train_{encoder.digest[:12]}.safetensors"
     if file is not None and file.is_file():
-        found = np.load(file, allow_pickle=False)
+        found = load_tensors(file)["features"]
         if len(found) >= count:
-            return torch.from_numpy(found[:count].copy()), labels
+            return found[:count], labels
     made = encoder(1 - x if change else x)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as temporary, temporary.open("wb") as opened:
-            np.save(opened, made.numpy(), allow_pickle=False)
+        save_tensors(file, {"features": made.contiguous()})
     return made.float(), labels
