@@ -1,4 +1,4 @@
-# make demo · make test: each does its whole set-up on a fresh machine (Python 3.11 or newer).
+# make demo, make test: each sets itself up on a fresh machine (Python 3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,14 +13,14 @@ demo: $(READY)
 test: check
 	$(BIN)/python -m pytest --durations=10
 
-# In under two minutes what most mistakes break: no wheels, no environments, no training.
+# Finds most mistakes in under two minutes: no wheels, no environments, no training.
 quick: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m zoo.generate --check
 	$(BIN)/python -m pytest -m 'not slow and not environment' tests/host tests/test_architecture.py
 
-# What needs no running: style, types, and whether generated text is fresh.
+# Static checks: style, types, and whether generated text is fresh.
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,19 +34,19 @@ generated: $(READY)
 models = $$($(BIN)/python -c "from zoo import plugins; \
   print(*(m.name for m in plugins.own_registry().models.values() if m.status in '$(1)'.split()))")
 
-# The numbers in hub_cards/: hours on a laptop. DATA is described in CONTRIBUTING.md.
+# Measures the numbers in hub_cards/: hours on a laptop. CONTRIBUTING.md describes DATA.
 bench: $(READY)
 	for model in $(call models,ready); do \
 	  $(BIN)/zoo bench $$model --data $(DATA) --write hub_cards || exit 1; done
 	$(MAKE) cards
 
-# What follows from the registry, hub_cards/*/about.md and hub_cards/*/results.json.
+# Generates cards from the registry, hub_cards/*/about.md and hub_cards/*/results.json.
 cards: $(READY)
 	for model in $(call models,ready untrained); do $(BIN)/zoo card $$model || exit 1; done
 	$(BIN)/python -m zoo.generate
 
-# Renews constraints.txt: the newest versions that fit together, found in an environment of its own.
-# Versions without the suffix of a build (+cpu): everybody's index has those.
+# Updates constraints.txt: the newest versions that work together, found in a separate environment.
+# Versions have no build suffix (+cpu), so that every index has them.
 constraints:
 	$(PYTHON) -m venv --clear $(VENV)-new
 	$(VENV)-new/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
@@ -59,7 +59,7 @@ dist: $(READY)
 	rm -rf dist
 	$(BIN)/python -m hatchling build
 
-# Each model with weights, to the Hub repository that the registry names for it. Log in first.
+# Uploads each model with weights to its Hub repository in the registry. Log in first.
 publish: $(READY)
 	$(BIN)/python -c "from zoo import plugins; \
 	  [print(m.name, m.hub.repo) for m in plugins.own_registry().models.values() if m.files]" \

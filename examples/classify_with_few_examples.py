@@ -1,8 +1,8 @@
 """Classify with a pair of encoders that disagree, after four examples of each class.
 
-The features are generated: those of the images are turned against those of the texts, as they are
-where an image encoder meets photographs that it was not trained on. Yours come from any encoder,
-one behind an API included.
+The features are generated: those of the images are rotated against those of the texts, as for an
+image encoder on photographs unlike its training data. Your features can come from any encoder, even
+one behind an API.
 """
 
 import numpy as np

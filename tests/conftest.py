@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # inherit; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No test may reach the real Hub: those about the network bring a loopback Hub of their own.
+# No test may reach the real Hub: tests of the network use a loopback Hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in ("ZOO_PLUGINS", "ZOO_PLUGINS_DISABLE", "ZOO_HUB_TIMEOUT"):
     os.environ.pop(variable, None)
@@ -28,7 +28,7 @@ ENVIRONMENTS = {"environment", "sources", "wheel", "bare_wheel", "nearest_wheel"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs an environment by what it asks for, so that no test can forget to say so."""
+    """Mark tests that need an environment by their fixtures, so that no mark is forgotten."""
     for item in items:
         if ENVIRONMENTS & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.environment)
@@ -41,7 +41,7 @@ models:
   {name}:
     interface: SRModel
     status: ready
-    summary: a stranger's model
+    summary: a third-party model
     class: "{package}.model:Model"
 """
 MINIMAL_INIT = """
@@ -67,7 +67,7 @@ class Model(SRModel):
 
 
 def forget() -> None:
-    """Let this process look for plugins anew."""
+    """Make this process search for plugins again."""
     from zoo import plugins, registry
 
     plugins._managers.clear()
@@ -75,7 +75,7 @@ def forget() -> None:
 
 
 def install(site: Path, project: Path) -> Path:
-    """Put a project's package where it is found, with the metadata that pip would write."""
+    """Copy a project's package to a site folder, with the metadata that pip would write."""
     (package,) = (path.parent for path in project.glob("*/registry.yaml"))
     shutil.copytree(package, site / package.name)
     info = site / f"{package.name}-0.1.0.dist-info"
@@ -129,7 +129,7 @@ class Site:
         return folder
 
     def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run ``python *args`` in a process of its own that sees the plugins."""
+        """Run ``python *args`` in a separate process that sees the plugins."""
         before = [str(self.path), *filter(None, [os.environ.get("PYTHONPATH")])]
         return subprocess.run(
             [sys.executable, *args],
@@ -140,7 +140,7 @@ class Site:
         )
 
     def zoo(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run the command ``zoo *args`` in a process of its own that sees the plugins."""
+        """Run the command ``zoo *args`` in a separate process that sees the plugins."""
         return self.run("-c", "from zoo.cli import main; main()", *args, **env)
 
 
@@ -154,7 +154,7 @@ def site(tmp_path: Path) -> Site:
 
 @pytest.fixture
 def here(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """The same, seen by this process too; what was imported from it is forgotten afterwards."""
+    """The same, also visible to this process; its imports are forgotten afterwards."""
     monkeypatch.syspath_prepend(str(site.path))
     monkeypatch.setenv("PYTHONPATH", str(site.path))  # for the processes that it starts
     before = set(sys.modules)
@@ -170,7 +170,7 @@ def here(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 @pytest.fixture
 def zoo_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run ``zoo *args`` in a process of its own, in an empty folder."""
+    """Run ``zoo *args`` in a separate process, in an empty folder."""
 
     def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -3,7 +3,7 @@
 A *view* is a folder of links to what this interpreter's site-packages holds, never to the project
 itself (its entry points would leak). ``all`` has everything, ``base`` only what a plain
 ``pip install edgezoo`` brings, and what builds wheels. An ``Environment`` is a new venv without pip
-of its own that sees one view through a ``.pth`` file; pip comes from the view, finds there what a
+that sees one view through a ``.pth`` file; pip comes from the view, finds there what a
 wheel depends on, and is kept from every index.
 """
 
@@ -32,7 +32,7 @@ PROJECT = "edgezoo"
 GROUP = "zoo.plugins"
 BUILDERS = ("pip", "hatchling", "editables")
 SIBLINGS = {"zoo_edge_sd_sr": ("zoo_sr",), "zoo_yonos_sr": ("zoo_sr",)}
-"""The packages of shared ground that a plugin imports, beside the host."""
+"""The packages of shared code that a plugin imports, besides the host."""
 
 _SOURCES = ["zoo", "plugins", "tests", "hub_cards", "registry.yaml", "pyproject.toml"]
 _SOURCES += ["constraints.txt", "Makefile", "README.md", "CHANGELOG.md", "SECURITY.md"]
@@ -58,7 +58,7 @@ def make_view(folder: Path, kind: str) -> Path:
 
 
 def closure(requirements: Iterable[str]) -> list[metadata.Distribution]:
-    """The installed distributions that these requirements bring, theirs included."""
+    """The installed distributions of these requirements, including their own requirements."""
     found: dict[str, metadata.Distribution] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     waiting = [Requirement(text) for text in requirements]
@@ -111,7 +111,7 @@ class Environment:
     def run(
         self, *command: str | Path, ok: bool = True, timeout: float = 300, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command; where ``ok``, an exit code but 0 is an error that shows its output."""
+        """Run a command; if ``ok``, a non-zero exit code is an error that shows its output."""
         leaks = re.compile("PYTHON|PIP_|HF_|ZOO_|VIRTUAL")
         kept = {name: value for name, value in os.environ.items() if not leaks.match(name)}
         kept |= {
@@ -135,7 +135,7 @@ class Environment:
         return done
 
     def code(self, text: str, **options: Any) -> str:
-        """Run Python code; what it prints."""
+        """Run Python code; returns its output."""
         return self.run(self.python, "-W", "error", "-c", text, **options).stdout
 
     def zoo(self, *args: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
@@ -157,7 +157,7 @@ class Environment:
 
 
 def snapshot(target: Path) -> Path:
-    """A copy of the sources: building neither writes to the checkout nor sees it change."""
+    """A copy of the sources, so that building does not write to the checkout."""
     target.mkdir(parents=True)
     for name in _SOURCES:
         source = ROOT / name
@@ -169,7 +169,7 @@ def snapshot(target: Path) -> Path:
 
 
 def build(project: Path, target: str = "wheel") -> Path:
-    """Build a project's ``wheel`` or ``sdist`` with hatchling, into a folder beside it."""
+    """Build a project's ``wheel`` or ``sdist`` with hatchling, into a folder next to it."""
     out = project.parent / f"{project.name}-{target}"
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(out)],
@@ -197,7 +197,7 @@ def bare_host(sources: Path, target: Path) -> Path:
 
 
 def split_plugin(sources: Path, package: str, target: Path, extras: Iterable[str]) -> Path:
-    """One first-party plugin as a stranger's project: its slice of the registry, its siblings."""
+    """One first-party plugin as a third-party project: its slice of the registry, its siblings."""
     siblings = SIBLINGS.get(package, ())
     for name in (package, *siblings):
         shutil.copytree(sources / "plugins" / name, target / name)
@@ -213,7 +213,7 @@ def split_plugin(sources: Path, package: str, target: Path, extras: Iterable[str
 
 
 def extra_needs(extra: str) -> list[str]:
-    """What one of our extras brings, with extras that it names in turn written out."""
+    """The requirements of one of zoo's extras, with nested extras expanded."""
     found: list[str] = []
     for text in pyproject()["project"]["optional-dependencies"][extra]:
         need = Requirement(text)
@@ -235,10 +235,10 @@ def _project_text(name: str, version: str, needs: Iterable[str], packages: Itera
 
 
 def slice_registry(text: str, package: str) -> str:
-    """The part of our registry file that is one plugin's, as a stranger would write it.
+    """One plugin's part of zoo's registry file, as a third-party author would write it.
 
-    Works on lines, so that what an entry says is passed on as it stands; ``plugin`` is left out,
-    for a stranger's entries belong to the package they lie in.
+    Works on lines, so that entries are copied unchanged; ``plugin`` is left out, because
+    third-party entries belong to their own package.
     """
     kept = ["schema: 1", "zoo_api: 1"]
     section, block = "", list[str]()

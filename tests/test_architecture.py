@@ -73,7 +73,7 @@ class Import:
 
 
 def tracked() -> list[Path]:
-    """The files of the repository; in an unpacked sdist, those that lie here."""
+    """The files of the repository; in an unpacked sdist, the files that are here."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     names = done.stdout.split("\0") if done.returncode == 0 else []
     if not names:
@@ -249,7 +249,7 @@ ATTRIBUTES = {
 }
 KEYWORDS = {"shell", "trust_remote_code", "allow_pickle", "weights_only"}
 IN_TESTS = {"yaml.safe_load", "pickle.loads"}
-"""What tests may do with text of their own making: tests write bad pickles and copy exceptions."""
+"""Allowed only in tests, which write bad pickles and copy exceptions."""
 SHIPPED_NEVER = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
 
@@ -283,6 +283,7 @@ READERS = {
     "zoo/pictures.py",  # the one that all others use
     "zoo/testing",  # makes pictures of every mode, and opens none
     "plugins/zoo_edge_sd_sr/examples/onnx_upscale.py",  # runs without zoo
+    "plugins/zoo_lfa/examples/onnx_classify.py",  # so does this
 }
 """Where Pillow may be asked to open or convert a picture."""
 
@@ -412,7 +413,7 @@ def test_every_equation_that_is_cited_is_on_the_page(package: str) -> None:
 
 
 def test_no_comment_cites_what_is_not_here() -> None:
-    """Such as a section of notes that only their author has."""
+    """For example a section of private notes."""
     elsewhere = re.compile(r"\b[Bb][r]iefs?\b|\b[Ss]ections? \d|(?<![\w.])\(\d\.\d(?:, \d\.\d)*\)")
     wrong = []
     for path in sources("zoo", "plugins", "tests"):
@@ -424,7 +425,7 @@ def test_no_comment_cites_what_is_not_here() -> None:
     assert wrong == []
 
 
-# --- everything that is named is there ------------------------------------------------------------
+# --- everything named exists ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PRESENT)
@@ -489,7 +490,7 @@ def test_every_environment_variable_is_in_the_readme() -> None:
     assert {name for name in used if f"`{name}`" not in readme} == set()
 
 
-# --- what is generated ----------------------------------------------------------------------------
+# --- generated text -------------------------------------------------------------------------------
 
 
 def test_generated_text_is_fresh() -> None:
@@ -501,7 +502,7 @@ def test_generated_text_is_fresh() -> None:
 
 
 def test_a_missing_number_of_the_readme_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No ready model without a word on how good it is, and no number without a source."""
+    """Every ready model has its quality in the README, and every number a source."""
     ready = {n for n, e in plugins.own_registry().models.items() if e.status == "ready"}
     assert ready == set(generate.HEADLINES)
     assert set(generate.COSTS) <= ready

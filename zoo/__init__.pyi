@@ -8,6 +8,8 @@ import torch
 from zoo_bayesian_dps.model import BayesianDPS
 from zoo_edge_sd_sr.model import EdgeSDSR
 from zoo_lfa.model import LFA
+from zoo_lfa.photos import Photos
+from zoo_mobilequant.model import MobileQuant
 from zoo_yonos_sr.full import YonosSRFull
 from zoo_yonos_sr.model import YonosSR
 
@@ -31,6 +33,10 @@ def load(name: Literal["bayesian-dps"], *, weights: str | Path | None = ..., bas
 def load(name: Literal["edge-sd-sr", "edge-sd-sr-photo", "edge-sd-sr-full"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> EdgeSDSR: ...
 @overload
 def load(name: Literal["lfa"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> LFA: ...
+@overload
+def load(name: Literal["lfa-photos"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> Photos: ...
+@overload
+def load(name: Literal["mobilequant"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> MobileQuant: ...
 @overload
 def load(name: Literal["yonos-sr-full"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> YonosSRFull: ...
 @overload

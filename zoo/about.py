@@ -1,4 +1,4 @@
-"""A model's prose, ``about.md`` beside its card: Markdown, with numbers that results.json holds.
+"""A model's prose: ``about.md`` next to its card, Markdown whose numbers come from results.json.
 
     What the model does, in a paragraph or more.
 
@@ -11,7 +11,7 @@
     - One item for each limit: {{acme-blur | PSNR-Y}} dB against {{bicubic | PSNR-Y}} of bicubic.
 
 ``{{row | metric}}`` is a mean in the table of ``results.json``; ``{{claim.value}}``, ``.against``
-and ``.spread`` are what decided the claim of that id. A number that is not there is refused.
+and ``.spread`` are what decided the claim of that id. A placeholder without a number is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MEASURED = re.compile(r"\d+\.\d+|\d\s*(%|dB\b)")
 
 @dataclass(frozen=True)
 class About:
-    """What the card says and no command can know, its numbers filled in."""
+    """The prose of a card, which no command can generate, with its numbers filled in."""
 
     text: str = ""
     """What the model does: Markdown without headings."""
@@ -46,10 +46,10 @@ class About:
 
 
 def read(folder: Path, results: Mapping[str, Any] | None) -> About:
-    """The prose in a card's folder; empty where there is no ``about.md``.
+    """The prose in a card's folder; empty if there is no ``about.md``.
 
-    ``results``: the record that fills in the numbers, None where nothing was measured. Raises
-    InputError for a number that it does not hold, and for a heading that is not known.
+    ``results``: the record that fills in the numbers, None if nothing was measured. Raises
+    InputError for a number that it does not contain and for an unknown heading.
     """
     where = str(folder / FILE)
     return parse(fill(raw(folder), results, where), where)
@@ -62,8 +62,8 @@ def parse(text: str, where: str) -> About:
     unknown = [name for name in parts if name not in (PICTURE, LIMITS)]
     if unknown:
         raise InputError(
-            f"{where}: the heading {unknown[0]!r} has no place in a card. "
-            f"Known: '## {PICTURE}', '## {LIMITS}'."
+            f"{where}: the heading {unknown[0]!r} is not known. "
+            f"A card has '## {PICTURE}' and '## {LIMITS}'."
         )
     return About(first.strip(), _line(parts.get(PICTURE, "")), limits(text))
 
@@ -78,7 +78,7 @@ def limits(text: str) -> tuple[str, ...]:
 def fill(text: str, results: Mapping[str, Any] | None, where: str) -> str:
     """The text with each placeholder replaced by its number, four significant digits.
 
-    Raises InputError that names every placeholder without one, by line.
+    Raises InputError with the line of every placeholder that has no number.
     """
     wrong: list[str] = []
 
@@ -97,9 +97,9 @@ def fill(text: str, results: Mapping[str, Any] | None, where: str) -> str:
 
 
 def _number(name: str, results: Mapping[str, Any] | None) -> float:
-    """What a placeholder stands for; KeyError says what is not known."""
+    """The value of a placeholder; the KeyError says what is unknown."""
     if results is None:
-        raise KeyError("nothing was measured yet; `zoo bench MODEL --write FOLDER` does")
+        raise KeyError("nothing has been measured yet; run `zoo bench MODEL --write FOLDER`")
     if "|" in name:
         row, _, metric = (part.strip() for part in name.partition("|"))
         cells = _known("row", row, results["table"])
@@ -123,14 +123,14 @@ def _known(what: str, name: str, table: Mapping[str, Any]) -> Any:
 
 
 def typed_numbers(text: str) -> Iterator[tuple[str, str]]:
-    """(number, its line) of each that looks measured and was typed in, so has no source."""
+    """(number, its line) for each number that looks measured but was typed by hand."""
     for line in _PLACEHOLDER.sub("", text).splitlines():
         for found in _MEASURED.finditer(line):
             yield found[0], line.strip()
 
 
 def raw(folder: Path) -> str:
-    """The text of ``about.md`` as it was written; "" where there is none."""
+    """The unfilled text of ``about.md``; "" if there is none."""
     path = folder / FILE
     try:
         return path.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""What the command does with a model beside using it: pull its files, verify it, train it."""
+"""Actions on a model besides its own verbs: pull its files, verify it, train it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def pull(name: str) -> hub.Located:
-    """Bring a model's files to this machine, verified, without importing its plugin."""
+    """Download a model's files and verify them, without importing its plugin."""
     entry = catalogue().entry(name)
     if entry.status == "planned":
         require_code(entry)
@@ -31,11 +31,11 @@ def pull(name: str) -> hub.Located:
 
 
 def verify(model: Model) -> float | None:
-    """Run the model on its check input; the largest deviation from the expected output.
+    """Run the model on its check input; returns the largest deviation from the expected output.
 
-    None where its entry has no check input: loading has compared the hashes of its files. Raises
-    NotReadyError for weights that are not the entry's own, and WeightsError where the deviation is
-    above the entry's tolerance.
+    None if its entry has no check input (loading has compared the hashes of its files). Raises
+    NotReadyError for weights that are not the entry's own, and WeightsError if the deviation
+    exceeds the entry's tolerance.
     """
     from .weights import load_tensors
 
@@ -81,11 +81,11 @@ def train(
     progress: Progress = False,
     options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Run a method's training recipe; the saved folder, loadable by ``load``.
+    """Run a method's training recipe; returns the saved folder, for ``load``.
 
     ``init``: a saved folder, or the name of a model whose weights to start from. ``base``: as for
-    ``load``, where the method starts from another model. Raises InputError
-    where ``data`` is not there, OutputError where ``out`` holds something and ``resume`` is off.
+    ``load``, if the method starts from another model. Raises InputError if ``data`` does not exist,
+    and OutputError if ``out`` is not empty and ``resume`` is off.
     """
     from .hookspecs import TrainRequest
 
@@ -97,7 +97,7 @@ def train(
     if steps is not None and steps < 1:
         raise OptionError(f"steps={steps}: expected at least 1.")
     if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} already holds something. Go on with --resume, or choose another.")
+        raise OutputError(f"{out} is not empty. Continue with --resume, or choose another folder.")
     start = None
     if init is not None:
         start = as_folder(init)
@@ -106,7 +106,7 @@ def train(
         start = start or pull(str(init)).folder
         if start is None or not start.is_dir():
             raise InputError(f"--init {init}: there is no such folder.")
-    # What a run starts from with --init holds what it needs of its base, or the method says so.
+    # With --init, the saved model replaces the base; a method that still needs one says so.
     found = bases.find(entry, base, "train" if init is None else "")
     request = TrainRequest(
         entry=entry,

@@ -1,14 +1,14 @@
-"""Boxes of other people's data sets: COCO, VOC and YOLO in, ``Detections`` out; COCO out again.
+"""Reads boxes of COCO, VOC and YOLO data sets as ``Detections``, and writes them as COCO.
 
 ==================  ==============================================================================
-COCO                a JSON file; its images lie in the folder given, else beside the file
+COCO                a JSON file; its images are in the given folder, else next to the file
 VOC                 a folder of XML files, or one with ``Annotations/`` and ``JPEGImages/`` in it
 YOLO                ``data.yaml``, or a folder with it, with ``images/`` and ``labels/``, or with a
-                    ``.txt`` beside each image; class names from ``data.yaml`` or ``classes.txt``
+                    ``.txt`` next to each image; class names from ``data.yaml`` or ``classes.txt``
 ==================  ==============================================================================
 
-Such files were written by somebody else: what they name must lie in the folder of the images, XML
-may not define entities, and a mistake is an InputError that names the file and the line or element.
+These files are untrusted: every path must stay inside the image folder, XML must not define
+entities, and an InputError names the file and the line or element of each mistake.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 _MAX_XML = 16 * 1024 * 1024
-_SLACK = 0.5  # pixels by which rounding may carry a box beyond its image
+_SLACK = 0.5  # pixels that rounding may move a box beyond its image
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,9 @@ class Annotations:
     """One for each image, in pixels of the upright image; all scores are 1."""
     names: tuple[str, ...]
     clipped: int
-    """Boxes that reached out of their image, cut off at its border."""
+    """Number of boxes that extended beyond their image and were clipped."""
     dropped: int
-    """Boxes left out: without area, wholly outside, or around a crowd (COCO's ``iscrowd``)."""
+    """Number of boxes left out: without area, entirely outside, or crowds (COCO's ``iscrowd``)."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,12 +56,12 @@ def read(
 ) -> Annotations:
     """The annotations of a file or folder, in any of the formats above.
 
-    ``images``: the folder of the images, where they lie elsewhere. ``split``: which images of a
+    ``images``: the image folder, if it is elsewhere. ``split``: which images of a
     YOLO ``data.yaml``. Raises InputError.
     """
     path, folder = Path(path), Path(images) if images is not None else None
     if folder is not None and not folder.is_dir():
-        raise InputError(f"there is no folder {folder}. Give the folder of the images.")
+        raise InputError(f"there is no folder {folder}. Give the image folder.")
     if path.suffix.lower() == ".json" and path.is_file():
         found = _coco(path, folder or path.parent)
     elif path.suffix.lower() in (".yaml", ".yml") and path.is_file():
@@ -73,12 +73,12 @@ def read(
         what = "is none of these" if path.exists() else "does not exist"
         raise InputError(f"annotations: expected {known}; {path} {what}.")
     if not found.images:
-        raise InputError(f"{path} annotates no image.")
+        raise InputError(f"{path} lists no images.")
     return found.done()
 
 
 def pairs(images: Any, labels: Any) -> tuple[list[Any], list[Detections]]:
-    """What ``Detector.finetune`` takes, as a list of images and their boxes, at least one.
+    """The arguments of ``Detector.finetune`` as a list of at least one image, and their boxes.
 
     ``labels``: a list of ``Detections`` with the same names, one for each of the list ``images``;
     or what ``read`` takes, and then ``images`` is the folder of the images or None. Raises
@@ -87,7 +87,7 @@ def pairs(images: Any, labels: Any) -> tuple[list[Any], list[Detections]]:
     if isinstance(labels, str | Path):
         if not isinstance(images, str | Path | None):
             raise InputError(
-                "with annotations from a file, images is the folder of the images, or None."
+                "with annotations from a file, images must be the image folder or None."
             )
         found = read(labels, images)
         return list(found.images), list(found.truth)
@@ -101,16 +101,16 @@ def pairs(images: Any, labels: Any) -> tuple[list[Any], list[Detections]]:
         if truth.names != labels[0].names:
             raise InputError(
                 f"labels[{i}] has the names {truth.names}, labels[0] has {labels[0].names}. "
-                "Number all labels by one tuple of names."
+                "Use one tuple of names for all labels."
             )
     return list(images), list(labels)
 
 
 def write_coco(path: str | Path, images: Sequence[str | Path], truth: Sequence[Detections]) -> Path:
-    """Write images and their boxes as a COCO JSON that ``read`` gives back; returns the path.
+    """Write images and their boxes as a COCO JSON file for ``read``; returns the path.
 
-    The images must lie in the folder of the file or below, and all have the same names. Raises
-    InputError, or OutputError where the file cannot be written.
+    The images must be in the file's folder or below, and all truths must have the same names.
+    Raises InputError, or OutputError if the file cannot be written.
     """
     from .files import atomic_file
 
@@ -156,7 +156,7 @@ class _Found:
         self.labels.append([])
 
     def box(self, at: int, corners: Sequence[float], size: tuple[int, int], label: int) -> None:
-        """Put a box (x1, y1, x2, y2) into image ``at``, cut to the image, if anything is left."""
+        """Add a box (x1, y1, x2, y2) to image ``at``, clipped to the image, if anything is left."""
         cut = [min(max(c, 0.0), size[i % 2]) for i, c in enumerate(corners)]
         if not (cut[0] < cut[2] and cut[1] < cut[3]):
             self.dropped += 1
@@ -182,18 +182,18 @@ class _Found:
 
 
 def _inside(folder: Path, name: Any, where: str) -> Path:
-    """The path of a name that a file gives; InputError where it could lead out of the folder."""
+    """The path for a name in a file; InputError if it could leave the folder."""
     text = name.replace("\\", "/") if isinstance(name, str) else ""
     parts = PurePosixPath(text).parts
     if not parts or ".." in parts or text.startswith("/") or set(text) & {":", "\0"}:
-        raise InputError(f"{where}: {name!r:.200} is no path inside {folder}.")
+        raise InputError(f"{where}: {name!r:.200} is not a path inside {folder}.")
     return folder.joinpath(*parts)
 
 
 def _image(folder: Path, name: Any, where: str) -> Path:
     path = _inside(folder, name, where)
     if not path.is_file():
-        raise InputError(f"{where}: there is no image {path}. Give the folder of the images.")
+        raise InputError(f"{where}: there is no image {path}. Give the image folder.")
     return path
 
 
@@ -210,7 +210,9 @@ def _folder(path: Path, images: Path | None, split: str) -> _Found:
     listed = _listed(images or (path / "images" if (path / "images").is_dir() else path))
     labels = [_yolo_labels(file, path, images) for file in listed]
     if not any(file.is_file() for file in labels):
-        raise InputError(f"{path} holds no data.yaml, VOC .xml, or YOLO .txt beside its images.")
+        raise InputError(
+            f"{path} contains no data.yaml, VOC .xml, or YOLO .txt next to its images."
+        )
     return _yolo(listed, labels, _yolo_names(path / "classes.txt"))
 
 
@@ -225,10 +227,10 @@ def _coco(path: Path, folder: Path) -> _Found:
     try:
         data = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}.") from None
+        raise InputError(f"{path} is not JSON: {error}.") from None
     for key in ("images", "annotations", "categories"):
         if not (isinstance(data, dict) and isinstance(data.get(key), list)):
-            raise InputError(f"{path} is no COCO file with boxes: it has no list {key!r}.")
+            raise InputError(f"{path} is not a COCO file with boxes: it has no list {key!r}.")
 
     def records(key: str, *wanted: str) -> Iterator[tuple[str, list[Any]]]:
         for i, record in enumerate(data[key]):
@@ -245,7 +247,7 @@ def _coco(path: Path, folder: Path) -> _Found:
     found = _Found([])
     for where, (key, name, _) in records("categories", "id", "name"):
         if key in labels or not isinstance(name, str):
-            raise InputError(f"{where}: expected a name and an id of its own.")
+            raise InputError(f"{where}: expected a name and a unique id.")
         labels[key] = len(labels)
         found.names.append(name)
     at: dict[Any, tuple[int, tuple[int, int]]] = {}
@@ -306,7 +308,7 @@ def _xml(path: Path) -> _Element:
     stack = [_Element("", 0)]
 
     def doctype(*_: Any) -> None:
-        raise InputError(f"{path}:{parser.CurrentLineNumber}: a DOCTYPE is not read. Remove it.")
+        raise InputError(f"{path}:{parser.CurrentLineNumber}: a DOCTYPE is not allowed. Remove it.")
 
     def start(tag: str, attributes: Mapping[str, str]) -> None:
         element = _Element(tag, parser.CurrentLineNumber)
@@ -326,7 +328,7 @@ def _xml(path: Path) -> _Element:
     except (expat.ExpatError, ValueError, LookupError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}:{parser.CurrentLineNumber}: no XML: {error}.") from None
+        raise InputError(f"{path}:{parser.CurrentLineNumber}: not XML: {error}.") from None
     return stack[0].children[0]
 
 
@@ -355,7 +357,7 @@ def _voc(files: Sequence[Path], folder: Path) -> _Found:
 
 
 def _voc_image(file: Path, root: _Element, folder: Path) -> Path:
-    """By ``<filename>``, which tools often leave wrong; else the image called like the XML file."""
+    """The image that ``<filename>`` names (often wrongly), else the one named like the XML file."""
     element = root.child("filename")
     if element is not None and element.text.strip():
         path = _inside(folder, element.text.strip(), f"{file}:{element.line}: <filename>")
@@ -364,7 +366,7 @@ def _voc_image(file: Path, root: _Element, folder: Path) -> Path:
     for suffix in SUFFIXES:
         if (folder / (file.stem + suffix)).is_file():
             return folder / (file.stem + suffix)
-    raise InputError(f"{file}: there is no image {file.stem}.* in {folder}. Give their folder.")
+    raise InputError(f"{file}: there is no image {file.stem}.* in {folder}. Give the image folder.")
 
 
 def _voc_size(root: _Element) -> tuple[int, int] | None:
@@ -411,7 +413,7 @@ def _yolo_yaml(path: Path, split: str) -> _Found:
         where = f"{path}:{node.line}: {split}"
         name = node.value
         if isinstance(name, str) and name.startswith("../"):
-            name = name[3:]  # so written by some exporters, and meant from the file's own folder
+            name = name[3:]  # some exporters write this but mean the file's own folder
         place = _inside(folder, name, where)
         if place.is_dir():
             images += _listed(place)
@@ -450,13 +452,15 @@ def _yolo(images: Sequence[Path], labels: Sequence[Path], names: list[str]) -> _
     for image, file in zip(images, labels, strict=True):
         found.image(image)
         if not file.is_file():
-            continue  # an image without objects
+            continue  # no label file: no objects
         size = _images.size(image)
         for number, line in enumerate(read_text(file).split("\n"), 1):
             if line.strip():
                 label, corners = _yolo_box(line, f"{file}:{number}", size)
                 if names and label >= len(names):
-                    raise InputError(f"{file}:{number}: class {label}; there are {len(names)}.")
+                    raise InputError(
+                        f"{file}:{number}: class {label}, but there are only {len(names)} names."
+                    )
                 largest = max(largest, label)
                 found.box(len(found.images) - 1, corners, size, label)
     found.names = found.names or [str(number) for number in range(largest + 1)]
@@ -464,8 +468,8 @@ def _yolo(images: Sequence[Path], labels: Sequence[Path], names: list[str]) -> _
 
 
 def _yolo_labels(image: Path, folder: Path, images: Path | None = None) -> Path:
-    """Below ``folder``, as the image lies below ``images``, where the images lie elsewhere; else
-    with ``labels/`` in place of the last ``images/``; else beside the image.
+    """The label file of an image: at the same relative path in ``folder`` if the images are in
+    another folder; else with ``labels/`` in place of the last ``images/``; else next to the image.
     """
     if images is not None and not images.is_relative_to(folder):
         return folder.joinpath(image.relative_to(images)).with_suffix(".txt")
@@ -476,7 +480,8 @@ def _yolo_labels(image: Path, folder: Path, images: Path | None = None) -> Path:
 
 
 def _yolo_box(line: str, where: str, size: tuple[int, int]) -> tuple[int, list[float]]:
-    """(class, corners in pixels) of a line: class, centre and sides, or a polygon, as shares."""
+    """(class, corners in pixels) of a line: class, then centre and size or a polygon, as
+    fractions."""
     word, *rest = line.split()
     try:
         numbers = [float(text) for text in rest]
@@ -486,7 +491,7 @@ def _yolo_box(line: str, where: str, size: tuple[int, int]) -> tuple[int, list[f
     if not (re.fullmatch(r"\d{1,6}", word, re.ASCII) and all(map(math.isfinite, numbers))) or not (
         len(numbers) == 4 or polygon
     ):
-        raise InputError(f"{where}: {line.strip()!r:.80} is not: class x y width height.")
+        raise InputError(f"{where}: expected 'class x y width height', not {line.strip()!r:.80}.")
     if polygon:
         xs, ys = numbers[::2], numbers[1::2]
         shares = [min(xs), min(ys), max(xs), max(ys)]

@@ -1,4 +1,4 @@
-"""``load``: registry, plugin, hub, weights, interface check; each step fails in its own words."""
+"""``load``: registry, plugin, hub, weights, interface check; each step has its own error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load(
     ``base``: for methods that work on another model: a name under ``bases:``, a Hub id or a folder;
     where a model works on several, a mapping by their names.
     ``device``: a torch device; "auto" is cuda, then mps, then cpu.
-    ``dtype``: of floating-point weights, float32 unless told.
+    ``dtype``: of floating-point weights, float32 by default.
     ``options``: those that the registry declares for the model (``zoo info NAME``).
 
     Raises UnknownModelError, OptionError, DeviceError, NotReadyError, MissingDependencyError,
@@ -61,9 +61,9 @@ def load(
 
 
 def list_models(pattern: str = "*", *, interface: str | None = None) -> list[str]:
-    """Names that ``load`` takes, ours first: those matching a glob such as ``"*sd*"``.
+    """Names for ``load``, zoo's own first, that match a glob such as ``"*sd*"``.
 
-    A name that two strangers claim appears as ``dist:name``, once for each.
+    A name that two third-party plugins claim appears as ``dist:name``, once for each.
     """
     if interface is not None and interface not in INTERFACES:
         raise OptionError(f"interface={interface!r}: expected one of {', '.join(INTERFACES)}.")
@@ -85,7 +85,7 @@ def info(name: str) -> Entry:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the caller of ``load`` asked for, beside the name."""
+    """The arguments of ``load`` other than the name."""
 
     weights: str | Path | None
     base: Given
@@ -96,7 +96,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Checked:
-    """What was asked for, checked against the entry and this machine."""
+    """The arguments, checked against the entry and this machine."""
 
     entry: Entry
     plugin: Plugin
@@ -107,7 +107,7 @@ class _Checked:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Where the weights are, and what ``zoo.json`` says of them."""
+    """Where the weights are, and what ``zoo.json`` says about them."""
 
     folder: Path | None
     source: str
@@ -115,7 +115,7 @@ class _Weights:
 
 
 def _load_entry(entry: Entry, asked: _Asked) -> Model:
-    """A registry entry, with its own files or those that ``weights`` names."""
+    """Load a registry entry with its own files or those that ``weights`` names."""
     checked = _check(entry, asked)
     weights = _find_weights(entry, checked.plugin, asked.weights)
     if weights.saved is not None:
@@ -126,9 +126,9 @@ def _load_entry(entry: Entry, asked: _Asked) -> Model:
 
 
 def _check(entry: Entry, asked: _Asked, saved: Saved | None = None) -> _Checked:
-    """Refuse what cannot be had, before torch is imported or a file is fetched for nothing.
+    """Refuse invalid arguments before torch is imported or a file is downloaded.
 
-    ``saved``: what is loaded again; its options stand where the caller gives no others.
+    ``saved``: the saved model to load; its options apply unless the caller gives others.
     """
     plugin = require_code(entry)
     options = entry.checked_options("load", {**(saved.options if saved else {}), **asked.options})
@@ -140,7 +140,7 @@ def _check(entry: Entry, asked: _Asked, saved: Saved | None = None) -> _Checked:
 
 
 def saved_in(name: str | Path) -> _Weights | None:
-    """What a folder or the Hub id of a published model holds; None where it is a model's name."""
+    """The saved model in a folder or under a Hub id; None for the name of a model."""
     from .weights import read_saved
 
     folder = as_folder(name)
@@ -154,26 +154,26 @@ def saved_in(name: str | Path) -> _Weights | None:
     assert located.folder is not None  # fetch gives one or raises
     if not (located.folder / "zoo.json").is_file():
         raise UsageError(
-            f"{text} on the Hub is no model of zoo's: it has no zoo.json. A model that a method "
-            f"works on is a base: zoo.load(NAME, base={text!r})."
+            f"{text} on the Hub is not a zoo model: it has no zoo.json. To use it as the base of "
+            f"a method: zoo.load(NAME, base={text!r})."
         )
     return _Weights(located.folder, located.source, read_saved(located.folder, shared=True))
 
 
 def _load_saved(weights: _Weights, asked: _Asked) -> Model:
-    """What somebody saved or published: its entry, its options (the caller's win), its bases."""
+    """Load a saved or published model with its options (the caller's take precedence) and bases."""
     saved = weights.saved
     assert saved is not None
     if asked.weights is not None:
         raise UsageError(
-            f"{saved.folder} brings its own weights; leave weights={str(asked.weights)!r} out."
+            f"{saved.folder} has its own weights; leave out weights={str(asked.weights)!r}."
         )
     checked = _check(_entry_of(saved), asked, saved)
     return _build(checked, weights, bases.again(checked.entry, asked.base, saved))
 
 
 def _build(checked: _Checked, weights: _Weights, found: dict[str, Base]) -> Model:
-    """Ask the plugin, and see that it made what the interface promises."""
+    """Let the plugin build the model, and check that it implements the interface."""
     from .hookspecs import BuildRequest
 
     entry, plugin = checked.entry, checked.plugin
@@ -201,15 +201,15 @@ def _build(checked: _Checked, weights: _Weights, found: dict[str, Base]) -> Mode
 
 
 def require_code(entry: Entry) -> Plugin:
-    """The plugin of an entry, not imported.
+    """The plugin of an entry, without importing it.
 
-    Raises NotReadyError where it is only planned, PluginError where it is blocked or broken: said
-    here, before torch is imported or a file is fetched for nothing.
+    Raises NotReadyError if the entry is only planned, and PluginError if the plugin is blocked or
+    broken, before torch is imported or a file is downloaded.
     """
     if entry.status == "planned":
         ready = [e.name for e in catalogue().entries() if e.status == "ready"]
         raise NotReadyError(
-            f"{entry.name} is planned: it is in the catalogue, its code is not there yet. "
+            f"{entry.name} is planned: it is in the catalogue but has no code yet. "
             f"Ready now: {', '.join(ready) or 'none'}."
         )
     plugin = catalogue().owner(entry)
@@ -228,7 +228,7 @@ def untrained_message(entry: Entry, base: Given = None) -> str:
 
 
 def train_command(entry: Entry, base: Given = None) -> str:
-    """What to type to train a model; PATH and ORG/REPO stand for what the user has to choose."""
+    """The command that trains a model; PATH and ORG/REPO are for the user to fill in."""
     chosen, several = bases.asked(entry, base), len(entry.bases) > 1
     start = "".join(
         f" --base {f'{name}=' if several else ''}{chosen.get(name, 'ORG/REPO')}"
@@ -252,7 +252,7 @@ def _find_weights(entry: Entry, plugin: Plugin, weights: str | Path | None) -> _
     assert folder is not None
     fetched = source != "folder"
     if not (folder / "zoo.json").is_file():
-        if not fetched:  # fetch has checked that there are safetensors, and each of them
+        if not fetched:  # fetch has already checked the safetensors
             check_plain_folder(folder)
         return _Weights(folder, source)
     saved = read_saved(folder, shared=fetched)
@@ -277,16 +277,14 @@ def _entry_of(saved: Saved) -> Entry:
 
 
 def entry_of(name: str | Path) -> Entry:
-    """The entry that a MODEL argument means: a name, ``dist:name``, or that of what was saved in a
-    folder or published under a Hub id.
+    """The entry of a MODEL argument: a name, ``dist:name``, or the folder or Hub id of a saved
+    model.
     """
     return entry_and_kind(name)[0]
 
 
 def entry_and_kind(name: str | Path) -> tuple[Entry, str]:
-    """``entry_of``, and what is there: its interface, or the kind of something saved that has
-    none, such as ``reader``.
-    """
+    """``entry_of``, and the model's interface, or its kind (such as ``reader``) if it has none."""
     found = saved_in(name)
     if found is None:
         try:

@@ -16,7 +16,7 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def as_folder(text: str | Path) -> Path | None:
-    """The folder that an argument means, or None where it is a name or a Hub id."""
+    """The folder that an argument names, or None for a name or a Hub id."""
     if isinstance(text, os.PathLike):
         return Path(text)
     if not isinstance(text, str):
@@ -27,7 +27,7 @@ def as_folder(text: str | Path) -> Path | None:
 
 
 def refuse_bare_folder(text: str, what: str) -> None:
-    """An unknown name that also is a folder here: say how to mean the folder, do not guess."""
+    """Refuse an unknown name that is also a folder here, and say how to write the folder."""
     try:
         there = bool(text) and Path(text).is_dir()
     except OSError:  # too long for a path
@@ -43,7 +43,7 @@ def refuse_bare_folder(text: str, what: str) -> None:
 
 
 def torch_device(device: Any, entry: Entry) -> str:
-    """A device that this machine has, by name. Raises DeviceError."""
+    """The name of a device of this machine. Raises DeviceError."""
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -64,13 +64,13 @@ def torch_device(device: Any, entry: Entry) -> str:
         wanted = torch.device(device)
         if wanted.type == "meta":
             raise RuntimeError("meta holds no data")
-    except Exception as error:  # torch has a different one for each kind of device it lacks
+    except Exception as error:  # torch raises a different one for each kind of device
         have = ["cpu"]
         have += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         have += ["mps"] if torch.backends.mps.is_available() else []
         raise DeviceError(
-            f"device={str(device)!r} is not there. This machine has {', '.join(have)}; "
-            '"auto" takes the best.'
+            f"device={str(device)!r} is not available. This machine has {', '.join(have)}; "
+            '"auto" chooses the best.'
         ) from error
     return str(wanted)
 

@@ -1,4 +1,4 @@
-"""Models from elsewhere: from what a caller names to a verified folder.
+"""Base models: from a Hub id, folder or name to a verified folder.
 
 A base is a Hub id (``org/name``, ``org/name@commit``), a folder, or a name under ``bases:`` of a
 registry file. ``resolve`` is public: a plugin's verb that takes a model (``quantize("org/llm")``)
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from .weights import Saved
 
 Named: TypeAlias = "str | Path | Base"
-"""One base: as ``resolve`` takes it."""
+"""One base, as ``resolve`` accepts it."""
 Given: TypeAlias = "Named | Mapping[str, Named] | None"
-"""``base=``: what stands for the first base, or for each by its name."""
+"""``base=``: the first base, or a mapping from the names of bases."""
 
 HASHED = (".safetensors", ".json", ".txt", ".model")
-"""Files of a base that is a folder whose content counts as the base's."""
+"""Endings of the files that the hash of a base folder covers."""
 MARKS = {
     "transformers": ("config.json",),
     "diffusers": ("model_index.json", "config.json"),
     "open_clip": ("open_clip_config.json",),
 }
-"""Kind of base -> a file that each of them has; timm's weights also come alone."""
+"""Kind of base -> files of which it has one; timm's weights may come alone."""
 MODEL = (".safetensors", ".json")
-"""A folder without any of them holds no model, of whatever kind."""
+"""Endings of model files: a folder without any of them contains no model."""
 
 
 def resolve(model: Named, *, what: str = "model", relative_to: Path | None = None) -> Base:
     """The verified folder that a Hub id, a folder or a name under ``bases:`` stands for.
 
-    A base that was found already (that of a request) comes back as it is.
+    A base that is already resolved (from a request) is returned unchanged.
 
-    ``what``: the argument's name, for messages. ``relative_to``: where a relative folder begins.
-    Raises UsageError for what is none of them and for a folder without a model, WeightsError for
-    pickles and for files that are not what the Hub says, HubError where the Hub cannot be asked.
+    ``what``: the argument's name, for messages. ``relative_to``: the start of relative paths.
+    Raises UsageError for anything else and for a folder without a model, WeightsError for pickles
+    and for files that differ from the Hub's metadata, HubError if the Hub cannot be reached.
     """
     if isinstance(model, Base):
         return model
@@ -83,7 +83,7 @@ def asked(entry: Entry, given: Given) -> dict[str, Named]:
     if not entry.bases:
         named = given.values() if isinstance(given, Mapping) else [given]
         shown = ", ".join(map(str, named))
-        raise OptionError(f"{entry.name} works on no base model; leave base={shown!r} out.")
+        raise OptionError(f"{entry.name} uses no base model; leave out base={shown!r}.")
     if not isinstance(given, Mapping):
         return {next(iter(entry.bases)): given}
     for name in given:
@@ -94,9 +94,9 @@ def asked(entry: Entry, given: Given) -> dict[str, Named]:
 
 
 def find(entry: Entry, given: Given, step: str) -> dict[str, Base]:
-    """The bases for ``build``, ``train`` or ``bench``: as given, else the entry's default.
+    """The bases for ``build``, ``train`` or ``bench``: the given ones, else the entry's defaults.
 
-    Raises NotReadyError where one is missing that the step needs, else as ``resolve``.
+    Raises NotReadyError if a base that the step needs is missing, and as ``resolve``.
     """
     chosen = asked(entry, given)
     found = {}
@@ -105,23 +105,25 @@ def find(entry: Entry, given: Given, step: str) -> dict[str, Base]:
         if wanted is not None:
             found[name] = _chosen(wanted, spec.kind)
         elif step in spec.needed:
-            also = " Or go on from an earlier result: --init FOLDER." if step == "train" else ""
+            also = " Or start from an earlier result: --init FOLDER." if step == "train" else ""
             raise NotReadyError(missing(entry, name) + also)
     return found
 
 
 def _chosen(given: Named, kind: str) -> Base:
-    """The base that was named; UsageError where its folder holds a model of another kind."""
+    """The named base; UsageError if its folder contains a model of another kind."""
     base = resolve(given, what="base")
     marks = () if isinstance(given, Base) else MARKS.get(kind, ())
     folder = base.folder
     if marks and folder and not any((folder / mark).is_file() for mark in marks):
-        raise UsageError(f"base={base.id!r} is no {kind} model: it has no {' or '.join(marks)}.")
+        raise UsageError(
+            f"base={base.id!r} is not a model of kind {kind}: it has no {' or '.join(marks)}."
+        )
     return base
 
 
 def missing(entry: Entry, name: str) -> str:
-    """What to say where a base is needed and nobody has named one."""
+    """The message for a required base that was not given."""
     spec = entry.bases[name]
     several = len(entry.bases) > 1
     called = f"the base {name!r}" if several else "a base"
@@ -134,10 +136,10 @@ def missing(entry: Entry, name: str) -> str:
 
 
 def again(entry: Entry, given: Given, saved: Saved) -> dict[str, Base]:
-    """The bases that a saved folder was made with, unless ``given`` names others.
+    """The bases that a saved model was made with, unless ``given`` names others.
 
-    One that is needed to load must be there as it was; another is left without its folder where it
-    is gone. Raises NotReadyError, or WeightsError where the base is not the one that was used.
+    A base that loading needs must exist unchanged; any other has no folder if it is gone. Raises
+    NotReadyError, or WeightsError if the base has changed.
     """
     chosen, found = asked(entry, given), {}
     records: Mapping[str, Any] = saved.manifest["bases"]
@@ -164,7 +166,7 @@ def again(entry: Entry, given: Given, saved: Saved) -> dict[str, Base]:
 
 
 def _as_it_was(kept: Base, folder: Path) -> Base:
-    """A recorded base, found again; WeightsError where its files are others now."""
+    """Resolve a recorded base; WeightsError if its files have changed."""
     wanted = f"{kept.id}@{kept.revision}" if kept.revision and "/" in kept.id else kept.id
     base = resolve(wanted, what="base", relative_to=folder)
     if kept.sha256 is not None and base.sha256 != kept.sha256:
@@ -173,7 +175,7 @@ def _as_it_was(kept: Base, folder: Path) -> Base:
 
 
 def _digest(folder: Path) -> str:
-    """One hash for the files of a folder that make a model."""
+    """One hash over the model files of a folder."""
     from .files import sha256
 
     total = hashlib.sha256()
@@ -184,7 +186,7 @@ def _digest(folder: Path) -> str:
 
 
 def _license(folder: Path) -> str | None:
-    """The licence that a model card beside the files states, by its Hub name."""
+    """The licence in the model card next to the files, by its Hub identifier."""
     card = folder / "README.md"
     if not card.is_file():
         return None

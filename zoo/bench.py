@@ -1,7 +1,7 @@
 """Benchmarks: one schema for ``results.json``, and the common metrics of each interface.
 
 ``zoo bench MODEL`` runs the experiment behind a method's claim, in its plugin. ``zoo bench
-INTERFACE`` measures every installed model of a kind, ours or not, in the same way.
+INTERFACE`` measures every installed model of a kind, including third-party ones, in the same way.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KEYS = (
     "higher_is_better claims pictures"
 ).split()
 LATER = {"cells", "compares"}
-"""What a record lacks, or a claim in it, that was written before cells were kept."""
+"""Keys that records and claims written before cells were kept may lack."""
 
 
 def run(
@@ -55,9 +55,9 @@ def run(
 ) -> dict[str, Any]:
     """Run a plugin's experiment; the record in the schema of ``results.json``.
 
-    ``out`` takes the pictures. Raises PluginError where the plugin's results break the schema.
+    ``out``: the folder for pictures. Raises PluginError if the plugin's results break the schema.
     """
-    started, code = time.perf_counter(), _code_version()  # now: others may commit meanwhile
+    started, code = time.perf_counter(), _code_version()  # now: it may change during the run
     plugin = api.require_code(entry)
     request = BenchRequest(
         entry=entry,
@@ -93,7 +93,7 @@ def record(
     weights: Mapping[str, str] | None = None,
     code: str | None = None,
 ) -> dict[str, Any]:
-    """Results with what makes them repeatable: command, commit, date, hardware, weights."""
+    """Results with what is needed to repeat them: command, commit, date, hardware, weights."""
     found = {
         "model": model,
         "command": command,
@@ -114,7 +114,7 @@ def record(
     }
     if results.cells:
         found["cells"] = results.cells
-    # Numbers and truth values may come from numpy or torch: to plain ones, as a file has them.
+    # Numbers and booleans may come from numpy or torch: convert them to plain ones.
     plain: dict[str, Any] = json.loads(json.dumps(found, default=lambda value: value.item()))
     return plain
 
@@ -216,7 +216,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(found: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``results.json`` below a folder, whole or not at all."""
+    """Write ``results.json`` in a folder, whole or not at all."""
     from .weights import atomic_file
 
     check(dict(found), found["model"])
@@ -227,7 +227,7 @@ def write(found: Mapping[str, Any], folder: Path) -> Path:
 
 
 def _json(found: Mapping[str, Any]) -> str:
-    """Indented, but the numbers of a cell in one line: there are thousands."""
+    """Indented, but with the numbers of a cell on one line: there are thousands."""
     plain = {key: value for key, value in found.items() if key != "cells"}
     text = json.dumps(plain, indent=1, ensure_ascii=False)
     if "cells" not in found:
@@ -251,14 +251,14 @@ def _json(found: Mapping[str, Any]) -> str:
 def table_text(found: Mapping[str, Any], width: int | None = None) -> str:
     """Tables in Markdown: a row for each method, mean ± spread over several runs.
 
-    One wide table would be mostly empty: a metric joins a table where at least half of its
-    methods have it and no others do, else it begins one of its own. ``width``: columns of a
-    terminal, in which each table is made to fit by putting its metrics into several.
+    One wide table would be mostly empty: a metric joins a table if at least half of the table's
+    methods and no others have it, else it starts a new table. ``width``: columns of a terminal; a
+    table that is wider is split by its metrics.
     """
     table, arrows = found["table"], {True: " ↑", False: " ↓"}
     metrics = list(dict.fromkeys(m for cells in table.values() for m in cells))
     measured = {m: [row for row, cells in table.items() if m in cells] for m in metrics}
-    parts: dict[str, list[str]] = {}  # the metric that decides the rows -> all of the table's
+    parts: dict[str, list[str]] = {}  # the metric that defines the rows -> all metrics of the table
     for metric in sorted(metrics, key=lambda m: -len(measured[m])):
         own = set(measured[metric])
         homes = (
@@ -279,7 +279,7 @@ def table_text(found: Mapping[str, Any], width: int | None = None) -> str:
 def _narrow(
     head: list[str], rows: list[list[str]], width: int | None
 ) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """The table in parts that fit, each with the first column."""
+    """The table split into parts that fit, each with the first column."""
     widths = [max(len(row[i]) for row in [head, *rows]) + 3 for i in range(len(head))]
     start = 1
     while start < len(head):
@@ -293,7 +293,7 @@ def _narrow(
 
 
 def claims_lines(found: Mapping[str, Any], width: int) -> str:
-    """The claims for a terminal: what became of each, the statement, numbers and rule below it."""
+    """The claims for a terminal: each outcome with the statement, its numbers and its rule."""
     lines = []
     for claim in found["claims"]:
         said = f"{claim['statement']} {measured(claim)}. {claim['rule']}"
@@ -320,7 +320,7 @@ def claims_text(found: Mapping[str, Any]) -> str:
 
 
 def measured(claim: Mapping[str, Any]) -> str:
-    """What decided a claim; one run alone, or what was counted, has no spread to show."""
+    """The numbers that decided a claim; a single run and counted numbers have no spread."""
     text = f"{claim['value']:.4g} against {claim['against']:.4g}"
     return f"{text} (± {claim['spread']:.2g})" if claim["spread"] else text
 
@@ -336,7 +336,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(metric: Mapping[str, Any]) -> str:
-    """A metric for people: four significant digits."""
+    """A metric with four significant digits."""
     mean = f"{metric['mean']:.4g}"
     return f"{mean} ± {metric['std']:.2g}" if metric["n"] > 1 else mean
 
@@ -356,7 +356,8 @@ def hardware() -> str:
 
 
 def _code_version() -> str:
-    """The commit the code runs at, with ``+`` where the checkout differs; else the version."""
+    """The commit of the code, with ``+`` if the checkout differs; without a checkout the
+    version."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return __version__
@@ -373,7 +374,7 @@ def _code_version() -> str:
 
 
 def existing(data: Path | None) -> Path | None:
-    """The data path, if it is there."""
+    """The data path. Raises InputError if it does not exist."""
     if data is not None and not data.exists():
         raise InputError(f"--data {data}: there is no such file or folder.")
     return data
@@ -393,8 +394,8 @@ def run_interface(
 ) -> dict[str, Any]:
     """Measure every installed, ready model of an interface on the same data.
 
-    ``say`` gets one line for each model that is left out, with the reason. Raises NotReadyError
-    where nothing could be measured.
+    ``say`` is called with one line for each model that is left out, with the reason. Raises
+    NotReadyError if nothing could be measured.
     """
     protocol = protocols.of(interface)
     started = time.perf_counter()

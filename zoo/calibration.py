@@ -1,4 +1,4 @@
-"""Calibration data of a language model: texts or token ids in, equal rows of token ids out."""
+"""Calibration data of a language model: texts or token ids to equal rows of token ids."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FILE = Path(__file__).parent / "data" / "calibration.txt"
 
 
 def texts() -> list[str]:
-    """The host's own short texts: stories, instructions, letters, a little code and JSON."""
-    text = _FILE.read_text("utf-8").partition("\n\n")[2]  # the first paragraph says whose they are
+    """zoo's own short texts: stories, instructions, letters, a little code and JSON."""
+    text = _FILE.read_text("utf-8").partition("\n\n")[2]  # after the licence
     return [part.strip("\n") for part in text.split("\n\n")]
 
 
 def read(path: str | Path) -> Any:
-    """What a file holds for ``token_ids``: texts of a UTF-8 file, which empty lines divide, or the
-    (N, T) ids of a ``.npy`` file. Raises InputError.
+    """Read a file for ``token_ids``: texts of a UTF-8 file, separated by empty lines, or the (N, T)
+    ids of a ``.npy`` file. Raises InputError.
     """
     path = Path(path)
     if path.suffix == ".npy":
@@ -33,7 +33,7 @@ def read(path: str | Path) -> Any:
         try:
             return np.load(path)  # pickled arrays are refused by default
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"calibration: {path} is no plain .npy array: {error}.") from None
+            raise InputError(f"calibration: {path} is not a plain .npy array: {error}.") from None
     parts = [part.strip("\n") for part in re.split(r"\n(?:[ \t]*\n)+", read_text(path))]
     if not (found := [part for part in parts if part.strip()]):
         raise InputError(f"calibration: {path} is empty.")
@@ -41,11 +41,11 @@ def read(path: str | Path) -> Any:
 
 
 def token_ids(calibration: Any, tokenizer: Any = None, *, length: int = 128) -> torch.Tensor:
-    """(N, T) int64 token ids of what ``Quantizer.quantize`` takes as ``calibration``.
+    """(N, T) int64 token ids from the ``calibration`` argument of ``Quantizer.quantize``.
 
-    Ids stay as they are. Texts, by default ``texts()``, are tokenized, put one after another with
-    the end token between them, and cut into rows of ``length`` tokens; the rest that fills no row
-    is left out, unless there is nothing else. ``tokenizer``: of transformers. Raises InputError.
+    Ids are unchanged. Texts, by default ``texts()``, are tokenized, joined with the end token, and
+    cut into rows of ``length`` tokens; an incomplete last row is left out unless it is the only
+    one. ``tokenizer``: of transformers. Raises InputError.
     """
     import torch
 

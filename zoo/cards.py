@@ -1,7 +1,7 @@
 """Model cards: rendered from a registry entry and ``results.json``, and checked without a network.
 
 A card is ``hub_cards/<model>/README.md``, exactly as it goes to the Hub. Nothing in it is typed
-twice: facts come from the registry, prose from ``about.md`` beside the card, numbers (those in the
+twice: facts come from the registry, prose from ``about.md`` next to the card, numbers (those in the
 prose too) from ``results.json``, which names the command that makes them again.
 """
 
@@ -35,7 +35,11 @@ USE: Mapping[str, str] = {
     "QAGenerator": "model.generate(text).pairs",
 }
 """The third of the three lines that show how to use a model of each interface."""
-# The Hub's identifiers of the licences that models here may have (others: add them here).
+AT_ONCE: Mapping[str, str] = {
+    "VLAligner": 'model.predict_proba(["photo.jpg"], ["a beach", "a dog"])',
+}
+"""The same of a model that has weights, and so needs no fit, where that makes a difference."""
+# The Hub's identifiers of the licences that models here may have; add others here.
 LICENSES = frozenset(
     "apache-2.0 mit cc0-1.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 bsd-3-clause unlicense openrail "
     "openrail++ creativeml-openrail-m other".split()
@@ -98,11 +102,11 @@ def render_saved(
     license: str | None = None,
     data: Sequence[str] = (),
 ) -> str:
-    """The card of somebody's own saved model: what ``zoo.json`` knows, and what they said of it.
+    """The card of a user's saved model: what ``zoo.json`` knows, and what the user states.
 
-    ``manifest``: the parsed ``zoo.json``. ``license``: the Hub's identifier of their licence.
-    ``data``: what it was trained on, in their words. The entry's own origin, licence, data, picture
-    and numbers are not this model's, so nothing of them is here.
+    ``manifest``: the parsed ``zoo.json``. ``license``: the Hub's identifier of the licence.
+    ``data``: what the model was trained on, in the user's words. Origin, licence, data, picture and
+    numbers of the registry entry are left out: they belong to another model.
     """
     from huggingface_hub import ModelCardData
 
@@ -144,13 +148,14 @@ def usage(entry: Entry) -> str:
     what = f"./runs/{entry.name}/model" if entry.status == "untrained" else entry.name
     needed = [n for n, b in entry.bases.items() if "build" in b.needed and b.default is None]
     base = ""
-    if needed and entry.status != "untrained":  # what was trained holds what it needs of its base
+    if needed and entry.status != "untrained":  # a trained folder holds what it needs of its base
         base = (
             ', base="org/model"'
             if len(needed) == 1
             else f", base={dict.fromkeys(needed, 'org/model')}"
         )
-    return f'import zoo\nmodel = zoo.load("{what}"{base})\n{USE[entry.interface]}'
+    use = (AT_ONCE if entry.files else {}).get(entry.interface, USE[entry.interface])
+    return f'import zoo\nmodel = zoo.load("{what}"{base})\n{use}'
 
 
 def _first_line(entry: Entry) -> str:
@@ -165,7 +170,7 @@ def _first_line(entry: Entry) -> str:
 def _training(entry: Entry) -> str:
     if entry.status == "untrained":
         return (
-            "There are no trained weights of this size. Train some:\n\n```console\n"
+            "There are no trained weights of this size. Train them with:\n\n```console\n"
             f"$ {train_command(entry)}\n```"
         )
     lines = [f"- {_plain(d.name)} ({_plain(d.license)})" for d in entry.card.data]
@@ -178,7 +183,7 @@ def _training(entry: Entry) -> str:
 
 def _measured(entry: Entry, results: Mapping[str, Any] | None) -> str:
     if results is None:
-        return "Nothing yet."
+        return "Nothing has been measured yet."
     data = "; ".join(f"{d['name']} ({d['size']}, {d['license']})" for d in results["data"])
     seeds = ", ".join(map(str, results["seeds"])) or "none"
     tables = [bench.table_text(results)]
@@ -186,7 +191,7 @@ def _measured(entry: Entry, results: Mapping[str, Any] | None) -> str:
         tables += [experiment.DECIDED, bench.claims_text(results)]
     parts = [table.replace("<", "&lt;") for table in tables]
     parts.append(
-        f"Made by the command below on {results['hardware']}, {results['date']}, at "
+        f"Measured by the command below on {results['hardware']}, {results['date']}, at "
         f"`{results['code'][:12]}`, in {results['seconds']:.0f} s. Data: {_plain(data)}. "
         f"Seeds: {seeds}.\n\n```console\n$ {results['command']}\n```"
     )
@@ -196,8 +201,8 @@ def _measured(entry: Entry, results: Mapping[str, Any] | None) -> str:
 
 
 def _source(entry: Entry) -> str:
-    licenses = ", ".join(f"{what}: {_plain(name)}" for what, name in entry.license.items())
-    text = f"Licence of {licenses}." if licenses else ""
+    licenses = ", ".join(f"{_plain(name)} ({what})" for what, name in entry.license.items())
+    text = f"Licence: {licenses}." if licenses else ""
     if entry.paper.get("title"):
         where = f" ({_plain(entry.paper['id'])})" if entry.paper.get("id") else ""
         text += f"\n\nMethod: {_plain(entry.paper['title'])}{where}. An independent implementation."
@@ -234,7 +239,7 @@ def _eval_results(entry: Entry, results: Mapping[str, Any] | None) -> list[Any]:
 
 
 def _plain(text: str) -> str:
-    """Registry text as text: nothing in it becomes markup or HTML, and no words hide an address."""
+    """Registry text, escaped: nothing in it becomes markup, HTML or the text of a link."""
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)
 
 
@@ -242,7 +247,7 @@ def _plain(text: str) -> str:
 
 
 def folder_results(entry: Entry, folder: Path) -> dict[str, Any] | None:
-    """The record beside a card, or None where nothing was measured."""
+    """The record next to a card, or None if nothing was measured."""
     path = folder / bench.FILE
     return bench.read(path) if path.is_file() else None
 
@@ -252,7 +257,7 @@ def write(entry: Entry, folder: Path) -> Path:
     from .weights import atomic_file
 
     if entry.status == "planned":
-        raise NotReadyError(f"{entry.name} is planned; there is nothing to write a card about.")
+        raise NotReadyError(f"{entry.name} is planned; it has no card yet.")
     results = folder_results(entry, folder)
     text = render(entry, results, about.read(folder, results))
     folder.mkdir(parents=True, exist_ok=True)
@@ -262,7 +267,7 @@ def write(entry: Entry, folder: Path) -> Path:
 
 
 def faults(entry: Entry, folder: Path) -> list[str]:
-    """What is wrong with the card in ``folder``; nothing is asked of the network."""
+    """The faults of the card in ``folder``, found without using the network."""
     path = folder / "README.md"
     if not path.is_file():
         return [f"there is no {path}; write it with `zoo card {entry.name}`"]
@@ -309,7 +314,7 @@ def _metadata_faults(text: str) -> list[str]:
         return [f"the metadata block cannot be read: {' '.join(str(error).split())}"]
     found = []
     if data.get("license") not in LICENSES:
-        found.append(f"licence {data.get('license')!r} is none of the Hub's that we use")
+        found.append(f"licence {data.get('license')!r} is not one of the Hub's that are used here")
     if data.get("pipeline_tag") not in PIPELINE_TAGS.values():
         found.append(f"pipeline_tag {data.get('pipeline_tag')!r} is unknown")
     if data.get("library_name") != "zoo":

@@ -1,4 +1,4 @@
-"""Pictures of measurements, all in one style: curves and bars, drawn by matplotlib as a PNG."""
+"""Charts of measurements, all in one style: curves and bars, drawn by matplotlib as a PNG."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Bars:
-    """A panel with a bar for each row and label; spreads over several runs are drawn."""
+    """A panel with a bar for each row and label, and error bars over several runs."""
 
     rows: Mapping[str, Mapping[str, float | Metric]]
     """Row -> label -> number; a row may lack some."""
@@ -64,12 +64,12 @@ def draw(path: Path, *panels: Curves | Bars) -> None:
 
 
 def figure(*panels: Curves | Bars) -> Figure:
-    """The picture of ``draw`` as a matplotlib figure of its own: nothing global is touched."""
+    """The chart of ``draw`` as a separate matplotlib figure, without global state."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "pictures are drawn by matplotlib, which is not installed. "
+            "charts are drawn by matplotlib, which is not installed. "
             "Run: pip install 'edgezoo[bench]'",
             name="matplotlib",
         ) from error
@@ -79,7 +79,7 @@ def figure(*panels: Curves | Bars) -> Figure:
         facecolor="white",
         layout="constrained",
     )
-    colours: dict[str, int] = {}  # a label has one in all panels
+    colours: dict[str, int] = {}  # a label has the same one in all panels
     for axes, panel in zip(made.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
@@ -145,7 +145,7 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
 
 
 def _legend(axes: Axes, labels: Sequence[str]) -> None:
-    """Below the panel, where it hides nothing."""
+    """Draw the legend below the panel, where it hides nothing."""
     from matplotlib.transforms import ScaledTranslation
 
     if labels:

@@ -1,4 +1,4 @@
-"""Columns of equal length by name, and what each is: input, label, source or id."""
+"""Named columns of equal length, and the role of each: input, label, source or id."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
         "unnamed: 0",
     ),
 }  # fmt: skip
-"""What a column is by its name, whatever its capitals; the first that is there is taken."""
+"""Role -> column names that imply it, in any case; the first that is present is used."""
 TENSORS = {"input_ids", "pixel_values", "attention_mask", "token_type_ids", "input_features"}
-"""Columns that are ready for a network, as transformers names them."""
+"""Columns that are ready for a network, by transformers' names."""
 _INTEGER = re.compile(r"-?(0|[1-9]\d*)", re.A)
 _NUMBER = re.compile(
     r"[-+]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I | re.A
-)  # 007 is a name
+)  # 007 is text
 _COMMA = re.compile(r"[-+]?\d+,\d+", re.A)
 _MISSING = {"na", "n/a", "#n/a", "null", "none"}
-"""How programs write in a column of numbers that there is none."""
+"""Spellings of a missing value in a column of numbers."""
 
 
 class Column:
-    """The values of one name: a list, an array, a column of pyarrow, or rows to look them up in."""
+    """The values of one column: a list, an array, a pyarrow column, or rows looked up on access."""
 
     def __init__(self, data: Any, names: Sequence[str] = (), *, cells: bool = False) -> None:
-        """``names``: of the classes that whole numbers stand for. ``cells``: texts of a CSV file,
-        which may be numbers."""
+        """``names``: of the classes that integers index. ``cells``: the values are texts of a CSV
+        file, which may be numbers."""
         self.data, self.names, self.cells = data, tuple(names), cells
         self._numbers: tuple[np.ndarray | None] | None = None
 
@@ -54,15 +54,15 @@ class Column:
         return len(self.data)
 
     def take(self, rows: Iterable[int]) -> list[Any]:
-        """The values of some rows, as they are."""
+        """The values of some rows, unconverted."""
         return [_plain(self.data[int(i)]) for i in rows]
 
     def values(self) -> list[Any]:
-        """All values: numbers, texts, None where there is none."""
+        """All values: numbers, texts, or None where missing."""
         if hasattr(self.data, "to_pylist"):
             return list(self.data.to_pylist())
         if is_time(self.data):
-            # of nanoseconds numpy's own tolist makes whole numbers, which a date is not
+            # numpy's tolist would turn dates in nanoseconds into integers
             return [None if v != v else v for v in self.data]
         if hasattr(self.data, "dtype") and hasattr(self.data, "tolist") and self.data.ndim == 1:
             return list(self.data.tolist())
@@ -74,33 +74,33 @@ class Column:
         return _parsed(found) if self.cells else found
 
     def texts(self, name: str, what: str) -> list[str]:
-        """All values as texts. InputError where one is missing or is no text."""
+        """All values as texts. InputError if one is missing or not text."""
         found = self.take(range(len(self.data))) if self.cells else self.values()
         self.require(found, name, what)
         made = [v if isinstance(v, str) else str(v) for v in found]
         for i, (value, text) in enumerate(zip(found, made, strict=True)):
             if not isinstance(value, str | int | float):
-                raise InputError(f"{what}: {name} in row {i} is no text but {_kind(value)}.")
+                raise InputError(f"{what}: {name} in row {i} is {_kind(value)}, not text.")
             if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-                raise InputError(f"{what}: {name} in row {i} has half a character (a surrogate).")
+                raise InputError(f"{what}: {name} in row {i} has a surrogate (half a character).")
         return made
 
     def first(self) -> Any:
-        """The first value that is there, or None."""
+        """The first value that is not None, or None."""
         if self.cells:
             return next((v for v in self.values() if v is not None), None)
         rows = range(len(self.data))
         return next((v for i in rows if (v := _plain(self.data[i])) is not None), None)
 
     def require(self, values: Sequence[Any], name: str, what: str) -> None:
-        """InputError that names the rows without a value."""
+        """Raise InputError naming the rows without a value, if there are any."""
         missing = [i for i, v in enumerate(values) if v is None or v != v]
         if missing:
             raise InputError(f"{what}: {name} is null in {listed(missing)}. {_MEND}")
 
     def numbers(self, name: str, what: str) -> np.ndarray | None:
-        """(N,) numbers, or None for a column of no numbers. InputError for holes and mixtures."""
-        if self._numbers is None:  # asked for twice: to decide, and to read
+        """(N,) numbers, or None for other columns. InputError for missing values and mixtures."""
+        if self._numbers is None:  # needed twice: to choose roles and to read
             self._numbers = (self._read_numbers(name, what),)
         return self._numbers[0]
 
@@ -141,13 +141,13 @@ class Column:
 
     @staticmethod
     def _refuse_commas(values: Sequence[Any], name: str, what: str) -> None:
-        """InputError for a column that would be numbers if their commas were points."""
+        """Raise InputError for a column of numbers with decimal commas."""
         found = [v for v in values if v is not None]
         commas = [v for v in found if _COMMA.fullmatch(v)]
         if commas and all(_COMMA.fullmatch(v) or _NUMBER.fullmatch(v) for v in found):
             raise InputError(
-                f"{what}: {name} holds {commas[0]!r}, a number with a comma. Write a point, "
-                "and nothing between thousands; or pass features= to choose other columns."
+                f"{what}: {name} holds {commas[0]!r}, a number with a comma. Write a decimal "
+                f"point and no thousands separators, or pass features= to choose other columns."
             )
 
     @staticmethod
@@ -161,7 +161,7 @@ class Column:
                 )
 
     def vectors(self, name: str, what: str) -> np.ndarray:
-        """(N, d) or (N, T, d) numbers of a column whose values are rows of numbers."""
+        """(N, d) or (N, T, d) numbers of a column of vectors or matrices."""
         import numpy as np
 
         data = self.data
@@ -176,7 +176,7 @@ _MEND = "Fill it in, or leave the rows out."
 
 
 def stacked(values: Sequence[Any], name: str, what: str) -> np.ndarray:
-    """Rows of numbers as one array. InputError where they are not alike, naming a row."""
+    """Rows of numbers as one array. InputError, naming rows, if their shapes differ."""
     import numpy as np
 
     shapes: dict[tuple[int, ...], int] = {}
@@ -202,14 +202,14 @@ def stacked(values: Sequence[Any], name: str, what: str) -> np.ndarray:
 
 
 def listed(rows: Sequence[int]) -> str:
-    """Rows for a message, the first ten by number."""
+    """Row numbers for a message, at most ten."""
     shown = ", ".join(map(str, rows[:10]))
     more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
     return f"row{'s' * (len(rows) > 1)} {shown}{more}"
 
 
 def as_numpy(value: Any) -> Any:
-    """A tensor of torch as an array (bfloat16 as float32); anything else as it is."""
+    """A torch tensor as an array (bfloat16 as float32); anything else unchanged."""
     if not is_tensor(value):
         return value
     try:
@@ -223,12 +223,12 @@ def as_numpy(value: Any) -> Any:
 
 
 def is_tensor(value: Any) -> bool:
-    """A tensor of torch, told without importing it."""
+    """Is it a torch tensor? Does not import torch."""
     return type(value).__module__.split(".")[0] == "torch" and hasattr(value, "detach")
 
 
 def _plain(value: Any) -> Any:
-    """A scalar of numpy, torch or pyarrow as Python's own; anything else as it is."""
+    """A scalar of numpy, torch or pyarrow as a Python scalar; anything else unchanged."""
     if isinstance(value, str | int | float | list):
         return value
     if hasattr(value, "as_py"):
@@ -241,17 +241,17 @@ def _plain(value: Any) -> Any:
 
 
 def is_time(value: Any) -> bool:
-    """Dates or spans of time of numpy."""
+    """Are these numpy dates or time spans?"""
     return getattr(getattr(value, "dtype", None), "kind", None) in ("m", "M")
 
 
 def is_number(value: Any) -> bool:
-    """A number of Python's own, a decimal one too."""
+    """Is it a Python number, or a Decimal?"""
     return isinstance(value, int | float) or type(value).__name__ == "Decimal"
 
 
 def _kind(value: Any) -> str:
-    """A value for a message."""
+    """Describe a value in a message."""
     if isinstance(value, str):
         return f"the text {value[:40]!r}"
     return "null" if value is None else f"a {type(value).__name__}"
@@ -262,8 +262,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _parsed(cells: Sequence[str | None]) -> list[Any]:
-    """Texts of a CSV column: whole numbers or numbers where all are, else the texts. ``NA`` and its
-    like among numbers are None."""
+    """Parse a CSV column: integers or floats if all cells are, else texts. ``NA`` and similar cells
+    among numbers become None."""
     texts = [*cells]
     cells = [None if c is None or c.strip().lower() in _MISSING else c for c in cells]
     found = [c.strip() for c in cells if c is not None]
@@ -275,7 +275,7 @@ def _parsed(cells: Sequence[str | None]) -> list[Any]:
 
 
 def _of_arrow(data: Any, name: str, what: str) -> Any:
-    """The numbers of an arrow column as an array; None where its type is no number."""
+    """The numbers of an arrow column as an array; None if its type is not numeric."""
     import pyarrow
 
     types = pyarrow.types
@@ -291,7 +291,7 @@ def _of_arrow(data: Any, name: str, what: str) -> Any:
 
 
 def _lists_of_arrow(data: Any) -> np.ndarray | None:
-    """(N, d) of lists of one length without nulls, in bulk; None where it is anything else."""
+    """(N, d) from lists of equal length without nulls, read in bulk; None for anything else."""
     import pyarrow
     from pyarrow import compute
 
@@ -315,26 +315,26 @@ def _lists_of_arrow(data: Any) -> np.ndarray | None:
 
 @dataclass(eq=False)
 class Columns:
-    """Columns by name, in order, and what is known of them beside their values."""
+    """Named columns in order, and what is known about them besides their values."""
 
     columns: dict[str, Column]
     count: int
     folder: Path | None = None
-    """Where paths of images start; None: the current folder."""
+    """The folder that image paths are relative to; None: the current folder."""
     ids: list[Any] | None = None
-    """The rows' names, where they have some outside of the columns."""
+    """The rows' ids, if they are not in a column."""
     index: tuple[str, ...] = ()
-    """Columns that are a frame's index."""
+    """Columns that are a DataFrame's index."""
     only: tuple[str, ...] | None = None
-    """Columns that may be input, where the owner has chosen some."""
+    """Columns that may be inputs, if the data set selects some."""
     rows: Any = field(default=None, repr=False)
-    """The rows by index as the user has them; None: mappings of the columns."""
+    """The user's own rows by index; None: rows are mappings of the columns."""
 
     def __len__(self) -> int:
         return self.count
 
     def row(self, i: int) -> Any:
-        """A row as the user has it."""
+        """One of the user's own rows."""
         if self.rows is not None:
             return self.rows[i]
         return {name: column.take([i])[0] for name, column in self.columns.items()}
@@ -342,17 +342,17 @@ class Columns:
 
 @dataclass(frozen=True)
 class Roles:
-    """Which columns are what."""
+    """The role of each column."""
 
     kind: str
     """features, image, text, language or custom."""
     inputs: tuple[str, ...]
-    """One, or the numbers; of language the prompt's columns, then the response's."""
+    """One column, or several of numbers; for language the prompt's, then the response's."""
     label: str | None = None
     source: str | None = None
     id: str | None = None
     text: str | None = None
-    """Of images and features: what is said about each."""
+    """For images and features: the column of captions."""
     notes: tuple[str, ...] = ()
 
 
@@ -362,7 +362,7 @@ def roles(
     features: str | Sequence[str] | None = None,
     label: str | None = None,
 ) -> Roles:
-    """What each column is; InputError that says which columns there are and what to do."""
+    """The role of each column; the InputError lists the columns and says what to do."""
     return _Decision(table, what, features, label).made()
 
 
@@ -419,8 +419,8 @@ class _Decision:
         if messages is not None:
             return self._roles("language", messages, notes=notes)
         assert response is not None
-        both = [n for n in prompts if n.lower() in ("instruction", "input")]  # the second one is
-        asked = both if len(both) == 2 else prompts[:1]  # what the first is to be done with
+        both = [n for n in prompts if n.lower() in ("instruction", "input")]  # the instruction
+        asked = both if len(both) == 2 else prompts[:1]  # applies to the input
         return self._roles("language", *asked, response, notes=notes)
 
     def _text(self, name: str) -> Roles:
@@ -430,21 +430,21 @@ class _Decision:
         if others:
             raise InputError(
                 f"{self.what} has the columns {_join(self.names)}, and none of them is named like "
-                f"a label. Pass label={others[0]!r} if that is it; for a language model on "
-                f"{name} alone pass features={name!r}."
+                f"a label. Pass label={others[0]!r} if that is the label; for a language model "
+                f"on {name} alone pass features={name!r}."
             )
         return self._roles("language", name)
 
     def _flat(self) -> Roles:
-        """Columns of numbers; else the one column of texts beside a label."""
+        """Columns of numbers, else the single text column next to a label."""
         columns = self.table.columns
         numeric = [n for n in self.free if columns[n].numbers(n, self.what) is not None]
         others = [n for n in self.free if n not in numeric]
         if numeric:
             if rows := [n for n in others if self._is_vector(n)]:
                 raise InputError(
-                    f"{self.what}: {rows[0]} has rows of numbers, {_join(numeric)} one number in "
-                    "each row. Pass features= for the one or the others, and label=."
+                    f"{self.what}: {rows[0]} holds vectors, but {_join(numeric)} one number in "
+                    f"each row. Pass features= to choose one kind, and label=."
                 )
             notes = []
             if others:
@@ -459,8 +459,8 @@ class _Decision:
                 return self._roles(kind, others[0])
         raise InputError(
             f"{self.what} has the columns {_join(self.names)}: expected image, features, text, "
-            "prompt and response, or columns of numbers, and label where there are classes. "
-            "Pass features= and label=, the names of columns."
+            "prompt and response, or columns of numbers, and a label for classes. Pass column "
+            "names as features= and label=."
         )
 
     def _of_chosen(self, chosen: list[str]) -> Roles:
@@ -472,7 +472,7 @@ class _Decision:
                 if columns[name].numbers(name, self.what) is None:
                     raise InputError(
                         f"{self.what}: features={_join(chosen)}: {name} has no numbers. Several "
-                        "columns must be numbers; of texts or images give one."
+                        f"columns must all be numeric; of texts or images give one."
                     )
             return self._roles("features", *chosen)
         name = chosen[0]
@@ -495,7 +495,7 @@ class _Decision:
         if not (isinstance(features, Sequence) and features) or not all(
             isinstance(n, str) for n in features
         ):
-            raise OptionError(f"features={features!r:.60}: expected names of columns.")
+            raise OptionError(f"features={features!r:.60}: expected column names.")
         for name in features:
             self._known("features", name)
         return list(dict.fromkeys(features))
@@ -511,7 +511,7 @@ class _Decision:
     def _label(self) -> str | None:
         found = [n for f in FIELDS["label"] for n in self.names if n.lower() == f]
         found = [n for n in found if n not in (self.chosen or ())]
-        strong = [n for n in found if n.lower() != "y"]  # beside another label y is a coordinate
+        strong = [n for n in found if n.lower() != "y"]  # next to another label, y is a coordinate
         if len(strong) > 1:
             raise InputError(
                 f"{self.what}: each of the columns {_join(strong)} is named like a label. "
@@ -533,7 +533,7 @@ class _Decision:
 
 
 def kind_of(value: Any) -> str:
-    """What one value of a column is: features, image, text or custom."""
+    """The kind of one value: features, image, text or custom."""
     if isinstance(value, str):
         return "text"
     if is_picture(value):
@@ -549,7 +549,7 @@ def kind_of(value: Any) -> str:
 
 
 def is_picture(value: Any) -> bool:
-    """Bytes, a mapping of them as ``datasets`` has it, a path, or an image of PIL."""
+    """Is it an image: bytes, the mapping of ``datasets``, a path, or a PIL image?"""
     if isinstance(value, Mapping):
         return bool({"bytes", "path"} & {*value})
     if isinstance(value, Path):
@@ -558,7 +558,7 @@ def is_picture(value: Any) -> bool:
 
 
 def names_picture(value: Any) -> bool:
-    """A text that is the path of a picture, by its ending."""
+    """Is it text that ends like the path of an image?"""
     return isinstance(value, str) and len(value) < 4096 and value.lower().endswith(ENDINGS)
 
 

@@ -1,4 +1,4 @@
-"""What a registry entry says of a model or a base; options check the values they are given."""
+"""What a registry entry says about a model or a base; options check their values."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Option:
     help: str = ""
 
     def check(self, value: Any) -> Any:
-        """The value in its declared type, text read as the command reads it; or OptionError.
+        """The value in its declared type, with text parsed as on the command line; or OptionError.
 
-        ``WORDS`` in any case are what they say. An option without a default may be None.
+        ``WORDS`` are booleans in any case. An option without a default may be None.
         """
         if self.default is None and (value is None or self._is_none(value)):
             return None
@@ -64,13 +64,13 @@ class Option:
         return number if math.isfinite(number) else None
 
     def _is_none(self, value: Any) -> bool:
-        """Is it text that says so, and no value of an option that takes text?"""
+        """Is it text for None, and the option one that does not take text?"""
         number = self.type not in ("str", "choice")
         return number and isinstance(value, str) and value.lower() in NONE
 
     @property
     def expected(self) -> str:
-        """What the option takes, for people."""
+        """What the option accepts, in words."""
         if self.type == "choice":
             return "one of " + ", ".join(self.choices)
         words = {"float": "a number", "int": "a whole number", "bool": "true or false"}
@@ -95,7 +95,7 @@ NONE = ("none", "null")
 
 @dataclass(frozen=True)
 class FileSpec:
-    """One file of a model: where it lies, how long it is, and what it must hash to."""
+    """One file of a model: its path, its size and its hash."""
 
     path: str
     """Relative, with forward slashes: the same in the bundle, the cache and the Hub repository."""
@@ -114,7 +114,7 @@ class HubSpec:
 
 @dataclass(frozen=True)
 class CheckSpec:
-    """A small input and what the model must make of it (``zoo verify``)."""
+    """A small input and the expected output (``zoo verify``)."""
 
     input: str
     expected: str
@@ -123,29 +123,30 @@ class CheckSpec:
 
 @dataclass(frozen=True)
 class BaseSpec:
-    """A model from elsewhere that a method works on."""
+    """Another model that a method works on."""
 
     kind: str
     """One of ``BASE_KINDS``: whose classes load it."""
     default: str | None = None
     """A Hub id or a name under ``bases:``."""
     needed: tuple[str, ...] = ()
-    """What cannot be done without it: ``build``, ``train``, ``bench``, or to ``load`` again what
-    was saved; empty where the method does with it or without."""
+    """The steps that need it: ``build``, ``train``, ``bench``, or ``load`` (of a saved model);
+    empty if it is optional."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base as a request carries it: found, verified."""
+    """A resolved and verified base, as requests carry it."""
 
     id: str
     """The Hub id, the name under ``bases:``, or the folder."""
     folder: Path | None
-    """Complete and verified; None of a saved model whose base is gone and not needed."""
+    """Complete and verified; None if a saved model no longer needs its base and the base is
+    gone."""
     revision: str | None = None
     """The commit of a Hub repository."""
     sha256: str | None = None
-    """Over the files of a folder that is the user's own."""
+    """Hash over the files, for a user's folder."""
     license: str | None = None
     """As its model card or registry entry states it."""
 
@@ -166,19 +167,19 @@ class TrainingData:
     """A data set that the weights were trained on."""
 
     name: str
-    """A Hub id (``org/name``) where it is on the Hub: the card's metadata then links to it."""
+    """A Hub id (``org/name``) if it is on the Hub, so that the card's metadata links to it."""
     license: str
 
 
 @dataclass(frozen=True)
 class CardSpec:
-    """The model card's data; its prose is ``about.md`` beside the card."""
+    """The model card's data; its prose is ``about.md`` next to the card."""
 
     data: tuple[TrainingData, ...] = ()
     training: str = ""
     """The command that trains these weights again."""
     picture: str | None = None
-    """File name beside the card."""
+    """The name of an image file next to the card."""
 
 
 @dataclass(frozen=True)
@@ -204,20 +205,20 @@ class Entry:
     options: Mapping[str, Mapping[str, Option]] = field(default_factory=dict)
     """``load``, ``train`` and ``bench`` -> name -> option."""
     bases: Mapping[str, BaseSpec] = field(default_factory=dict)
-    """Name -> what the method works on; ``base:`` in the file is one, called ``base``."""
+    """Name -> what the method works on; ``base:`` in the file is one named ``base``."""
     files: tuple[FileSpec, ...] = ()
     hub: HubSpec | None = None
     check: CheckSpec | None = None
     card: CardSpec = CardSpec()
     commands: Mapping[str, CommandSpec] = field(default_factory=dict)
     distribution: str = ""
-    """Normalised name of the distribution that brought it; set by the registry."""
+    """Normalised name of the distribution that provides it; set by the registry."""
     line: int = 0
 
     def checked_options(self, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Every declared option of a verb, with the given values checked and the rest default.
+        """Every declared option of a verb, with the given values checked and defaults for the rest.
 
-        Raises OptionError for a name that is not declared or a value that does not fit.
+        Raises OptionError for an undeclared name or an invalid value.
         """
         declared = self.options.get(verb, {})
         for name in given:
@@ -237,7 +238,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class BaseEntry:
-    """A small base model of our own, under ``bases:``."""
+    """A small base model listed under ``bases:``."""
 
     name: str
     plugin: str

@@ -4,19 +4,19 @@
     ├── UsageError            also ValueError        the call itself is wrong            exit 2
     │   ├── UnknownModelError also LookupError       no such model, base or plugin
     │   ├── OptionError       also ValueError        unknown option, wrong type, out of range
-    │   └── DeviceError       also ValueError        a device or dtype this machine cannot give
+    │   └── DeviceError       also ValueError        a device or dtype that is not available
     ├── InputError            also ValueError        an image, text or feature that cannot be used
     ├── OutputError           also OSError           cannot write there, or would overwrite
     ├── NotReadyError         also NotImplementedError   planned, untrained, or a verb a model lacks
     ├── MissingDependencyError also ImportError      an extra is not installed
     ├── RegistryError         also ValueError        a registry file breaks its schema
     ├── PluginError           also RuntimeError      a plugin is blocked or broken
-    └── WeightsError          also ValueError        weights that are not what they should be
-        ├── WeightsNotFoundError also FileNotFoundError   no place had them
-        └── HubError          also ConnectionError   the Hub could not be reached or said no
+    └── WeightsError          also ValueError        missing, damaged or wrong weights
+        ├── WeightsNotFoundError also FileNotFoundError   found nowhere
+        └── HubError          also ConnectionError   the Hub is unreachable or refused
 
-A message says what was asked (with the offending value), what is true, and what to do next.
-Each class also is the built-in exception that people would catch without knowing zoo.
+A message says what is wrong, with the offending value, and what to do next.
+Each class also derives from a built-in exception, so that callers can catch it without zoo.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class OptionError(UsageError):
 
 
 class DeviceError(UsageError):
-    """A device or dtype that this machine or torch build cannot give."""
+    """The device or dtype is not available on this machine or in this torch build."""
 
 
 class InputError(ZooError, ValueError):
-    """Data handed in by the user (an image, a text, features) cannot be used as it is."""
+    """Input data (an image, a text, features) cannot be used."""
 
 
 class OutputError(ZooError, OSError):
-    """The output cannot be written, or something the user owns is already there."""
+    """The output cannot be written, or would replace something."""
 
 
 class NotReadyError(ZooError, NotImplementedError):
@@ -67,15 +67,15 @@ class RegistryError(ZooError, ValueError):
 
 
 class PluginError(ZooError, RuntimeError):
-    """A plugin is blocked or broken, or did not keep its side of the contract."""
+    """A plugin is blocked or broken, or breaks the plugin contract."""
 
 
 class WeightsError(ZooError, ValueError):
-    """Weights differ from what the registry or the network says: nothing was loaded."""
+    """Weights do not match the registry or the network; nothing was loaded."""
 
 
 class WeightsNotFoundError(WeightsError, FileNotFoundError):
-    """No place has the weights; the message lists each place that was tried and why it failed."""
+    """The weights were not found; the message lists each place tried and why it failed."""
 
 
 class HubError(WeightsError, ConnectionError):

@@ -1,4 +1,4 @@
-"""``zoo eval``: one model on somebody's data, by the common metrics of its interface."""
+"""``zoo eval``: one model on a user's data, by the common metrics of its interface."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from .protocols import Measured
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model is worth on a set of data."""
+    """The results of a model on a data set."""
 
     data: str
-    """What was measured, for people, such as "12 images, 3 classes"."""
+    """What was measured, in words, such as "12 images, 3 classes"."""
     higher_is_better: Mapping[str, bool]
     items: Sequence[Measured]
+    failures: Sequence[InputError] = ()
+    """One error for each item that could not be read; such items are not measured."""
 
     @property
     def means(self) -> dict[str, float]:
@@ -35,25 +37,30 @@ class Evaluation:
         return {name: _means([i for i in self.items if i.group == name]) for name in names}
 
     def worst(self, count: int) -> list[Measured]:
-        """So many items, the worst one first."""
+        """The worst items, at most ``count``, the worst one first."""
         return sorted(self.items, key=lambda item: item.quality)[:count]
 
 
 def evaluate(model: Model, data: Path, progress: Progress = False) -> Evaluation:
     """Measure a model on ``data``: see the module of its interface in ``zoo.protocols``.
 
-    Raises NotReadyError where an interface has no common metrics yet, InputError for the data.
+    Raises NotReadyError if the interface has no common metrics yet, InputError if no
+    item can be read.
     """
     protocol = protocols.of(model.interface)
     if not data.exists():
         raise InputError(f"{data}: there is no such file or folder.")
-    items = protocol.items(data)
+    failures: list[InputError] = []
+    items = protocol.items(data, skip=failures.append)
+    if failures and not items:
+        raise failures[0]
     measured = []
     with track(len(items), progress, "eval") as advance:
         for found in protocol.measure(model, items):
             measured.append(found)
             advance()
-    return Evaluation(protocol.described(data, items).size, protocol.HIGHER, measured)
+    size = protocol.described(data, items).size
+    return Evaluation(size, protocol.HIGHER, measured, failures)
 
 
 def _means(items: Sequence[Measured]) -> dict[str, float]:

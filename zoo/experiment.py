@@ -1,4 +1,4 @@
-"""The kit that all benchmarks share: cells, decisions on them, cost, pictures, models to measure.
+"""The tools that all benchmarks share: cells, claims, cost, charts, models to measure.
 
 A claim compares two methods on the same seeds or test items, and holds where the 95 % confidence
 interval (Student's t) of their paired difference, or of the ratio of their costs, lies beyond the
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from .entry import Entry
 
 DECIDED = " ".join((__doc__ or "\n\n").split("\n\n")[1].split())
-"""How claims are decided, in two sentences for a card."""
+"""How claims are decided, in words for a card."""
 DIGITS = 6
 """Significant digits of a cell, so that a record holds exactly what its claims were decided on."""
 CONFIDENCE = 0.95
 SAMPLES = 9999
-"""Of a bootstrap."""
+"""The number of bootstrap samples."""
 T = TypeVar("T")
 
 
@@ -59,11 +59,11 @@ T = TypeVar("T")
 
 
 class Book:
-    """Measured numbers by row (a method), column (a metric) and key, and what is claimed of them.
+    """Measured numbers by row (a method), column (a metric) and key, and claims about them.
 
     A key is the number of a seed or a run (int), or the name of a test item such as an image (str).
-    Numbers of the same key are paired when rows are compared. Everything keeps the order in which
-    it came. ``less_is_better``: does a smaller number win in this column?
+    Numbers of the same key are paired when rows are compared. The order of insertion is kept.
+    ``less_is_better``: is a smaller number better in this column?
     """
 
     def __init__(self, less_is_better: Callable[[str], bool] = lambda column: False) -> None:
@@ -73,7 +73,7 @@ class Book:
 
     @classmethod
     def of(cls, cells: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Book:
-        """The book that these cells of a ``results.json`` were written from, without its claims."""
+        """The book that wrote these cells of a ``results.json``, without its claims."""
         book = cls()
         for row, columns in cells.items():
             for column, values in columns.items():
@@ -86,8 +86,8 @@ class Book:
     ) -> None:
         """Enter a number, rounded to six significant digits.
 
-        Raises ValueError for a number that is not finite, a key that is there already, the name of
-        an item that reads as a seed, and a column that would have both seeds and items.
+        Raises ValueError for a number that is not finite, a key that already has a number, the name
+        of an item that looks like a seed, and a column that would mix seeds and items.
         """
         where = f"{row!r}, {column!r}"
         number = float(value)
@@ -95,10 +95,10 @@ class Book:
         if not math.isfinite(number):
             raise ValueError(f"{where}: {number} is not a finite number.")
         if isinstance(key, str) and _NUMBER.fullmatch(key):
-            raise ValueError(f"{where}: the item {key!r} reads as a seed; name it 'item {key}'.")
+            raise ValueError(f"{where}: the item {key!r} looks like a seed; name it 'item {key}'.")
         values = self._cells.get(row, {}).get(column, {})
         if key in values:
-            raise ValueError(f"{where}: there already is a number for {key!r}.")
+            raise ValueError(f"{where}: there is already a number for {key!r}.")
         if values and isinstance(key, str) != isinstance(next(iter(values)), str):
             raise ValueError(f"{where}: {key!r} would mix seeds with items.")
         rounded = float(f"{number:.{DIGITS}g}")
@@ -119,7 +119,7 @@ class Book:
         return statistics.fmean(self.values(row, column).values())
 
     def table(self) -> dict[str, dict[str, Metric]]:
-        """Row -> column -> mean and spread over seeds; over items the mean alone."""
+        """Row -> column -> mean and spread over seeds; for items the mean alone."""
         return {
             row: {
                 column: Metric(statistics.fmean(values.values()))
@@ -160,11 +160,11 @@ class Book:
     def claim(
         self, identity: str, statement: str, *comparisons: Comparison, note: str = ""
     ) -> Claim:
-        """Enter a claim that holds where all of its comparisons do, and fails where one does.
+        """Enter a claim that holds if all of its comparisons hold, and fails if one fails.
 
-        ``note`` follows the words that say how it was decided. Of several comparisons the claim
-        shows the numbers of the first, and of those that differ in rows and columns alone the
-        numbers of the one that is closest to its bound.
+        ``note`` follows the words that say how it was decided. Of several comparisons, the claim
+        shows the numbers of the first; if others differ from it in rows and columns only, it shows
+        the one that is closest to its bound.
         """
         outcomes = [(comparison, self._outcome(comparison)) for comparison in comparisons]
         alike = [[*group] for _, group in itertools.groupby(outcomes, lambda o: o[0].kind())]
@@ -196,10 +196,10 @@ class Book:
         """Is ``row`` better than ``than`` by more than ``by``, in the mean of some columns?
 
         ``than``: a row, several (the one with the best mean is the rival), or a number.
-        ``than_columns``: where the rival's numbers are, if not in the same columns. Columns either
-        have all keys in common (seeds), and are averaged, or none (the images of several sets), and
-        are pooled. ``test``: ``"t"``; ``"mcnemar"`` (the default for items that are 0 or 1 and no
-        margin), ``"bootstrap"``, or ``"counted"`` for numbers without noise, such as bytes.
+        ``than_columns``: the rival's columns, if not the same. Columns that share all keys (seeds)
+        are averaged; columns that share no key (the images of several sets) are pooled. ``test``:
+        ``"t"``; ``"mcnemar"`` (the default for items that are 0 or 1, without a margin),
+        ``"bootstrap"``, or ``"counted"`` for numbers without noise, such as bytes.
         """
         mine = _listed(columns)
         directions = {self._less_is_better(column) for column in mine}
@@ -246,9 +246,9 @@ class Book:
         of_columns: str | Sequence[str] | None = None,
         test: Test | None = None,
     ) -> Comparison:
-        """Is ``row`` at most (or at least) so many times ``of``? Decided by logarithms.
+        """Is the ratio of ``row`` to ``of`` at most (or at least) a bound? Decided on logarithms.
 
-        Of several rows the smallest is the rival of ``at_most``, the largest that of ``at_least``.
+        Of several rows, the smallest is the rival for ``at_most`` and the largest for ``at_least``.
         Give one of the two bounds; the other arguments are as for ``better``.
         """
         bounds = [bound for bound in (at_most, at_least) if bound is not None]
@@ -267,7 +267,7 @@ class Book:
         )
 
     def _averaged(self, row: str, columns: Sequence[str]) -> dict[int | str, float]:
-        """Key -> mean over the columns, or the columns' own numbers where they share no key."""
+        """Key -> mean over the columns, or all numbers of columns that share no key."""
         found: dict[int | str, list[float]] = {}
         for column in columns:
             for key, value in self.values(row, column).items():
@@ -277,12 +277,12 @@ class Book:
             len(columns),
         ):
             raise ValueError(
-                f"{row!r}: the columns {', '.join(columns)} share some seeds or items only."
+                f"{row!r}: the columns {', '.join(columns)} share only some seeds or items."
             )
         return {key: statistics.fmean(values) for key, values in found.items()}
 
     def _outcome(self, asked: Comparison) -> _Outcome:
-        """Compare the numbers of the keys, which must be the same on both sides."""
+        """Compare the numbers of both sides, which must have the same keys."""
         import numpy as np
 
         mine, rival = self._averaged(asked.row, asked.columns), ""
@@ -305,7 +305,7 @@ class Book:
             a, b = np.log(a), np.log(b)
         bound = math.log(asked.bound) if asked.scale == "ratio" else asked.bound
         difference = a - b
-        lead = (difference - bound) * (1 if asked.above else -1)  # holds where this is above 0
+        lead = (difference - bound) * (1 if asked.above else -1)  # holds if this is above 0
         error = float(difference.std(ddof=1) / math.sqrt(len(a))) if len(a) > 1 else 0.0
         holds, detail = _TESTS[asked.test](lead, a, b)
         value, against = float(a.mean()), float(b.mean())
@@ -353,25 +353,25 @@ class Comparison:
     row: str
     columns: tuple[str, ...]
     against: tuple[str, ...] | float
-    """Rows, of which the best is the rival, or a number."""
+    """Rows, the best of which is the rival, or a number."""
     against_columns: tuple[str, ...]
     scale: Literal["difference", "ratio"]
     above: bool
-    """Must ``row`` less its rival, or over it, be above the bound, or below?"""
+    """Must the difference or ratio of ``row`` and its rival be above the bound, or below?"""
     bound: float
     test: Test
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Comparison:
-        """From ``plain``."""
+        """The comparison from the result of ``plain``."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})  # type: ignore[arg-type]
 
     def plain(self) -> dict[str, Any]:
-        """As a record holds it."""
+        """The comparison as JSON-like data, for a record."""
         return {k: [*v] if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def kind(self) -> tuple[Any, ...]:
-        """What is equal in comparisons that differ in rows and columns alone."""
+        """A key that is equal for comparisons that differ only in rows and columns."""
         rivals = self.against if isinstance(self.against, float) else len(self.against)
         return self.scale, self.above, self.bound, self.test, rivals, len(self.columns)
 
@@ -390,13 +390,13 @@ class _Outcome:
     pooled: bool
     rival: str
     detail: str
-    """What the test found, where that is more than an interval."""
+    """What the test found, if that is more than an interval."""
 
 
 def decide_again(found: Mapping[str, Any]) -> list[Claim]:
-    """The claims of a record (``zoo.bench.read``), decided by its cells without running anything.
+    """The claims of a record (``zoo.bench.read``), decided again from its cells.
 
-    A claim that was not made by ``Book.claim`` comes back as it is.
+    A claim that was not made by ``Book.claim`` is returned unchanged.
     """
     book = Book.of(found.get("cells", {}))
     for claim in found["claims"]:
@@ -472,7 +472,7 @@ def _closest(alike: Sequence[tuple[Comparison, _Outcome]]) -> tuple[Comparison, 
 
 
 def _words(alike: Sequence[tuple[Comparison, _Outcome]]) -> str:
-    """How comparisons that differ in rows and columns alone were decided."""
+    """How comparisons that differ only in rows and columns were decided."""
     asked, outcome = _closest(alike)
     ratio = asked.scale == "ratio"
     counts = sorted({found.count for _, found in alike})
@@ -509,7 +509,7 @@ def _words(alike: Sequence[tuple[Comparison, _Outcome]]) -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch: CPU-seconds compare at equal numbers of threads only."""
+    """One thread for torch: CPU-seconds are comparable only at equal numbers of threads."""
     import torch
 
     threads = torch.get_num_threads()
@@ -521,10 +521,10 @@ def one_thread() -> Iterator[None]:
 
 
 def now(device: str | torch.device = "cpu") -> float:
-    """Seconds that this process has computed (CPU), or the time after all that waits is done.
+    """CPU-seconds of this process; on a GPU, the time after all queued work is done.
 
-    What else a machine does meanwhile does not count on a CPU: the time of one thread is that on an
-    idle core, within a few per cent.
+    Other processes do not count: the CPU time of one thread is that on an idle core, within a few
+    per cent.
     """
     import torch
 
@@ -537,7 +537,7 @@ def now(device: str | torch.device = "cpu") -> float:
 
 
 def timed(run: Callable[[], T], device: str | torch.device = "cpu") -> tuple[T, float]:
-    """What a call returns, and its seconds."""
+    """The result of a call, and its seconds."""
     before = now(device)
     made = run()
     return made, now(device) - before
@@ -552,10 +552,10 @@ def take_turns(
     device: str | torch.device = "cpu",
     patience: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round, on one thread, so that a busy machine is unfair to none.
+    """Seconds of each call in each round, on one thread, so that a busy machine affects all alike.
 
-    ``best_of``: how often each is called in a round, of which the quickest counts; for what takes
-    milliseconds. No new round begins once the seconds are ``patience`` together.
+    ``best_of``: calls in a round, of which the fastest counts; for calls that take milliseconds. No
+    new round begins once the sum of all seconds exceeds ``patience``.
     """
     spent: dict[str, list[float]] = {label: [] for label in runs}
     with one_thread():
@@ -573,10 +573,10 @@ def take_turns(
 
 
 def load(request: BenchRequest, name: str | Path | None = None, **options: Any) -> Any:
-    """The model to measure, on the request's device: that of the request on its bases, or another.
+    """Load the model to measure on the request's device: the request's own, on its bases, or
+    another.
 
-    As ``zoo.load``, whose other arguments it takes: bundled, cached or from the Hub, and refused
-    there where it has no weights.
+    Takes the other arguments of ``zoo.load``, and raises its errors.
     """
     if name is None:
         name = f"{request.entry.distribution}:{request.entry.name}"
@@ -602,11 +602,11 @@ def training(
     steps: int | None = None,
     **options: Any,
 ) -> TrainRequest:
-    """What ``zoo train`` would hand to the recipe: the entry's options, checked and complete, and
-    the bases of the request.
+    """The request that ``zoo train`` would pass to the recipe: the entry's options, checked and
+    complete, and the bases of this request.
 
-    ``entry``: another than the request's, such as one with a changed ``config``. ``seed``: None is
-    the request's.
+    ``entry``: instead of the request's, such as one with a changed ``config``. ``seed``: None: the
+    request's.
     """
     entry = entry or request.entry
     return TrainRequest(
@@ -622,12 +622,12 @@ def training(
 
 
 def train(request: BenchRequest, out: Path, **asked: Any) -> Path:
-    """Run the plugin's recipe; the saved folder, for ``load``. Arguments as for ``training``.
+    """Run the plugin's recipe; returns the saved folder, for ``load``. Arguments as ``training``.
 
-    Raises OutputError where ``out`` holds something.
+    Raises OutputError if ``out`` is not empty.
     """
     if out.exists() and any(out.iterdir()):
-        raise OutputError(f"{out} already holds something: give another folder.")
+        raise OutputError(f"{out} is not empty: give another folder.")
     wanted = training(request, out, **asked)
     plugin = api.require_code(wanted.entry)
     return Path(plugins.call(plugin, "zoo_train", wanted))
@@ -639,7 +639,7 @@ def train(request: BenchRequest, out: Path, **asked: Any) -> Path:
 def read_cifar(path: Path, most: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """``most`` random photographs of a CIFAR-10 file (parquet: ``jpeg`` bytes and ``label``).
 
-    (N,3,32,32) in [0,1] and their labels (N,). Raises InputError where there is no such file.
+    (N,3,32,32) in [0,1] and their labels (N,). Raises InputError if the file does not exist.
     """
     try:
         from pyarrow import parquet

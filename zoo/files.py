@@ -1,7 +1,7 @@
 """Files on disk: hashed before they are trusted, written whole or not at all.
 
 A temporary sibling is written and renamed on success; on any error, Ctrl-C included, it is removed
-and whatever was there before is intact.
+and the previous content stays intact.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 from .errors import InputError, OutputError, WeightsError, WeightsNotFoundError, ZooError
 
 MANIFEST = "zoo.json"
-"""What makes a folder a saved model: only such a folder is ever replaced."""
+"""The file that marks a saved model; only a folder with it is ever replaced."""
 FORBIDDEN = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 """Endings of files that can hold pickled code; a folder with one of them is not loaded."""
-# What a body that writes may raise because of the disk; its other errors are its own.
+# Errors of the disk in a body that writes; its other errors are passed on.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -34,24 +34,24 @@ def sha256(path: str | Path) -> str:
 
 
 def verify(path: str | Path, size: int, digest: str) -> None:
-    """Compare a file's size, then its SHA-256, with what they must be; WeightsError where not."""
+    """Compare a file's size, then its SHA-256, with the expected ones. Raises WeightsError."""
     path = Path(path)
     with opened(path) as file:
         found = os.fstat(file.fileno()).st_size
         if found != size:
             raise WeightsError(
-                f"{path} has {found} bytes, expected {size}: it is cut short or another file. "
+                f"{path} has {found} bytes, expected {size}: it is cut short or a different file. "
                 "Delete it and get it again."
             )
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
             raise WeightsError(
-                f"{path} has the right size but another SHA-256 than {digest[:12]}...: it is "
-                "damaged or was changed. Delete it and get it again."
+                f"{path} has the right size, but its SHA-256 is not {digest[:12]}...: it is "
+                f"damaged or was changed. Delete it and get it again."
             )
 
 
 def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
-    """The real path of a file to be written; OutputError where writing it would fail or destroy.
+    """The real path of a file to write; OutputError if writing would fail or replace something.
 
     Cheap: call it before long work.
     """
@@ -73,11 +73,11 @@ def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
 
 @contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` (same ending) that takes its place on success.
+    """Yields a temporary path next to ``path`` (same ending) that takes its place on success.
 
-    On any exception the temporary is removed and what was there before is intact. A symbolic link
-    is followed. Raises OutputError where the folder is missing or cannot be written, or the file
-    exists and ``overwrite`` is False.
+    On any exception the temporary file is removed and the previous content stays intact. Symbolic
+    links are followed. Raises OutputError if the folder is missing or cannot be written, or if the
+    file exists and ``overwrite`` is False.
     """
     path = Path(path)
     real = check_target(path, overwrite=overwrite)
@@ -88,7 +88,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
             mode = stat.S_IMODE(temporary.stat().st_mode)
         with _in_words(path, _FULL):
             yield temporary
-            temporary.chmod(mode)  # safetensors puts a file of its own there, for the owner alone
+            temporary.chmod(mode)  # safetensors replaces it by a file that only the owner can read
             _sync(temporary)
         check_target(path, overwrite=overwrite)
         with _in_words(path):
@@ -98,18 +98,18 @@ def atomic_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def check_folder(path: str | Path, *, overwrite: bool = False) -> None:
-    """OutputError where ``atomic_folder`` would refuse this path; call it before long work."""
+    """Raise OutputError if ``atomic_folder`` would refuse this path; call it before long work."""
     path = Path(path)
     _check_folder(path, _real(path), overwrite)
 
 
 @contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path`` that takes its place on success.
+    """Yields a temporary folder next to ``path`` that takes its place on success.
 
-    An empty folder counts as nothing. With ``overwrite`` a saved folder (one with ``zoo.json``) is
-    replaced; any other folder never is. On any exception the temporary is removed and what was
-    there before is intact. Raises OutputError as ``atomic_file`` does.
+    An empty folder counts as absent. ``overwrite`` replaces a saved folder (one with ``zoo.json``),
+    never any other. On any exception the temporary folder is removed and the previous content stays
+    intact. Raises OutputError as ``atomic_file`` does.
     """
     path = Path(path)
     real = _real(path)
@@ -138,10 +138,10 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """The folder, made with all above it where it is missing, for a command to put files in.
+    """Create a folder and its missing parents for a command's output files.
 
-    On any exception what was made and is still empty is removed. Raises OutputError where there is
-    a file, or the folder cannot be made.
+    On any exception the created folders that are still empty are removed. Raises OutputError if the
+    path is a file or the folder cannot be created.
     """
     path = Path(path)
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
@@ -153,7 +153,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         yield path
     except BaseException:
         for folder in missing:
-            with suppress(OSError):  # it is not empty, or was never made
+            with suppress(OSError):  # it is not empty, or was never created
                 folder.rmdir()
         raise
 
@@ -185,17 +185,19 @@ def _exists(path: Path) -> OutputError:
 
 
 def _real(path: Path) -> Path:
-    """Links followed, so that a link's target is replaced and not the link."""
+    """The path without links, so that a link's target is replaced and not the link."""
     with _in_words(path):
         real = Path(os.path.realpath(path))
         if not real.parent.is_dir():
-            raise OutputError(f"cannot write {path}: {path.parent} is no folder. Make it first.")
+            raise OutputError(
+                f"cannot write {path}: {path.parent} is not a folder. Create it first."
+            )
         return real
 
 
 @contextmanager
 def _in_words(path: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
-    """Errors of the operating system as an OutputError; with ``only``, just those error numbers."""
+    """Turn the system's errors into OutputError; with ``only``, just these error numbers."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -206,7 +208,7 @@ def _in_words(path: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
-    # "r+b": Windows syncs only what is open for writing.
+    # "r+b": Windows syncs only files that are open for writing.
     with path.open("r+b") as file:
         os.fsync(file.fileno())
 
@@ -222,7 +224,7 @@ def read_text(path: str | Path) -> str:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is no UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8."
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8."
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -1,6 +1,6 @@
-"""Containers in memory to columns: records, mappings, DataFrames, ``datasets``, arrow.
+"""Turns containers in memory into columns: records, mappings, DataFrames, ``datasets``, arrow.
 
-No package is imported for this: what is handed in has brought its own.
+No package is imported for this: that of the container already is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ def records(rows: Sequence[Any], what: str, *, folder: Path | None = None) -> Co
     names: dict[str, None] = {}
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise InputError(f"{what}: row {i} is a {type(row).__name__}, the others have columns.")
+            raise InputError(
+                f"{what}: row {i} is a {type(row).__name__}; expected a mapping of columns."
+            )
         names.update(dict.fromkeys(row))
     if not names:
         raise InputError(f"{what}: the rows have no columns.")
@@ -28,7 +30,7 @@ def records(rows: Sequence[Any], what: str, *, folder: Path | None = None) -> Co
 
 
 def table(found: Mapping[Any, Any], what: str, *, folder: Path | None = None) -> Columns:
-    """Columns of a mapping of them; InputError where their lengths differ."""
+    """Columns from a mapping; InputError if their lengths differ."""
     for name, values in found.items():
         refuse_holes(values, f"{what}: {name}")
         no_rows = not (hasattr(values, "__len__") and hasattr(values, "__getitem__"))
@@ -50,12 +52,12 @@ def _is_scalar(values: Any) -> bool:
 
 
 def _listed(values: Any) -> Any:
-    """A Series by position, whatever its index is called; anything else as it is."""
+    """The values of a Series, whatever its index; anything else unchanged."""
     return plain_series(values) if hasattr(values, "iloc") else values
 
 
 def refuse_holes(value: Any, what: str) -> None:
-    """InputError for arrays and tensors that do not hold all of their values."""
+    """Raise InputError for sparse, nested and masked arrays and tensors."""
     layout = str(getattr(value, "layout", "torch.strided"))
     nested = is_tensor(value) and getattr(value, "is_nested", False)
     if nested or (is_tensor(value) and layout != "torch.strided"):
@@ -69,17 +71,17 @@ def refuse_holes(value: Any, what: str) -> None:
 
 
 def plain_series(series: Any) -> Any:
-    """The values of a Series: an array of numbers, or a list with None where there is none."""
+    """The values of a Series: an array of numbers, or a list with None for missing values."""
     if getattr(series.dtype, "kind", "O") in "biuf" and hasattr(series.dtype, "newbyteorder"):
         return series.to_numpy()
-    # texts, objects, categories, and pandas' own numbers with room for nulls
+    # texts, objects, categories, and pandas' nullable numbers
     missing = series.isna().tolist()
     values = series.astype(object).tolist()
     return [None if m else v for v, m in zip(values, missing, strict=True)]
 
 
 def of_pandas(source: Any, what: str) -> Columns:
-    """A DataFrame; its index, where it does not just count, are the rows' ids."""
+    """Columns of a DataFrame; an index that is not a plain range becomes the rows' ids."""
     if not hasattr(source, "columns"):
         raise InputError(f"{what}: a pandas {type(source).__name__}; expected a DataFrame.")
     names = [str(n) for n in source.columns]
@@ -91,13 +93,15 @@ def of_pandas(source: Any, what: str) -> Columns:
 
 
 def refuse_twice(names: Sequence[str], what: str) -> None:
-    """InputError where two columns have one name."""
+    """Raise InputError if two columns have the same name."""
     if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise InputError(f"{what}: the column {twice[0]!r} is there twice. Give each its own name.")
+        raise InputError(
+            f"{what}: the column {twice[0]!r} occurs twice. Give each column its own name."
+        )
 
 
 def arrow(found: Any, what: str, folder: Path | None = None) -> Columns:
-    """Columns of a table of pyarrow; bytes stay where they are until a row is asked for."""
+    """Columns of a pyarrow table; bytes are read when a row is accessed."""
     refuse_twice(found.column_names, what)
     metadata = found.schema.metadata or {}
     index = _metadata(metadata, b"pandas").get("index_columns", [])
@@ -110,7 +114,7 @@ def arrow(found: Any, what: str, folder: Path | None = None) -> Columns:
 
     columns = {n: Column(found.column(n), names(n)) for n in found.column_names}
     ids = None
-    for part in index:  # pandas writes a range of numbers as its ends
+    for part in index:  # pandas stores a range as start, stop and step
         if isinstance(part, dict) and part.get("kind") == "range" and part.get("start"):
             ids = [*range(part["start"], part["stop"], part["step"])]
     ids = ids if ids is not None and len(ids) == len(found) else None
@@ -127,12 +131,13 @@ def _metadata(found: Mapping[bytes, bytes], key: bytes) -> dict[str, Any]:
 
 
 def of_datasets(source: Any, what: str) -> Columns:
-    """A ``datasets`` set, whatever its format; columns that a format chose are input alone."""
+    """Columns of a ``datasets`` set in any format; columns that a format selects are the only
+    inputs."""
     chosen = source.format
     plain, about = source.with_format("arrow"), source.features
     whole = plain.data.table
     heavy: list[str] = []
-    if source._indices is not None:  # selected or shuffled: copied, but for pictures
+    if source._indices is not None:  # selected or shuffled: copied, except for images
         heavy = [n for n in source.column_names if type(about[n]).__name__ in ("Image", "Value")
                  and "binary" in str(whole.schema.field(n).type)]  # fmt: skip
         whole = plain.select_columns([n for n in source.column_names if n not in heavy])[:]
@@ -153,7 +158,7 @@ def of_datasets(source: Any, what: str) -> Columns:
 
 
 class _Cells:
-    """One column of a ``datasets`` set in arrow's format, a cell at a time."""
+    """One column of a ``datasets`` set in arrow format, read cell by cell."""
 
     def __init__(self, rows: Any, name: str) -> None:
         self.data, self.name = rows, name

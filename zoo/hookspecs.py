@@ -1,7 +1,7 @@
 """Everything the host asks of a plugin: three hooks, each with one request object.
 
 A plugin is a top-level package with an entry point in the group ``zoo.plugins`` and a
-``registry.yaml`` beside its ``__init__.py``. Its module is imported only when one of its models
+``registry.yaml`` next to its ``__init__.py``. Its module is imported only when one of its models
 is used, so keep it light: import torch inside the hook. Minimal plugin:
 
     from zoo.hookspecs import BuildRequest, hookimpl
@@ -41,21 +41,21 @@ class BuildRequest:
     entry: Entry
     """The registry entry of the model."""
     folder: Path | None
-    """Complete, verified folder with the weight files; None where the model has none of its own."""
+    """Complete, verified folder with the weight files; None if the model has none."""
     saved: Mapping[str, Any] | None = None
     """The parsed ``zoo.json`` where a saved folder is loaded, else None."""
     bases: Mapping[str, Base] = field(default_factory=dict)
-    """Name -> base, each complete and verified: those that were given, or have a default."""
+    """Name -> base, complete and verified: the bases that were given or have a default."""
     device: str = "cpu"
     """A torch device that exists on this machine, never "auto"."""
     dtype: str = "float32"
-    """Name of the torch dtype that floating-point weights shall have, such as "float16"."""
+    """Name of the torch dtype for floating-point weights, such as "float16"."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The entry's load options: every declared one is present, checked, defaults filled in."""
+    """All load options that the entry declares, checked, with defaults filled in."""
 
     @property
     def base(self) -> Base | None:
-        """The base of an entry that has one; of several, the first that is there."""
+        """The base of an entry that has one; the first present of several."""
         return next(iter(self.bases.values()), None)
 
     @property
@@ -70,16 +70,16 @@ class TrainRequest:
 
     entry: Entry
     out: Path
-    """Folder to make; checkpoints, curve and the final saved folder go there."""
+    """Output folder, for checkpoints, the loss curve and the saved model."""
     data: Path | None = None
-    """Folder or file of training data, or None where the recipe generates its own."""
+    """Folder or file of training data, or None if the recipe generates its own."""
     seed: int = 0
     steps: int | None = None
-    """Steps of the (chosen) stage; None is the recipe's own number."""
+    """Steps of each stage that runs; None: the recipe's number."""
     stage: str | None = None
     """One named stage of the recipe; None runs them all in order."""
     resume: bool = False
-    """Go on from the checkpoint in ``out``."""
+    """Continue from the checkpoint in ``out``."""
     init: Path | None = None
     """A saved folder of this model to start from."""
     bases: Mapping[str, Base] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class TrainRequest:
 
     @property
     def base(self) -> Base | None:
-        """The base of an entry that has one; of several, the first that is there."""
+        """The base of an entry that has one; the first present of several."""
         return next(iter(self.bases.values()), None)
 
 
@@ -114,7 +114,7 @@ class BenchRequest:
 
     @property
     def base(self) -> Base | None:
-        """The base of an entry that has one; of several, the first that is there."""
+        """The base of an entry that has one; the first present of several."""
         return next(iter(self.bases.values()), None)
 
 
@@ -122,8 +122,8 @@ class BenchRequest:
 def zoo_build(request: BuildRequest) -> Model:
     """Build the model, ready to use. Required of every plugin that has models.
 
-    Only the plugin that owns the entry is asked. Errors the user can mend are ``ZooError``s; any
-    other exception is reported as this plugin's fault, with the cause chained.
+    Only the plugin that owns the entry is asked. Errors that the user can fix are ``ZooError``s;
+    any other exception is reported as a fault of this plugin, with the cause chained.
     """
     raise AssertionError("a hook specification is never called")
 
@@ -132,7 +132,7 @@ def zoo_build(request: BuildRequest) -> Model:
 def zoo_train(request: TrainRequest) -> Path:
     """Run the method's training recipe; return the saved folder (loadable by ``zoo.load``).
 
-    Must be interruptible and go on with ``resume``; the same seed gives the same weights.
+    Training can be interrupted and continued with ``resume``; the same seed gives the same weights.
     """
     raise AssertionError("a hook specification is never called")
 

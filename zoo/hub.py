@@ -1,18 +1,18 @@
-"""Where the files of a model are: bundled, in the Hugging Face cache, or on the Hub.
+"""Finds the files of a model: bundled, in the Hugging Face cache, or on the Hub.
 
-The only file of the host that talks to the network. Whatever the place, every file is compared with
-the size and hash it must have before anyone parses it.
+The only module of the host that uses the network. Every file, wherever it comes from, is compared
+with its expected size and hash before it is parsed.
 
-* ``locate``: a registry entry. Size and sha256 of each file are in the registry, the commit is
-  pinned: bundled, else cached (no request at all), else downloaded.
-* ``fetch``: anybody's repository. It is resolved to a commit once, checked against what the Hub
-  says of that commit, and both are recorded in the cache: trusted on first use.
+* ``locate``: a registry entry, with the size and sha256 of each file and a pinned commit. Files
+  are bundled, else cached (no request at all), else downloaded.
+* ``fetch``: any repository. It is resolved to a commit once and checked against the Hub's metadata
+  of that commit, and both are recorded in the cache: trusted on first use.
 
 huggingface_hub supplies the session, headers, token, endpoint, lock and the layout of the cache,
 and its variables (HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN) work unchanged.
-The bytes are fetched here because its own download does not compare the sha256 (a flipped byte is
-cached under the right hash's name), starts again from zero after a kill, and needs minutes to give
-up on a server that hangs.
+This module downloads the bytes itself because huggingface_hub does not compare the sha256 (a
+corrupted file is cached under the name of the right hash), starts again from zero after a kill, and
+needs minutes to give up on a server that hangs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .entry import BaseEntry, Entry, FileSpec
     from .progress import Progress
 
-# All that is taken from a stranger's repository: nothing that runs when it is opened.
+# The file types taken from other people's repositories; none runs code when it is opened.
 SAFE_TYPES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
 CONVERT = (
     'python -c "import torch, safetensors.torch as s; s.save_file({k: v.contiguous().clone() '
@@ -50,20 +50,20 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPO = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"(?=.{1,250}$)\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 _VARIANT = re.compile(r"\.(fp16|non_ema)(?=\.safetensors$)")
-_ATTEMPTS = 3  # in a row without a new byte, before a download is given up
+_ATTEMPTS = 3  # in a row without a new byte before a download fails
 
 
 @dataclass(frozen=True)
 class Located:
-    """A folder in which every file asked for is there and was checked."""
+    """A folder that contains every requested file, verified."""
 
     folder: Path | None
-    """None where the model has no files of its own. May hold other files too: open by name only."""
+    """None if the model has no files. May contain other files: open files by name only."""
     source: str
     """``bundled``, ``cache``, ``hub``, ``folder`` or ``none``."""
     repo: str | None = None
     revision: str | None = None
-    """The commit, 40 hex digits, where the files came from the Hub (now or earlier)."""
+    """The commit, 40 hex digits, if the files came from the Hub (now or earlier)."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class _File:
     path: str
     size: int
     digest: str
-    """64 hex digits: sha256 of the content. 40: git's sha1 of it, for files that are not LFS."""
+    """64 hex digits: sha256 of the content. 40: its git sha1, for files outside LFS."""
     blob: str = ""
-    """What the Hub calls the content (its ETag): the file's name below ``blobs/`` in the cache."""
+    """The Hub's name of the content (its ETag): the file's name in ``blobs/`` of the cache."""
 
 
 class _Failure(Exception):  # noqa: N818 (never leaves this module)
-    """One place could not give the files: why, and what the user can do."""
+    """One place does not have the files: why, and what the user can do."""
 
     def __init__(self, kind: type[WeightsError], why: str, advice: str) -> None:
         super().__init__(why)
@@ -97,9 +97,9 @@ def locate(
 ) -> Located:
     """The verified files of a registry entry: bundled, else cached, else from the Hub.
 
-    ``bundled`` is the folder where the entry's package would keep them; it need not exist. Raises
-    WeightsError where a file is not the registry's, HubError where the Hub could not be asked or
-    refused, WeightsNotFoundError where no place has the files; each lists the places tried.
+    ``bundled``: the folder for them in the entry's package; it need not exist. Raises WeightsError
+    if a file differs from the registry, HubError if the Hub is unreachable or refuses,
+    WeightsNotFoundError if no place has the files; each lists the places tried.
     """
     if bundled is not None:
         _warn_of_unlisted(entry, bundled)
@@ -140,7 +140,7 @@ def locate(
 
 
 def _warn_of_unlisted(entry: Entry | BaseEntry, bundled: Path) -> None:
-    """Files that an author put beside the others and forgot in the registry: nobody reads them."""
+    """Warn about bundled files that the registry entry does not list: they are never read."""
     listed = {file.path for file in entry.files}
     found = (p.relative_to(bundled).as_posix() for p in bundled.rglob("*") if p.is_file())
     unlisted = sorted(path for path in found if path not in listed and not path.startswith("."))
@@ -160,12 +160,12 @@ def fetch(
     patterns: Sequence[str] | None = None,
     progress: Progress = False,
 ) -> Located:
-    """The safetensors, configuration and tokenizer files of anybody's Hub repository, verified.
+    """The safetensors, configuration and tokenizer files of any Hub repository, verified.
 
-    Without ``revision`` the commit first seen is kept: later calls make no request. A branch or tag
-    is asked for each time, and its last known commit is used, with a warning, where the Hub cannot
-    be asked. A full commit needs no request once cached. ``patterns`` (globs) narrows the files.
-    Raises UsageError for a malformed id, else as ``locate``.
+    Without ``revision`` the first commit seen is kept: later calls make no request. A branch or tag
+    is looked up each time; if the Hub is unreachable, its last known commit is used, with a
+    warning. A full commit needs no request once cached. ``patterns`` (globs) selects files. Raises
+    UsageError for a malformed id, and as ``locate``.
     """
     parse_id(repo_id if revision is None else f"{repo_id}@{revision}")
     storage, ref = _storage(repo_id), revision or "main"
@@ -180,7 +180,7 @@ def fetch(
         return Located(snapshot, "cache", repo_id, known)
     try:
         try:
-            # A pinned copy that is damaged or cut is mended, not replaced by a newer commit.
+            # A damaged or incomplete pinned copy is repaired, not replaced by a newer commit.
             commit, listing = _ask(repo_id, revision or known)
         except _Failure as failure:
             if wrong:
@@ -194,7 +194,7 @@ def fetch(
         missing = [file for file in files if _fault(snapshot / file.path, file)]
         large = [file for file in missing if file.path.endswith(".safetensors")]
         _obtain(repo_id, commit, [file for file in missing if file not in large], progress)
-        _check_shards(repo_id, snapshot, files)  # before the gigabytes
+        _check_shards(repo_id, snapshot, files)  # before the large files
         _obtain(repo_id, commit, large, progress)
         _record(storage, commit, listing, None if pinned else ref)
     except _Failure as failure:
@@ -226,14 +226,14 @@ def check_files(folder: Path, files: Iterable[FileSpec]) -> None:
 
 
 def bar() -> bool:
-    """Does a download show its progress? Where a person looks at it."""
+    """Show the progress of downloads? Only on a terminal."""
     return sys.stderr.isatty()
 
 
 def cache_folder() -> Path:
     """Where fetched files are kept: huggingface_hub's cache (HF_HOME, HF_HUB_CACHE).
 
-    Raises UsageError where a file is in the way.
+    Raises UsageError if a file is in the way.
     """
     from huggingface_hub import constants
 
@@ -248,7 +248,7 @@ def cache_folder() -> Path:
 
 
 def reachable() -> str | None:
-    """None where the Hub answers, else why it does not, within ``ZOO_HUB_TIMEOUT`` seconds."""
+    """None if the Hub answers within ``ZOO_HUB_TIMEOUT`` seconds, else the reason."""
     if _offline():
         return "not asked, because HF_HUB_OFFLINE is set"
     seconds, endpoint = _patience(), _endpoint()
@@ -264,10 +264,10 @@ def reachable() -> str | None:
 def upload(
     repo_id: str, files: Mapping[str, Path | bytes], *, message: str, private: bool = False
 ) -> str:
-    """Make a model repository if need be, and put files into it in one commit; returns the commit.
+    """Create a model repository if needed, and upload files in one commit; returns the commit.
 
     ``files``: path in the repository -> file or content; nothing else is uploaded. Raises HubError
-    in the Hub's words, UsageError for a name that is no repository.
+    with the Hub's reason, UsageError for an invalid repository name.
     """
     repo, revision = parse_id(repo_id)
     if revision is not None:
@@ -288,7 +288,7 @@ def upload(
         failure = _refusal(error, repo, None)
         raise HubError(f"{repo} was not published: {failure}. {failure.advice}") from error
     if not _COMMIT.fullmatch(done.oid):
-        raise HubError(f"{repo}: the Hub answered with {done.oid!r}, which is no commit.")
+        raise HubError(f"{repo}: the Hub answered with {done.oid!r}, which is not a commit.")
     return done.oid
 
 
@@ -325,27 +325,29 @@ def _difference(hasher: Any, file: _File) -> str | None:
 
 
 def _as_pinned(repo: str, file: _File, listing: Mapping[str, _File]) -> _File:
-    """The registry's file with the Hub's name for it, if the Hub's commit holds just that file."""
+    """The registry's file with the Hub's name for its content, if the Hub's commit has that
+    file."""
     remote = listing.get(file.path)
     if remote is None:
         raise _Failure(
             WeightsNotFoundError,
             f"hub: {_where(repo)} has no {file.path} at the pinned commit",
-            "Registry and repository do not fit together: please tell the maintainers.",
+            "Registry and repository do not match: please tell the maintainers.",
         )
     if remote.size != file.size or (len(remote.digest) == 64 and remote.digest != file.digest):
         theirs, ours = (f"{f.size:,} bytes with hash {f.digest}" for f in (remote, file))
         raise _Failure(
             WeightsError,
             f"hub: {_where(repo)}: {file.path} has {theirs}, expected {ours}",
-            "Nothing was downloaded. Check HF_ENDPOINT; else please tell the maintainers.",
+            "Nothing was downloaded. Check HF_ENDPOINT; if it is right, please tell the "
+            "maintainers.",
         )
     return replace(file, blob=remote.blob)
 
 
 def _select(repo: str, listing: Mapping[str, _File], patterns: Sequence[str] | None) -> list[_File]:
-    """The files to take: safe types only, and no second copy of the same weights."""
-    # A model of zoo's own has a picture to check it with.
+    """The files to download: safe types only, and no second copy of the same weights."""
+    # A zoo model has an image for its check.
     types = (*SAFE_TYPES, ".png", ".jpg") if MANIFEST in listing else SAFE_TYPES
     wanted = patterns or [f"*{kind}" for kind in types]
     chosen = [
@@ -355,7 +357,7 @@ def _select(repo: str, listing: Mapping[str, _File], patterns: Sequence[str] | N
     ]
     if patterns is None:
         names = {file.path for file in chosen}
-        # fp16 beside fp32; and in diffusers repositories the all-in-one file beside the parts
+        # fp16 next to fp32; in diffusers repositories the single file next to its parts
         chosen = [f for f in chosen if _VARIANT.sub("", f.path) not in names - {f.path}]
         if "model_index.json" in names:
             chosen = [f for f in chosen if "/" in f.path or not f.path.endswith(".safetensors")]
@@ -363,8 +365,8 @@ def _select(repo: str, listing: Mapping[str, _File], patterns: Sequence[str] | N
     if pickles and not any(file.path.endswith(".safetensors") for file in chosen):
         raise WeightsError(
             f"{repo} has its weights only as {pickles[0]}: a pickle, which can run code when it is "
-            "opened, so zoo neither opens nor downloads it. Convert it where you trust it, beside "
-            f"its other files, and load that folder:\n  {CONVERT.replace('FILE', pickles[0])}"
+            "opened, so zoo neither opens nor downloads it. Convert it where you trust it, next "
+            f"to its other files, and load that folder:\n  {CONVERT.replace('FILE', pickles[0])}"
         )
     if listing and not chosen:
         raise WeightsError(f"{repo} has no file like {', '.join(wanted)}.")
@@ -373,7 +375,7 @@ def _select(repo: str, listing: Mapping[str, _File], patterns: Sequence[str] | N
 
 
 def _check_shards(repo: str, snapshot: Path, files: Sequence[_File]) -> None:
-    """Every shard that an index names is among the files."""
+    """Raise WeightsError if an index names a shard that is not among the files."""
     names = {file.path for file in files}
     for path in (name for name in names if name.endswith(".safetensors.index.json")):
         try:
@@ -402,7 +404,7 @@ def _recorded_commit(storage: Path, ref: str) -> str | None:
 
 
 def _recorded_files(storage: Path, commit: str) -> dict[str, _File]:
-    """What the Hub said of this commit when it was downloaded; empty where nothing is recorded."""
+    """The Hub's listing of this commit when it was downloaded; empty if none is recorded."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         record = json.loads((storage / "trees" / f"{commit}.json").read_text(encoding="utf-8"))
         if record["format_version"] == 1:
@@ -414,7 +416,8 @@ def _recorded_files(storage: Path, commit: str) -> dict[str, _File]:
 
 
 def _record(storage: Path, commit: str, listing: Mapping[str, _File], ref: str | None) -> None:
-    """Keep listing and ref where huggingface_hub has them; called when all files are in place."""
+    """Record listing and ref where huggingface_hub keeps them; called when all files are
+    complete."""
     files = {
         f.path: {"size": f.size, "blob_id": f.digest}
         | ({"lfs_sha256": f.digest, "lfs_size": f.size} if len(f.digest) == 64 else {})
@@ -425,7 +428,7 @@ def _record(storage: Path, commit: str, listing: Mapping[str, _File], ref: str |
     if ref is not None:
         texts[storage / "refs" / ref] = commit
     for path, text in texts.items():
-        with suppress(OSError):  # a read-only cache with the right files is fine without
+        with suppress(OSError):  # a read-only cache with the right files works without
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             part.write_text(text, encoding="utf-8")
@@ -453,7 +456,7 @@ def _obtain(repo: str, commit: str, files: Sequence[_File], progress: Progress) 
                 lock = storage.parent / ".locks" / storage.name / f"{file.blob}.lock"
                 for path in (blob, pointer, lock):
                     path.parent.mkdir(parents=True, exist_ok=True)
-                with WeakFileLock(lock):  # another process may be at it; then it is there after
+                with WeakFileLock(lock):  # waits for other processes
                     if _fault(blob, file):
                         part = blob.with_name(f"{blob.name}.incomplete")
                         _download(repo, commit, file, part, advance)
@@ -488,25 +491,25 @@ def _offline() -> bool:
 
 
 def _endpoint() -> str:
-    """The Hub's address. Raises UsageError where HF_ENDPOINT is none."""
+    """The Hub's address. Raises UsageError if HF_ENDPOINT is not an address."""
     from urllib.parse import urlsplit
 
     from huggingface_hub import constants
 
     text = constants.ENDPOINT
-    with suppress(ValueError):  # of a port that is no number
+    with suppress(ValueError):  # from a port that is not a number
         parts = urlsplit(text)
         if parts.scheme in ("http", "https") and parts.hostname and not re.search(r"\s", text):
             _ = parts.port
             return text
     raise UsageError(
-        f"HF_ENDPOINT={text!r} is no address: expected https://host, without spaces. "
+        f"HF_ENDPOINT={text!r} is not an address: expected https://host, without spaces. "
         "Unset it for the public Hub."
     )
 
 
 def _through() -> str:
-    """ " through the proxy ..." where one is set for the Hub; "" else."""
+    """ " through the proxy ..." if one is set for the Hub, else an empty text."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies, proxy_bypass
 
@@ -531,7 +534,7 @@ def _patience() -> float:
 
 
 def _ask(repo: str, revision: str | None) -> tuple[str, dict[str, _File]]:
-    """Probe: the commit behind a revision, and what the Hub says of its files. Raises _Failure."""
+    """Ask the Hub for the commit of a revision and its files. Raises _Failure."""
     if _offline():
         raise _Failure(
             WeightsNotFoundError,
@@ -566,16 +569,16 @@ def _ask(repo: str, revision: str | None) -> tuple[str, dict[str, _File]]:
         raise _Failure(
             HubError,
             f"hub: {_where(repo)} answered with commit {commit} when asked for {revision}",
-            "Check HF_ENDPOINT: this is not what a Hub does.",
+            "Check HF_ENDPOINT: this server does not behave like a Hub.",
         )
     return commit, {file.path: file for file in files}
 
 
 def _get(url: str, query: Mapping[str, str], seconds: float) -> list[Any]:
-    """The JSON answer, or the error, as the only item; empty where there was none in time.
+    """The JSON answer, or the error, as the only item; empty after a timeout.
 
-    The request has a thread of its own, because only so a dead name server or an answer that drips
-    ends in time too.
+    The request runs in a separate thread, so that a dead name server and a very slow answer time
+    out too.
     """
     from huggingface_hub import get_session, hf_raise_for_status
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -598,7 +601,7 @@ def _get(url: str, query: Mapping[str, str], seconds: float) -> list[Any]:
 
 
 def _listed(path: str, size: int, blob_id: str, sha256: str | None) -> _File:
-    """A file as the Hub lists it. Raises ValueError where a name or hash is not what it must be."""
+    """A file as the Hub lists it. Raises ValueError for an invalid name, hash or size."""
     digest = sha256 or blob_id
     parts = path.split("/")
     if any(p in ("", ".", "..") for p in parts) or re.search(r'[\\:*?"<>|\x00-\x1f]', path):
@@ -611,7 +614,7 @@ def _listed(path: str, size: int, blob_id: str, sha256: str | None) -> _File:
 
 
 def _refusal(error: Exception, repo: str, revision: str | None) -> _Failure:
-    """The Hub's (or the network's) answer in the user's words."""
+    """The failure for an error of the Hub or the network."""
     from huggingface_hub import get_token
 
     response = getattr(error, "response", None)
@@ -621,8 +624,8 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> _Failure:
     where, log_in = f"hub: {_where(repo)}", "log in (hf auth login) or set HF_TOKEN"
     kind: type[WeightsError] = HubError
     if response is None and isinstance(error, ValueError | KeyError | TypeError | AttributeError):
-        why = f"gave an answer that is not a Hub's: {error}"
-        advice = "Check HF_ENDPOINT, and that no login page of the network is in between."
+        why = f"gave an answer that is not from a Hub: {error}"
+        advice = "Check HF_ENDPOINT, and whether a login page of the network intercepts requests."
     elif status is None:
         proxy = _through()
         why = f"could not be reached{proxy}: {error}"
@@ -630,7 +633,7 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> _Failure:
         if proxy:
             advice = "Check the proxy; NO_PROXY names the hosts that need none."
     elif code == "GatedRepo":
-        why = "is gated: its owner lets in those who accept conditions"
+        why = "is gated: you must accept its owner's conditions"
         advice = f"Accept them on that page, then {log_in}."
     elif code == "RevisionNotFound":
         why = f"has no revision {revision!r}"
@@ -643,13 +646,13 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> _Failure:
         why = "refused your token"
         advice = "Renew it (hf auth login, or HF_TOKEN), or unset it for public repositories."
     elif status == 401 or (status == 404 and get_token() is None):
-        why = "is private or does not exist (the Hub does not tell strangers which)"
+        why = "is private or does not exist (the Hub says which only after login)"
         advice = f"Check the spelling; if it is private, {log_in}."
     elif status == 404:
         why = "does not exist, or your token may not see it"
-        advice = "Check the spelling, and what your token may read."
+        advice = "Check the spelling, and the permissions of your token."
     elif status == 403:
-        why = f"is forbidden to you: {said}"
+        why = f"denies access: {said}"
         advice = "Use a token that may read it (HF_TOKEN)."
     else:
         why = f"answered {status}: {said}"
@@ -660,10 +663,10 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> _Failure:
 def _download(
     repo: str, commit: str, file: _File, part: Path, advance: Callable[[int], None]
 ) -> None:
-    """Make ``part`` the whole, checked file, going on from what an earlier try left in it.
+    """Download a file into ``part`` and check it, resuming what an earlier attempt left there.
 
-    Raises _Failure where the server fails (what came is kept) or the content is wrong (nothing is),
-    and OSError where the disk fails.
+    Raises _Failure if the server fails (received bytes are kept) or the content is wrong (nothing
+    is kept), and OSError if the disk fails.
     """
     import time
     from urllib.parse import quote
@@ -695,10 +698,10 @@ def _download(
                         "GET", url, headers=headers, timeout=wait
                     ) as response:
                         hf_raise_for_status(response)
-                        if kept and response.status_code != 206:  # it sends all of it again
+                        if kept and response.status_code != 206:  # the whole file is sent again
                             out.truncate(0)
                             kept, have, hasher = 0, 0, _hasher(file)
-                        for chunk in response.iter_bytes():  # as they come: none is lost
+                        for chunk in response.iter_bytes():  # written as they arrive
                             have += len(chunk)
                             if have > file.size:
                                 break
@@ -720,7 +723,7 @@ def _download(
                 raise _Failure(
                     HubError,
                     f"hub: {url} broke off after {have:,} of {file.size:,} bytes: {reason}",
-                    "What came is kept: the next try goes on from there.",
+                    "The received bytes are kept: the next attempt continues from there.",
                 ) from cause
             time.sleep(0.3 * in_vain)
         elif have == file.size and not _difference(hasher, file):
@@ -734,6 +737,6 @@ def _download(
             raise _Failure(
                 WeightsError,
                 f"hub: {url} {more or _difference(hasher, file)}",
-                "It was damaged on the way, or the server has another file. Nothing of it was "
+                "It was damaged in transit, or the server has a different file. Nothing was "
                 "kept; try again.",
             )

@@ -1,4 +1,4 @@
-"""Any image in, the same kind out: containers, ranges, alpha; files and PIL's are in ``pictures``.
+"""Any image in, the same kind out: containers, ranges, alpha. ``pictures`` reads and writes files.
 
 ============================  ==============================================================
 in                            out
@@ -9,10 +9,10 @@ float torch tensor            same dtype and device; (C, H, W) or (N, C, H, W), 
 list or tuple of these        a list, in order
 ============================  ==============================================================
 
-Whatever else comes in is refused with an InputError of one line: what it was, what to do.
+Anything else raises an InputError of one line: what it was, and what to do.
 
-Every picture that zoo or a plugin opens is opened by ``read``; ``listed`` finds the pictures of a
-folder. No pixel depends on the caller's autocast, default dtype or default device.
+zoo and its plugins open all images with ``read``; ``listed`` finds the images in a folder. No pixel
+depends on the caller's autocast, default dtype or default device.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
     "scaled", "size", "to_tensor", "transform",
 ]  # fmt: skip
 
-_SLACK = 1e-3  # how far rounding may carry a tensor out of [0, 1] before it is called out of range
+_SLACK = 1e-3  # tolerance for rounding outside [0, 1]
 
 
 @isolated()
@@ -62,23 +62,22 @@ def transform(images: Images, fn: Fn, *, scale: int | float = 1) -> Any:
 
     ``fn`` gets a float32 tensor (3, h, w) in [0, 1] on the CPU, its own copy, and returns a tensor
     (3, h * scale, w * scale) or an iterable of horizontal bands (3, rows, w * scale) from top to
-    bottom, on any device; where ``scale`` is no whole number, sides are ``scaled(h, scale)`` and
-    ``scaled(w, scale)``. Each band is clamped and stored at once in the type of the result, so a
-    large image needs floats for one band only.
+    bottom, on any device; if ``scale`` is not an integer, sides are ``scaled(h, scale)`` and
+    ``scaled(w, scale)``. Each band is clamped and converted to the type of the result immediately,
+    so a large image needs floats for one band only.
 
-    Greyscale goes in as three equal channels and comes out as their mean. Alpha is enlarged
-    bicubically beside the colours; for ``scale`` > 1 invisible pixels take the colour of their
-    visible neighbours first, so that no dark fringe grows out of them. 16 bits stay 16 bits.
+    Greyscale is passed as three equal channels, and their mean is returned. Alpha is enlarged
+    bicubically; for ``scale`` > 1 invisible pixels first take the colour of their visible
+    neighbours, which avoids dark fringes. 16 bits stay 16 bits.
 
     PIL: EXIF orientation is applied and all EXIF dropped. 1 becomes L, P becomes RGB or RGBA, RGBa
     RGBA, I (if in the range of 16 bits) I;16; CMYK and other colour spaces become RGB, through
     their ICC profile where they have a usable one. A profile is kept if it fits the result: a grey
-    one on grey, an RGB one on colours. Of an animated file the first frame is taken. Pillow has no
-    mode for 16 bits in colours or beside alpha: such files come back with 8, with a warning where
-    PNG, TIFF or PPM tells (pass a uint16 array to keep 16).
+    one on grey, an RGB one on colours. Only the first frame of an animated file is used. Pillow has
+    no mode for 16-bit colours or 16-bit grey with alpha: such files are reduced to 8 bits, with a
+    warning for PNG, TIFF and PPM (pass a uint16 array to keep 16).
 
-    Raises InputError for what is no usable image, PluginError where ``fn`` returns something else
-    than it should.
+    Raises InputError for an unusable image, PluginError if ``fn`` returns anything else.
     """
     if isinstance(images, list | tuple):
         made = []
@@ -97,10 +96,10 @@ def scaled(side: int, scale: int | float) -> int:
 
 
 def each(images: Images, fn: Callable[[torch.Tensor], Any]) -> Any:
-    """What ``fn`` says of each image's colours: for models that look at images and make none.
+    """The result of ``fn`` for each image's colours, for models that return no images.
 
-    ``fn`` gets what ``transform`` gives it. One result for one image, a list for a list or an
-    (N, C, H, W) tensor. Raises InputError as ``transform`` does.
+    ``fn`` gets the same tensors as in ``transform``. One result for one image, a list for a list or
+    an (N, C, H, W) tensor. Raises InputError as ``transform`` does.
     """
     if isinstance(images, list | tuple):
         made = []
@@ -121,7 +120,7 @@ def each(images: Images, fn: Callable[[torch.Tensor], Any]) -> Any:
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """A PIL image as a float32 tensor (3, H, W) in [0, 1], colours only; 16 bits count in full."""
+    """A PIL image as a float32 tensor (3, H, W) in [0, 1], colours only; all 16 bits are used."""
     tensor: torch.Tensor = each(image, lambda colours: colours)
     return tensor
 
@@ -149,9 +148,11 @@ def _one(image: Any, fn: Fn, scale: int | float) -> Any:
     if isinstance(image, np.ndarray):
         return _array(_checked_array(image), fn, scale)
     if isinstance(image, bytes):
-        raise InputError("bytes are no image; pass a path, or PIL.Image.open(io.BytesIO(data)).")
+        raise InputError(
+            "bytes are not an image; pass a path, or PIL.Image.open(io.BytesIO(data))."
+        )
     raise InputError(
-        f"{type(image).__name__} is no image; pass a path, a PIL image, a uint8 HWC array, "
+        f"{type(image).__name__} is not an image; pass a path, a PIL image, a uint8 HWC array, "
         "a float CHW tensor in [0, 1], or a list of them."
     )
 
@@ -185,7 +186,7 @@ def _checked_array(array: Any) -> np.ndarray:
         raise InputError(f"{what} looks like CHW; arrays are HWC: array.transpose(1, 2, 0).")
     if len(shape) == 4:
         raise InputError(f"{what} looks like a batch; pass a list of its images.")
-    raise InputError(f"{what} is no image; pass (H, W) or (H, W, C) with 1 to 4 channels.")
+    raise InputError(f"{what} is not an image; pass (H, W) or (H, W, C) with 1 to 4 channels.")
 
 
 def _array(array: np.ndarray, fn: Fn, scale: int | float) -> np.ndarray:
@@ -252,7 +253,7 @@ def _check_tensor(images: torch.Tensor) -> None:
     if images.is_meta or images.layout != torch.strided:
         raise InputError(f"{what} has no dense values (it is {images.layout} on {images.device}).")
     if images.ndim not in (3, 4):
-        raise InputError(f"{what} is no image; pass (C, H, W) or (N, C, H, W).")
+        raise InputError(f"{what} is not an image; pass (C, H, W) or (N, C, H, W).")
     if 0 in shape:
         raise InputError(f"{what} has no pixels.")
     if shape[-3] not in (1, 3, 4):
@@ -288,21 +289,21 @@ def _bands(source: torch.Tensor, fn: Fn, scale: int | float) -> Iterable[tuple[i
         if not (
             isinstance(shape, tuple) and len(shape) == 3 and shape[::2] == (3, width) and shape[1]
         ):
-            raise PluginError(f"the model returned {shape} where (3, rows, {width}) was due.")
+            raise PluginError(f"the model returned {shape}, expected (3, rows, {width}).")
         if row + band.shape[1] > height:
             raise PluginError(f"the model returned more than {height} rows.")
         band = band.detach().to("cpu", torch.float32)
-        if not all(edge.isfinite() for edge in band.aminmax()):  # NaN is both; quicker than each
+        if not all(edge.isfinite() for edge in band.aminmax()):  # NaN is both; fast
             raise PluginError("the model returned NaN or infinity. Try dtype='float32'.")
         band = band.mean(0, keepdim=True) if channels == 1 else band
         yield row, band.clamp(0, 1)
         row += band.shape[1]
     if row != height:
-        raise PluginError(f"the model returned {row} rows where {height} were due.")
+        raise PluginError(f"the model returned {row} rows, expected {height}.")
 
 
 def _bleed(colours: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """(C, h, w) with the colours of visible pixels carried 8 pixels into what is not visible."""
+    """(C, h, w) with the colours of visible pixels extended 8 pixels into invisible areas."""
     import torch
 
     weight = visible[None, None].float()

@@ -1,9 +1,9 @@
-"""The entry points of one group, read from what is installed.
+"""The entry points of one group, read from the installed distributions.
 
-``importlib.metadata`` would find the same, but importing it takes as long as all the rest of
-``zoo list`` (it brings email, zipfile and socket), and it parses a distribution's whole description
-to tell its name. So plain folders on ``sys.path`` are read here, by the same rules, and it is asked
-only where something else is on the path: an archive, or a finder of its own.
+``importlib.metadata`` finds the same, but importing it takes as long as the rest of ``zoo list``
+(it imports email, zipfile and socket), and it parses a distribution's whole description to find its
+name. This module therefore reads plain folders on ``sys.path`` itself, by the same rules, and uses
+``importlib.metadata`` only if the path has anything else: an archive, or a custom finder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Point:
 
     value: str
     distribution: str
-    """Its name as indexes compare it (PEP 503), "unknown" where its metadata has none."""
+    """Its normalised name (PEP 503); "unknown" if its metadata has none."""
     version: str
 
 
@@ -42,7 +42,8 @@ class Damage:
 
 
 def entry_points(group: str) -> tuple[list[Point], list[Damage]]:
-    """The entry points of a group, in the order of ``sys.path``; nothing is imported for it."""
+    """The entry points of a group, in the order of ``sys.path``, found without importing
+    anything."""
     found: list[Point] = []
     damaged: list[Damage] = []
     for folder, read in _folders() if _plain() else _distributions():
@@ -57,7 +58,7 @@ def entry_points(group: str) -> tuple[list[Point], list[Damage]]:
 
 
 def normalised(name: str) -> str:
-    """A distribution's name as indexes compare it (PEP 503)."""
+    """A distribution's normalised name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -79,7 +80,7 @@ class _Folder:
 
 
 class _Files:
-    """The same of what ``importlib.metadata`` found."""
+    """Reads a file of a distribution that ``importlib.metadata`` found."""
 
     def __init__(self, dist: Distribution) -> None:
         self.dist = dist
@@ -95,7 +96,7 @@ def _plain() -> bool:
 
 
 def _folders() -> Iterator[tuple[str, _Folder]]:
-    """Each distribution's folder; of two with one name the first counts."""
+    """Each distribution's folder; the first of two with the same name counts."""
     seen: set[str] = set()
     for path in sys.path:
         try:
@@ -140,12 +141,16 @@ def _values(text: str, group: str) -> Iterator[str]:
             yield value.strip()
 
 
-PACKAGES = {"skimage": "scikit-image", "open_clip": "open-clip-torch"}
-"""Import package -> distribution, where the names differ, of what extras of zoo bring."""
+PACKAGES = {
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "open_clip": "open-clip-torch",
+}
+"""Import package -> distribution, for the packages in zoo's extras whose names differ."""
 
 
 def extras_with(distribution: str, package: str) -> list[str]:
-    """The extras that bring an import package, by what the installed distribution says."""
+    """The extras that install an import package, by the installed distribution's metadata."""
     from importlib import metadata
 
     try:

@@ -1,4 +1,4 @@
-"""What a user can do with a model: ``Model``, six interfaces, and the values they take and give.
+"""What a user can do with a model: ``Model``, six interfaces, their arguments and results.
 
 An interface holds the few verbs that every method of its kind shares; a method's extras are
 ordinary methods and keyword options of its own class. Rules for all verbs:
@@ -6,10 +6,10 @@ ordinary methods and keyword options of its own class. Rules for all verbs:
 * One in, one out; a list in, a list out.
 * Images come back as they went in: path or PIL in, PIL out; HWC uint8 numpy, the same; float CHW or
   NCHW tensor in [0, 1], the same. ``zoo.images`` does this for a plugin in one call.
-* A verb that takes long has ``progress``: False, True (a bar on stderr), or a callable
-  ``progress(done: int, total: int)``. A verb in which chance plays a part has ``seed``: the same
-  seed gives the same result on the same machine.
-* What is handed in is left as it was. A verb prints nothing and opens no connection.
+* A long-running verb has ``progress``: False, True (a bar on stderr), or a callable
+  ``progress(done: int, total: int)``. A verb that uses randomness has ``seed``: the same seed gives
+  the same result on the same machine.
+* Arguments are not modified. A verb prints nothing and opens no connection.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Model(abc.ABC):
     """
 
     interface: ClassVar[str | None] = None
-    """Name of the interface, or None for something saved that has none of the six."""
+    """Name of the interface, or None for a saved object that has none of the six."""
     kind: ClassVar[str] = "model"
     """The plugin's own word for what a saved folder holds: ``model``, ``reader``, ``quantized``."""
 
@@ -52,16 +52,16 @@ class Model(abc.ABC):
     options: Mapping[str, Any]
     """The load options in force, defaults included."""
     config: Mapping[str, Any]
-    """Constructor arguments of the network: what a saved folder needs to build it again."""
+    """Constructor arguments of the network, from which a saved folder rebuilds it."""
     source: str
     """Where the weights came from: ``bundled``, ``cache``, ``hub``, ``folder`` or ``none``."""
     bases: Mapping[str, Base]
-    """Name -> the base that it works on; a folder may be gone where it is not needed."""
+    """Name -> the base that it works on; without a folder if it is gone and not needed."""
     module: torch.nn.Module | None = None
 
     def __init__(self, request: Any) -> None:
         """``request``: a BuildRequest, or the model that this one is made from (a reader from its
-        generator, a quantized model from its quantizer); it is saved under that model's entry.
+        generator, a quantized model from its quantizer) and under whose entry it is saved.
         """
         self.entry = request.entry
         self.options = dict(request.options)
@@ -72,7 +72,7 @@ class Model(abc.ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device of the model."""
         import torch
 
         first = next(iter(self.module.parameters()), None) if self.module is not None else None
@@ -96,15 +96,15 @@ class Model(abc.ABC):
     def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write ``model.safetensors`` and ``zoo.json`` to a folder that ``zoo.load`` accepts.
 
-        The folder appears whole or not at all. Raises OutputError where something is already
-        there, unless ``overwrite``; what is not a saved folder is never replaced.
+        The folder is complete or absent. Raises OutputError if something is already there;
+        ``overwrite`` replaces a saved folder, never anything else.
         """
         from .weights import save_model
 
         return save_model(self, Path(path), overwrite=overwrite)
 
     def save_files(self, folder: Path) -> None:  # noqa: B027 - most models have nothing to add
-        """Write what ``save_pretrained`` shall keep beside the tensors (JSON, safetensors)."""
+        """Write what ``save_pretrained`` keeps besides the tensors (JSON, safetensors)."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
@@ -120,20 +120,20 @@ class Model(abc.ABC):
         return model
 
     def export(self, path: str | Path, format: str = "onnx", **options: Any) -> Path:
-        """Write the model in a format for other runtimes, where the method supports it."""
+        """Write the model in a format for other runtimes, if the method supports it."""
         raise NotReadyError(f"{self.entry.name} cannot be exported to {format!r}.")
 
     def export_report(self, path: str | Path) -> Sequence[str]:
-        """Lines that set an exported file beside this model, where the method can compare them."""
+        """Lines that compare an exported file with this model, if the method can."""
         return ()
 
     def estimate(self, *args: Any, **options: Any) -> Estimate:
-        """What a run on this input would cost, without running it, where the method can tell."""
+        """The cost of a run on this input, estimated without running it, if the method can."""
         raise NotReadyError(f"{self.entry.name} gives no estimate.")
 
     def run_check(self, path: Path) -> Mapping[str, torch.Tensor]:
         """What ``zoo verify`` compares: the outputs, by name, for the entry's check input."""
-        raise NotReadyError(f"{self.entry.name} says nothing about how to check it.")
+        raise NotReadyError(f"{self.entry.name} has no check.")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.entry.name!r} on {self.device}>"
@@ -141,7 +141,7 @@ class Model(abc.ABC):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would cost, before running it."""
+    """The estimated cost of a run."""
 
     evaluations: int
     """Forward passes of the network (tiles)."""
@@ -151,6 +151,8 @@ class Estimate:
     """Peak bytes of activations and working arrays, beyond weights and the result itself."""
     seconds: float
     """Rough time on this machine and device."""
+    notes: tuple[str, ...] = ()
+    """What else can be told beforehand, a line each."""
 
 
 # --- super-resolution -----------------------------------------------------------------------------
@@ -158,7 +160,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ScaleRange:
-    """``SRModel.scales`` of a method with a free scale: any number from ``min`` to ``max``."""
+    """``SRModel.scales`` of a method with any scale from ``min`` to ``max``."""
 
     min: float
     max: float
@@ -176,9 +178,9 @@ class ScaleRange:
 class SRModel(Model):
     """Enlarges images.
 
-    ``estimate(size)`` is what enlarging an image of ``size`` (height, width) in input pixels costs.
-    Making an image from a prompt alone is no enlargement: a method that can do so has a verb of its
-    own for it, ``generate``.
+    ``estimate(size)`` is the cost of enlarging an image of ``size`` (height, width) in input
+    pixels. A method that can also make images from a prompt alone has a separate verb for this,
+    ``generate``.
     """
 
     interface = "SRModel"
@@ -186,9 +188,9 @@ class SRModel(Model):
     @property
     @abc.abstractmethod
     def scales(self) -> tuple[int, ...] | ScaleRange:
-        """Magnifications that these weights support: whole numbers, or a range of any numbers.
+        """Magnifications that these weights support: integers, or a continuous range.
 
-        Ask ``scale in model.scales``; print it with ``str``; the default is ``default_scale``.
+        Test with ``scale in model.scales``; print with ``str``; the default is ``default_scale``.
         """
 
     @property
@@ -198,12 +200,13 @@ class SRModel(Model):
 
     @property
     def multiple(self) -> int:
-        """Sides of a tile must be a multiple of this many input pixels; images have any size."""
+        """Sides of a tile must be a multiple of this many input pixels; images may have any
+        size."""
         return 1
 
     @property
     def tile(self) -> int | None:
-        """Side in input pixels of the tile that ``tile="auto"`` uses; None where it never tiles."""
+        """Side in input pixels of the tile that ``tile="auto"`` uses; None if it never tiles."""
         return None
 
     @abc.abstractmethod
@@ -219,16 +222,16 @@ class SRModel(Model):
     ) -> Any:
         """Enlarge images; the result is of the input's kind and scale times as large.
 
-        ``scale``: any of ``scales``, else OptionError (None: ``default_scale``); where it is no
-        whole number, each side of the result is ``round(side * scale)``, at least 1. ``prompt``:
-        text that guides the method, where it takes one (else OptionError). ``tile``: side of a tile
-        in input pixels, "auto" for the model's own choice, None for one evaluation whatever the
-        size. Alpha is enlarged beside the colours; greyscale stays greyscale. Raises InputError
-        naming what is wrong.
+        ``scale``: any of ``scales``, else OptionError (None: ``default_scale``); if it is not an
+        integer, each side of the result is ``round(side * scale)``, at least 1. ``prompt``: text
+        that guides the method, if it accepts one (else OptionError). ``tile``: side of a tile in
+        input pixels, "auto" for the model's own choice, None for a single evaluation of the whole
+        image. Alpha is enlarged with the colours; greyscale stays greyscale. Raises InputError for
+        unusable images.
         """
 
     def run_check(self, path: Path) -> Mapping[str, torch.Tensor]:
-        """``output``: (3, H, W) in [0, 1], the check image enlarged, all options default."""
+        """``output``: (3, H, W) in [0, 1], the check image, enlarged with default options."""
         from .images import read, to_tensor
 
         return {"output": self.upscale(to_tensor(read(path)))}
@@ -243,11 +246,11 @@ class VLAligner(Model):
     interface = "VLAligner"
 
     temperature: float = 1.0
-    """What ``predict_proba`` divides similarities by: little where they are cosines."""
+    """The divisor of similarities in ``predict_proba``: small for cosines."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The texts of a fit that had labels, as these number them; () where there are none."""
+        """The texts of a fit with labels, in the order of the labels; () if there are none."""
         return ()
 
     @abc.abstractmethod
@@ -262,40 +265,38 @@ class VLAligner(Model):
     ) -> Self:
         """Fit on pairs; returns self, fitted.
 
-        ``images`` and ``texts``: raw images and strings, or float arrays (N, d_image) and
-        (M, d_text) of features; what a method cannot take is an InputError. One that takes raw
-        images also takes ``images`` alone as rows for ``zoo.tables.read``: a folder with one folder
-        for each class, a JSONL file of image and text, ...
-        ``labels``: (N,) integers into ``texts`` where there is not one text for each image.
+        ``images`` and ``texts``: raw images and strings, or float arrays (N, d_image) and (M,
+        d_text) of features; a kind that the method does not support raises InputError. A method for
+        raw images also accepts rows for ``zoo.tables.read`` as ``images`` alone: a folder with one
+        folder for each class, a JSONL file of image and text, ... ``labels``: (N,) indices into
+        ``texts``, if there is not one text for each image.
         """
 
     @abc.abstractmethod
     def similarity(self, images: Any, texts: Any) -> np.ndarray:
-        """(N, M) float32, higher is better; raw inputs or features, as ``align`` takes them."""
+        """(N, M) float32, higher is better; raw inputs or features, as in ``align``."""
 
     def predict_proba(self, images: Any, texts: Any = None) -> np.ndarray:
         """(N, M) float32: softmax of ``similarity / temperature`` over the texts, default
         ``classes``.
 
-        Each row sums to 1. Raises NotReadyError where there are neither texts nor classes.
+        Each row sums to 1. Raises NotReadyError if there are neither texts nor classes.
         """
         import numpy as np
 
         if texts is None and not self.classes:
-            raise NotReadyError(
-                f"{self.entry.name} knows no classes (it was not fitted on any): pass texts."
-            )
+            raise NotReadyError(f"{self.entry.name} was not fitted on classes: pass texts.")
         found = self.similarity(images, list(self.classes) if texts is None else texts)
         scores = found.astype(np.float64) / self.temperature
         raised = np.exp(scores - scores.max(1, keepdims=True))
         return (raised / raised.sum(1, keepdims=True)).astype(np.float32)
 
     def embed_images(self, images: Any) -> np.ndarray:
-        """(N, d) float32 of unit norm, where the method has embeddings."""
+        """(N, d) float32 of unit norm, if the method has embeddings."""
         raise NotReadyError(f"{self.entry.name} has no image embeddings; use similarity().")
 
     def embed_texts(self, texts: Any) -> np.ndarray:
-        """(M, d) float32 of unit norm, where the method has embeddings."""
+        """(M, d) float32 of unit norm, if the method has embeddings."""
         raise NotReadyError(f"{self.entry.name} has no text embeddings; use similarity().")
 
 
@@ -303,19 +304,19 @@ class VLAligner(Model):
 
 
 class QuantizedModel(Model):
-    """What ``Quantizer.quantize`` returns: called like the original, can be kept and shipped.
+    """The result of ``Quantizer.quantize``: called like the original; can be saved and published.
 
-    ``interface`` stays None: what a quantized model can do is what its original could.
+    ``interface`` stays None: a quantized model does what its original does.
     """
 
     kind = "quantized"
 
     tokenizer: Any = None
-    """The original's tokenizer (of transformers), or None; it is saved beside the weights."""
+    """The original's tokenizer (of transformers), or None; it is saved with the weights."""
 
     @property
     def source_model(self) -> Mapping[str, Any]:
-        """What was quantized, from ``config``, where a plugin puts it so that it is kept.
+        """The model that was quantized; plugins store it in ``config``, so that it is saved.
 
         ``id``: Hub id, folder, or class of a module; ``revision``: the Hub's commit, or None;
         ``license``: as the original states it, or None. A plugin may add to it.
@@ -324,7 +325,7 @@ class QuantizedModel(Model):
         return source
 
     def save_files(self, folder: Path) -> None:
-        """The tokenizer's files; a class with more to keep calls this first."""
+        """Write the tokenizer's files; a subclass with more files calls this first."""
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
@@ -345,14 +346,14 @@ class QuantizedModel(Model):
 
 
 class Quantizer(Model):
-    """Turns a language model into one of few bits."""
+    """Quantizes a language model to a few bits."""
 
     interface = "Quantizer"
 
     @property
     @abc.abstractmethod
     def schemes(self) -> tuple[str, ...]:
-        """Weight and activation bits that ``quantize`` can give, such as ``("w8a8", "w4a16")``; the
+        """Weight and activation bits that ``quantize`` supports, such as ``("w8a8", "w4a16")``; the
         first is the default.
         """
 
@@ -369,11 +370,11 @@ class Quantizer(Model):
     ) -> QuantizedModel:
         """Quantize a causal language model (Hub id, folder, or the module itself).
 
-        ``calibration``: texts, or (N, T) token ids; None is the host's own short texts
-        (``zoo.calibration``). ``tokenizer``: of transformers, for texts and to be kept with the
-        result; None is the one beside the model. Texts without a tokenizer are an InputError.
-        ``scheme``: one of ``schemes``, else OptionError; None is the first. The model handed in is
-        left unchanged: its weights, its modes, its hooks. The result is in eval mode.
+        ``calibration``: texts, or (N, T) token ids; None: zoo's short texts (``zoo.calibration``).
+        ``tokenizer``: of transformers, for the texts, and saved with the result; None: the one next
+        to the model. Texts without a tokenizer raise InputError. ``scheme``: one of ``schemes``,
+        else OptionError; None: the first. The given model keeps its weights, modes and hooks. The
+        result is in eval mode.
         """
 
 
@@ -387,7 +388,7 @@ class DataSelector(Model):
 
     @property
     def ids(self) -> Sequence[Any] | None:
-        """(N,) what the rows of ``train`` are called, after ``fit`` on rows with ids; else None."""
+        """(N,) ids of the rows of ``train``, after ``fit`` on rows with ids; else None."""
         return None
 
     @abc.abstractmethod
@@ -404,8 +405,8 @@ class DataSelector(Model):
     ) -> Self:
         """Learn weights for ``train`` (N examples) that serve the small ``target`` set.
 
-        ``train`` and ``target``: what ``zoo.tables.read`` takes; None for ``target`` where a method
-        can do without, else refused. ``model``: a torch module to train with the weights; ``loss``:
+        ``train`` and ``target``: sources for ``zoo.tables.read``; ``target`` may be None where the
+        method can do without. ``model``: a torch module to train with the weights; ``loss``:
         (output, batch) -> (B,) losses, one for each example. Returns self, fitted.
         """
 
@@ -416,9 +417,8 @@ class DataSelector(Model):
 
     @abc.abstractmethod
     def select(self, *, fraction: float | None = None, k: int | None = None) -> np.ndarray:
-        """(k,) int64 indices into ``train``, heaviest first, ties by index. Give one of the two.
-
-        With neither, as many as the method estimates, or OptionError where it makes no estimate.
+        """(k,) int64 indices into ``train``, heaviest first, ties by index. Give one of fraction
+        and k; with neither, as many as the method estimates, or OptionError if it has no estimate.
         """
 
 
@@ -430,9 +430,9 @@ class Detections:
     """Objects found in one image."""
 
     boxes: np.ndarray
-    """(N, 4) float32, x1 y1 x2 y2 in pixels of the image given; x to the right, y down."""
+    """(N, 4) float32, x1 y1 x2 y2 in pixels of the given image; x to the right, y down."""
     scores: np.ndarray
-    """(N,) float32 in [0, 1], falling."""
+    """(N,) float32 in [0, 1], descending."""
     labels: np.ndarray
     """(N,) int64 into ``names``."""
     names: tuple[str, ...]
@@ -441,9 +441,9 @@ class Detections:
         return len(self.boxes)
 
     def to_supervision(self) -> Any:
-        """The same as ``supervision.Detections``, for its annotators, trackers and metrics.
+        """These detections as ``supervision.Detections``, for its annotators, trackers and metrics.
 
-        Raises MissingDependencyError where supervision is not installed.
+        Raises MissingDependencyError if supervision is not installed.
         """
         try:
             import supervision
@@ -466,8 +466,8 @@ class Detections:
     ) -> list[dict[str, Any]]:
         """Records as in a COCO results file: ``image_id, category_id, bbox, score``.
 
-        ``bbox`` is x, y, width, height in pixels. ``categories``: name -> COCO's id, where names
-        that it lacks are left out; None numbers them in the order of ``names``, from 1.
+        ``bbox`` is x, y, width, height in pixels. ``categories``: name -> COCO id; names without
+        one are left out. None: ``names`` are numbered from 1.
         """
         if categories is None:
             categories = {name: number for number, name in enumerate(self.names, 1)}
@@ -494,13 +494,13 @@ class Detector(Model):
     @property
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]:
-        """What it finds, as in the ``names`` of its ``Detections``."""
+        """The classes that it finds, as in the ``names`` of its ``Detections``."""
 
     @abc.abstractmethod
     def detect(self, images: Images, *, threshold: float = 0.4) -> Any:
         """``Detections`` for an image, a list of them for a list; no scores below ``threshold``.
 
-        Raises OptionError for a threshold outside [0, 1], InputError for what is no image.
+        Raises OptionError for a threshold outside [0, 1], InputError for unusable images.
         """
 
     def pretrain(
@@ -512,12 +512,13 @@ class Detector(Model):
         seed: int = 0,
         progress: Progress = False,
     ) -> Mapping[str, Any]:
-        """Learn from a list of images alone, where the method can; returns a JSON-like report.
+        """Learn from a list of images without labels, if the method can; returns a JSON-like
+        report.
 
-        ``epochs`` or ``steps``: how long, at least 1, not both (OptionError); None is the method's
+        ``epochs`` or ``steps``: how long, at least 1, not both (OptionError); None: the method's
         own choice.
         """
-        raise NotReadyError(f"{self.entry.name} does not learn from images alone.")
+        raise NotReadyError(f"{self.entry.name} does not learn from images without labels.")
 
     def finetune(
         self,
@@ -529,12 +530,12 @@ class Detector(Model):
         seed: int = 0,
         progress: Progress = False,
     ) -> Self:
-        """Learn to find what the labels say, where the method can; returns self.
+        """Learn from labelled images, if the method can; returns self.
 
         ``labels``: one ``Detections`` for each image of a list; or a COCO JSON, a folder of VOC
-        XML, or a YOLO folder or ``data.yaml``, and then ``images`` is the folder of the images, or
-        None where the annotations lead to them (``zoo.annotations.pairs`` reads all of these).
-        ``names`` are the labels' names afterwards. ``epochs``, ``steps``: as in ``pretrain``.
+        XML, or a YOLO folder or ``data.yaml``, and then ``images`` is the image folder, or None if
+        the annotations contain the paths (``zoo.annotations.pairs`` reads all of these). Afterwards
+        ``names`` are the labels' names. ``epochs``, ``steps``: as in ``pretrain``.
         """
         raise NotReadyError(f"{self.entry.name} cannot be fine-tuned.")
 
@@ -553,12 +554,12 @@ class QAPair:
     kind: str = ""
     """The question's type, in the method's own words, such as ``duration``."""
     edge: int | None = None
-    """Index into the graph's ``edges`` of the one that the question is about, or None."""
+    """Index of the edge that the question is about in the graph's ``edges``, or None."""
     step: int | None = None
-    """Which step of the procedure it is about, from 0; None where it is about no single one."""
+    """The step of the procedure that it is about, from 0; None if it is not about a single step."""
     start: int | None = None
     end: int | None = None
-    """``text[start:end] == answer``; both None where the answer does not stand in the text."""
+    """``text[start:end] == answer``; both None if the answer is not in the text."""
 
 
 @dataclass(frozen=True)
@@ -571,13 +572,14 @@ class QASet:
     coverage: float = 0.0
     """Share of the graph's nodes that at least one pair is about, in [0, 1]."""
     text: str = ""
-    """The text, as it was given."""
+    """The given text."""
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def to_squad(self, title: str = "") -> dict[str, Any]:
-        """A document of SQuAD 1.1 with one article; pairs whose answer has no place are left out.
+        """A document of SQuAD 1.1 with one article; pairs whose answer is not in the text are left
+        out.
 
         To put several into one file, join the lists under ``data``.
         """
@@ -607,16 +609,16 @@ class QAGenerator(Model):
     def generate(self, text: str | Sequence[str], *, seed: int = 0) -> Any:
         """A ``QASet`` with the questions that the text's graph supports; a list for a list.
 
-        No question comes twice. Raises InputError for what is no text.
+        All questions differ. Raises InputError for anything but text.
         """
 
     @abc.abstractmethod
     def train_reader(
         self, qa: Sequence[QASet], *, seed: int = 0, progress: Progress = False
     ) -> Any:
-        """A reader: a ``Model`` with ``answer(question, text) -> str``, saved as any model is.
+        """Train a reader: a ``Model`` with ``answer(question, text) -> str``, saved like any model.
 
-        Raises InputError where there is no question to learn from.
+        Raises InputError if there are no questions.
         """
 
     @abc.abstractmethod
@@ -631,7 +633,7 @@ INTERFACES: Mapping[str, type[Model]] = {
 
 
 def verbs(interface: str) -> tuple[str, ...]:
-    """The verbs that an interface adds to ``Model``, those that a method may lack among them."""
+    """The verbs that an interface adds to ``Model``, including those that a method may lack."""
     return tuple(
         name
         for name, member in vars(INTERFACES[interface]).items()
@@ -644,7 +646,7 @@ def verbs(interface: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Metric:
-    """A measured number: mean and sample standard deviation over n runs (std 0.0 where n is 1)."""
+    """A measured number: mean and sample standard deviation over n runs (std 0.0 if n is 1)."""
 
     mean: float
     std: float = 0.0
@@ -662,31 +664,31 @@ class Metric:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement with the rule that decides it, and what the run said."""
+    """A statement with the rule that decides it, and the outcome of the run."""
 
     id: str
     statement: str
     rule: str
-    """In words: when does it hold?"""
+    """In words: when it holds."""
     value: float
     against: float
     spread: float
-    """Standard error of the difference or ratio; 0.0 where there was one run."""
+    """Standard error of the difference or ratio; 0.0 for a single run."""
     holds: bool | None
     """True, False, or None: undecided within the noise. Computed by the run, never typed."""
     compares: Mapping[str, Any] | None = None
-    """What ``zoo.experiment`` compared, to decide it again from the cells; None for a claim that
-    it did not make."""
+    """What ``zoo.experiment`` compared, so that the cells can decide the claim again; None for
+    other claims."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set that a number rests on."""
+    """A data set that was measured on."""
 
     name: str
     license: str
     size: str
-    """For people, such as "5 images"."""
+    """In words, such as "5 images"."""
 
 
 @dataclass(frozen=True)
@@ -699,8 +701,8 @@ class Results:
     data: Sequence[Data] = ()
     seeds: Sequence[int] = ()
     higher_is_better: Mapping[str, bool] = field(default_factory=dict)
-    """Metric name -> direction, for arrows in tables; metrics not named have none."""
+    """Metric name -> direction, for arrows in tables; others have none."""
     pictures: Sequence[str] = ()
     """File names under ``request.out``."""
     cells: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
-    """Row name -> metric name -> seed or test item -> number, where they were kept."""
+    """Row name -> metric name -> seed or test item -> number, if they were kept."""

@@ -1,4 +1,4 @@
-"""Computations that do not depend on how the caller has set torch up."""
+"""Makes computations independent of the caller's torch settings."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """No autocast, float32 and the CPU as defaults; on leaving, all is as the caller had it.
+    """No autocast, and float32 and the CPU as defaults; restores the caller's settings on exit.
 
-    Also a decorator: ``@isolated()``. Gradients stay as they are. The default dtype belongs to the
-    whole process: other threads see it change, but only if it was not float32.
+    Also a decorator: ``@isolated()``. The gradient mode is unchanged. The default dtype is global
+    to the process: other threads see it change, but only if it was not float32.
     """
     torch = sys.modules.get("torch")
-    if torch is None:  # nobody can have changed it yet
+    if torch is None:  # not imported yet, so nothing can be set
         yield
         return
     with ExitStack() as stack:
@@ -32,10 +32,10 @@ def isolated() -> Iterator[None]:
 
 @contextmanager
 def learning() -> Iterator[None]:
-    """``isolated``, and gradients are computed, also inside the caller's ``no_grad`` or
-    ``inference_mode``. Also a decorator.
+    """``isolated`` with gradients, even inside the caller's ``no_grad`` or ``inference_mode``. Also
+    a decorator.
 
-    Tensors that the caller made in inference mode are to be cloned before they are learned from.
+    Clone tensors that the caller made in inference mode before training on them.
     """
     torch = sys.modules.get("torch")
     if torch is None:

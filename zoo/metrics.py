@@ -1,7 +1,7 @@
-"""The metrics that all super-resolution models are measured with, so that tables compare.
+"""The metrics of all super-resolution models, so that tables are comparable.
 
 Conventions are those of published x4 tables: LR images are made by antialiased bicubic shrinking
-and rounded to 8 bits; the picture under test is rounded to 8 bits; PSNR and SSIM are of the luma Y
+and rounded to 8 bits; the result is rounded to 8 bits; PSNR and SSIM are of the luma Y
 of ITU-R BT.601 in studio range (16 to 235), with a border of ``scale`` pixels cut.
 
 All functions take float tensors (3,H,W) in [0,1] and return a float. Heavy imports happen inside,
@@ -27,7 +27,7 @@ def _pair(x: Tensor, truth: Tensor, border: int) -> tuple[Tensor, Tensor]:
     if x.shape != truth.shape:
         raise ValueError(f"shapes differ: {tuple(x.shape)} and {tuple(truth.shape)}")
     if min(x.shape[-2:]) <= 2 * border:
-        raise ValueError(f"{tuple(x.shape)} has nothing left inside a border of {border}")
+        raise ValueError(f"{tuple(x.shape)} has no pixels inside a border of {border}")
     inner = (slice(None), slice(border, x.shape[-2] - border), slice(border, x.shape[-1] - border))
     a, b = ((y.detach().cpu().float().clamp(0, 1) * 255).round() / 255 for y in (x, truth))
     return a[inner], b[inner]
@@ -46,7 +46,7 @@ def ssim_y(x: Tensor, truth: Tensor, scale: int) -> float:
     """Structural similarity of Y in [-1, 1]: Wang, Bovik, Sheikh, Simoncelli, IEEE TIP 2004.
 
     Gaussian window 11x11 with sigma 1.5, constants 0.01 and 0.03 of 255, mean over all windows
-    that lie inside the image. Images need at least 11 pixels a side inside the border.
+    inside the image. Images need at least 11 pixels a side inside the border.
     """
     import torch
     from torch.nn import functional
@@ -75,7 +75,7 @@ def haarpsi(x: Tensor, truth: Tensor, scale: int) -> float:
 
     Reisenhofer, Bosse, Kutyniok, Wiegand, Signal Processing: Image Communication 2018; the
     implementation is piq's. It needs no downloaded network, and follows human judgement of
-    structure better than PSNR and SSIM do; noise and blockiness do not fool it.
+    structure better than PSNR and SSIM do, even with noise or block artefacts.
     """
     try:
         import piq

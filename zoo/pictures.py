@@ -1,6 +1,6 @@
-"""Files of pictures and PIL images: found, read, converted and written in one way.
+"""Finds, reads, converts and writes image files and PIL images.
 
-``images`` gives these functions to everybody; it takes other containers than PIL's too.
+``images`` exports these functions, and supports arrays and tensors as well.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .files import atomic_file, check_target
 if TYPE_CHECKING:
     from PIL import Image
 
-# Pillow reads more, but some of it through other programs (EPS) and most of it is not photographs.
+# Pillow reads more formats, but some through other programs (EPS), and most not for photographs.
 _READ = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k",
 )  # fmt: skip
-"""What the names of pictures end in, in small letters."""
+"""Endings of image files, in lower case."""
 Mode: TypeAlias = Literal["L", "LA", "RGB", "RGBA", "I;16"]
-"""What ``transform`` makes and ``save`` writes, as Pillow names it."""
+"""Pillow's names of the modes that ``transform`` returns and ``save`` writes."""
 _IN_WORDS = {"LA": "transparency", "RGBA": "transparency", "I;16": "16 bits"}
 
 
@@ -61,9 +61,9 @@ WRITABLE = {
     ".bmp": _BMP,
 }
 _LARGEST = 2**32 - 2**16  # bytes of pixels in a TIFF or BMP file, whose offsets have 32 bits
-# What systems put beside pictures without being asked, apart from names that begin with a dot.
+# Files that systems add to folders of images, besides names that begin with a dot.
 _CLUTTER = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
-# What Pillow raises on damaged files depends on the decoder; these are the ones that were seen.
+# Pillow's errors for damaged files depend on the decoder; these were observed.
 _DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
     AttributeError, RuntimeError, struct.error, zlib.error,
@@ -75,17 +75,18 @@ def read(
 ) -> Image.Image:
     """The image of a file (its path or bytes) or a PIL image, decoded, upright, without EXIF.
 
-    ``mode``: "L" or "RGB" for 8 bits of grey or colours, whatever the file has: 16 bits are
-    scaled, alpha is left out. None: the mode of the file. An ICC profile stays if it fits the mode.
-    Metadata that cannot be read is ignored. Raises InputError for what is missing, empty, cut
-    short, not an image, or larger than Pillow's limit on pixels (``PIL.Image.MAX_IMAGE_PIXELS``).
+    ``mode``: "L" or "RGB" for 8 bits of grey or colours, whatever the file has: 16 bits are scaled,
+    alpha is dropped. None: the mode of the file. An ICC profile is kept if it fits the mode.
+    Metadata that cannot be read is ignored. Raises InputError for a file that is missing, empty,
+    cut short, not an image, or larger than Pillow's limit on pixels
+    (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
     upright, _ = opened(image)
     return upright if mode is None else _eight_bits(plain(upright), mode)
 
 
 def size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of a file's image, upright, by its header alone. InputError as ``read``."""
+    """(width, height) of a file's image, upright, from its header alone. InputError as ``read``."""
     from PIL import Image
 
     Image.init()
@@ -94,18 +95,18 @@ def size(path: str | Path) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=known) as picture:
-                # Pillow tells the size of a TIFF upright already
+                # Pillow already gives the upright size of a TIFF
                 turn = 1 if picture.format == "TIFF" else picture.getexif().get(0x0112, 1)
                 width, height = picture.size
-    except Exception:  # rare enough to read it whole, which says what is wrong or mends it
+    except Exception:  # rare: reading the whole file names or avoids the fault
         return read(path).size
     return (height, width) if turn in (5, 6, 7, 8) else (width, height)
 
 
 def kept_mode(image: Image.Image) -> Mode:
-    """The mode in which ``transform`` gives an image back and ``save`` writes it.
+    """The mode in which ``transform`` returns an image and ``save`` writes it.
 
-    Raises InputError for floats (mode F), whose range nobody knows.
+    Raises InputError for floats (mode F), whose range is unknown.
     """
     if image.mode == "F":
         raise InputError(
@@ -121,11 +122,11 @@ def kept_mode(image: Image.Image) -> Mode:
 
 
 def save(image: Image.Image, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a PIL image, whole or not at all; the format is that of the suffix. Returns the path.
+    """Write a PIL image, whole or not at all, in the format of the suffix. Returns the path.
 
     Colours, alpha, 16 bits of grey and an ICC profile that fits are kept; JPEG and WebP are written
-    at quality 95. Other modes are converted as ``transform`` does. Raises OutputError for what
-    ``check_output`` refuses, InputError for floats (mode F).
+    at quality 95. Other modes are converted as ``transform`` does. Raises OutputError as
+    ``check_output``, InputError for floats (mode F).
     """
     image = plain(image)
     path = check_output(path, mode=kept_mode(image), size=image.size, overwrite=overwrite)
@@ -148,17 +149,18 @@ def check_output(
     size: Sequence[int] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """OutputError where ``save`` would refuse this path; call it before long work.
+    """Raise OutputError if ``save`` would refuse this path; call it before long work.
 
-    That is an unknown ending, a place that cannot be written, an existing file without
-    ``overwrite``, and a format that cannot hold an image of ``mode`` (see ``kept_mode``) or of
-    ``size`` (width, height), where these are known.
+    Reasons are an unknown ending, a place that cannot be written, an existing file without
+    ``overwrite``, and a format that does not support ``mode`` (see ``kept_mode``) or ``size``
+    (width, height), if these are known.
     """
     path = Path(path)
     form = WRITABLE.get(path.suffix.lower())
     if form is None:
         raise OutputError(
-            f"cannot write {path}: its ending {path.suffix!r} is no image format that zoo writes. "
+            f"cannot write {path}: its ending {path.suffix!r} is not an image format that zoo "
+            f"writes. "
             f"Use one of {', '.join(WRITABLE)}."
         )
     if mode is not None and mode not in form.modes:
@@ -193,15 +195,15 @@ def hidden(path: Path) -> bool:
 
 
 def listed(folder: str | Path, *, below: bool = False) -> list[Path]:
-    """The pictures of a folder, by their endings (``ENDINGS``), in order of their names.
+    """The images in a folder, by their endings (``ENDINGS``), in order of their names.
 
-    ``below``: those of its folders too. Hidden files and folders are left out; other files that are
-    no pictures are too, with a warning that counts and names them. Raises InputError where there is
-    no such folder or it cannot be read.
+    ``below``: those in its subfolders too. Hidden files and folders are left out; so are other
+    files that are not images, with a warning that counts and names them. Raises InputError if the
+    folder does not exist or cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{name_of(folder)} is no folder. Pass a folder of images.")
+        raise InputError(f"{name_of(folder)} is not a folder. Pass a folder of images.")
 
     def fail(error: OSError) -> None:
         raise InputError(f"{name_of(error.filename)} cannot be read: {error.strerror}.") from error
@@ -215,7 +217,7 @@ def listed(folder: str | Path, *, below: bool = False) -> list[Path]:
         some = ", ".join(map(name_of, others[:5])) + (", ..." if len(others) > 5 else "")
         count = f"{len(others)} of {len(files)} files"
         warnings.warn(
-            f"{name_of(folder)}: left out {count}, which are no pictures: {some}.", stacklevel=2
+            f"{name_of(folder)}: left out {count}, which are not images: {some}.", stacklevel=2
         )
     return pictures
 
@@ -224,23 +226,23 @@ def listed(folder: str | Path, *, below: bool = False) -> list[Path]:
 
 
 def opened(image: str | Path | bytes | Image.Image) -> tuple[Image.Image, bool]:
-    """What ``read`` gives without a mode, and whether Pillow left out half of 16 bits."""
+    """The result of ``read`` without a mode, and whether Pillow dropped half of 16 bits."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(image, Image.Image):
         name = "the PIL image"
     elif isinstance(image, bytes):
-        name = f"the picture of {len(image)} bytes"
+        name = f"the image of {len(image)} bytes"
         if not image:
-            raise InputError("a picture is empty (0 bytes). Get it again.")
+            raise InputError("an image is empty (0 bytes). Get it again.")
     elif isinstance(image, str | Path):
         name = name_of(image)
         _check_file(Path(image), name)
     else:
-        raise InputError(f"{type(image).__name__} is no picture; pass a path or a PIL image.")
+        raise InputError(f"{type(image).__name__} is not an image; pass a path or a PIL image.")
     try:
         with warnings.catch_warnings():
-            # A warning for us is an error: half of a bomb is one too. Others (odd EXIF) are noise.
+            # A warning of a decompression bomb is an error here; others (odd EXIF) are noise.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             upright, deep = _decoded(image)
@@ -265,7 +267,7 @@ def _decoded(image: str | Path | bytes | Image.Image) -> tuple[Image.Image, bool
 
     if isinstance(image, Image.Image):
         return _loaded(image)
-    Image.init()  # a Pillow without AVIF fails on its name
+    Image.init()  # a Pillow without AVIF raises an error for its name
     known = [name for name in _READ if name in Image.OPEN]
 
     def decode(file: Path | io.BytesIO) -> tuple[Image.Image, bool]:
@@ -275,8 +277,7 @@ def _decoded(image: str | Path | bytes | Image.Image) -> tuple[Image.Image, bool
     try:
         return decode(io.BytesIO(image) if isinstance(image, bytes) else Path(image))
     except _DAMAGED:
-        # Pillow gives up on some files for the sake of a comment: once more without what is no
-        # pixel.
+        # Pillow rejects some files because of a comment: try again without metadata.
         bare = _bare(image if isinstance(image, bytes) else Path(image).read_bytes())
         if bare is None:
             raise
@@ -284,7 +285,7 @@ def _decoded(image: str | Path | bytes | Image.Image) -> tuple[Image.Image, bool
 
 
 def _loaded(image: Image.Image) -> tuple[Image.Image, bool]:
-    """A copy that is decoded, turned upright and has no metadata but what its pixels need."""
+    """A decoded, upright copy with only the metadata that its pixels need."""
     from PIL import Image
 
     deep = _is_deep(image)
@@ -292,7 +293,7 @@ def _loaded(image: Image.Image) -> tuple[Image.Image, bool]:
     try:
         turn = image.getexif().get(0x0112)
         method = None if turn in (None, 1) else _TURNS.get(turn)
-    except Exception:  # what Pillow raises for EXIF that cannot be read has no end
+    except Exception:  # Pillow raises any kind of error for damaged EXIF
         method = None
     made = image.copy() if method is None else image.transpose(Image.Transpose[method])
     made.info = _fitting(image, image)
@@ -302,7 +303,7 @@ def _loaded(image: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Will Pillow decode 16 bits of each channel to 8? Asked before it does."""
+    """Will Pillow decode 16 bits of each channel to 8? Call it before decoding."""
     for codec, _, _, args in getattr(image, "tile", ()):
         raw = str(args[0] if isinstance(args, tuple) and args else args)
         # "RGB;16B" are 16 bits for each channel, "BGR;16" are 16 bits for all three.
@@ -326,14 +327,14 @@ _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 def _bare(content: bytes) -> bytes | None:
-    """A PNG or JPEG without the metadata that can break; None for other formats."""
+    """A PNG or JPEG without metadata that may be damaged; None for other formats."""
     if content.startswith(_PNG_START):
         return _bare_png(content)
     return _bare_jpeg(content) if content.startswith(b"\xff\xd8\xff") else None
 
 
 def _bare_jpeg(content: bytes) -> bytes:
-    """The JPEG with pixels, EXIF and Adobe's note on how colours are stored, if it is whole."""
+    """The JPEG with only its pixels, EXIF and, if complete, Adobe's note on its colour space."""
     kept, at = [content[:2]], 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
@@ -346,7 +347,7 @@ def _bare_jpeg(content: bytes) -> bytes:
 
 
 def _bare_png(content: bytes) -> bytes:
-    """The PNG with nothing but its pixels, transparency and the EXIF that its checksum confirms."""
+    """The PNG with only its pixels, transparency and, if its checksum is right, EXIF."""
     kept, at = [_PNG_START], len(_PNG_START)
     while at + 12 <= len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
@@ -359,7 +360,7 @@ def _bare_png(content: bytes) -> bytes:
 
 
 def _profile(image: Image.Image) -> bytes | None:
-    """The ICC profile, if it is one and is made for the colour space of the image."""
+    """The ICC profile, if it is valid and made for the colour space of the image."""
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or profile[36:40] != b"acsp":
         return None
@@ -367,14 +368,14 @@ def _profile(image: Image.Image) -> bytes | None:
 
 
 def _fitting(source: Image.Image, made: Image.Image) -> dict[str | tuple[int, int], Any]:
-    """What ``made`` may keep of the metadata of ``source``: a profile that fits them both."""
+    """The metadata of ``source`` that ``made`` may keep: a profile that fits both."""
     profile = _profile(source)
     same = _space(source.mode) == _space(made.mode)
     return {"icc_profile": profile} if profile is not None and same else {}
 
 
 def _space(mode: str) -> bytes:
-    """An image's colour space, as the header of an ICC profile says it."""
+    """An image's colour space, as in the header of an ICC profile."""
     if mode.startswith(("1", "L", "I")) and mode != "LAB":
         return b"GRAY"
     return {"CMYK": b"CMYK", "LAB": b"Lab "}.get(mode, b"RGB ")
@@ -397,19 +398,19 @@ def plain(image: Image.Image) -> Image.Image:
             )
         if "transparency" in image.info:
             warnings.warn(
-                "the transparent grey of an image of 16 bits is left out: Pillow has no mode for "
-                "both. Convert the image to 8 bits to keep it.",
+                "the transparent grey of a 16-bit image is dropped: Pillow has no mode for both. "
+                "Convert the image to 8 bits to keep it.",
                 stacklevel=4,
             )
         made = Image.fromarray(values.astype(np.uint16))
     else:
-        made = _through_profile(image) or image.convert(target)  # a copy, in the same mode too
+        made = _through_profile(image) or image.convert(target)  # always a copy
     made.info = _fitting(image, made)
     return made
 
 
 def _through_profile(image: Image.Image) -> Image.Image | None:
-    """CMYK as sRGB by its own profile; None where there is none, or none that works."""
+    """CMYK as sRGB by its own profile; None without a working profile."""
     profile = _profile(image)
     if image.mode != "CMYK" or profile is None:
         return None
@@ -419,18 +420,18 @@ def _through_profile(image: Image.Image) -> Image.Image | None:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         target = ImageCms.createProfile("sRGB")
         made = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except (ImageCms.PyCMSError, ImportError, OSError):  # a Pillow without Little CMS, too
+    except (ImageCms.PyCMSError, ImportError, OSError):  # also a Pillow without Little CMS
         return None
     return made
 
 
 def _eight_bits(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
-    """An image in its ``kept_mode`` as L or RGB; alpha is left out."""
+    """An image in its ``kept_mode`` as L or RGB; alpha is dropped."""
     import numpy as np
     from PIL import Image
 
     made = image
-    if image.mode == "I;16":  # Pillow's own convert makes all above 255 white
+    if image.mode == "I;16":  # Pillow's convert makes all values above 255 white
         values = np.asarray(image).astype(np.uint32)
         made = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     made = made.convert(mode)
@@ -439,7 +440,7 @@ def _eight_bits(image: Image.Image, mode: Literal["L", "RGB"]) -> Image.Image:
 
 
 def _check_file(path: Path, name: str) -> None:
-    """Say in words what would otherwise be an error of the operating system."""
+    """Raise InputError for what would otherwise be an error of the operating system."""
     if str(path).startswith(("http:/", "https:/")):
         raise InputError(f"{name} is an address; download the image and pass its path.")
     try:
@@ -453,6 +454,6 @@ def _check_file(path: Path, name: str) -> None:
 
 
 def name_of(path: str | Path) -> str:
-    """The path for a message of one line, whatever was handed in as a path."""
+    """The path as printable text on one line, for messages."""
     text = ascii(str(path))[1:-1] if not str(path).isprintable() else str(path)
     return text if len(text) <= 200 else text[:197] + "..."

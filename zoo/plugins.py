@@ -1,8 +1,8 @@
 """Finds plugins without importing them, and imports one when it is used.
 
 Discovery reads two pieces of data: the entry points of the group ``zoo.plugins`` and each plugin's
-registry file. Each plugin that is used gets a pluggy manager of its own: only the owner of a model
-can answer for it, and one plugin's faults cannot reach another.
+registry file. Each plugin that is used gets its own pluggy manager: only the owner of a model
+can answer for it, and one plugin's faults cannot affect another.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
 
 GROUP = "zoo.plugins"
 HOST = "edgezoo"
-"""Our own distribution. Its plugins' models are in the host's registry file."""
+"""zoo's own distribution. Its plugins' models are in the host's registry file."""
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """What discovery knows of one plugin."""
+    """What discovery knows about one plugin."""
 
     package: str
     """The top-level import package."""
     distribution: str
-    """Normalised name of the distribution that brought it."""
+    """Normalised name of the distribution that provides it."""
     version: str = ""
     state: str = "ok"
-    """``ok``, ``conflict`` (usable, but a name of it is taken), ``blocked`` or ``fault``."""
+    """``ok``, ``conflict`` (usable, but one of its names is taken), ``blocked`` or ``fault``."""
     reason: str = ""
     folder: Path | None = None
     """The package's folder; bundled weights are in ``weights/<model>`` below it."""
     registry: RegistryFile | None = None
-    """Its entries; None where the file is missing or broken."""
+    """Its entries; None if the file is missing or broken."""
 
     def bundle(self, model: str) -> Path | None:
-        """Where it bundles the files of a model or base; the folder need not exist."""
+        """The folder for bundled files of a model or base; it need not exist."""
         return self.folder / "weights" / model if self.folder else None
 
     def card(self, model: str) -> Path | None:
-        """The card it ships, in ``hub_cards`` beside its registry file; the file need not exist."""
+        """Its card, in ``hub_cards`` next to its registry file; the file need not exist."""
         home = first_party_registry().parent if self.first_party else self.folder
         return home / "hub_cards" / model / "README.md" if home else None
 
     @property
     def first_party(self) -> bool:
-        """Is it one of ours?"""
+        """Is it part of zoo's own distribution?"""
         return self.distribution == HOST
 
 
@@ -73,7 +73,7 @@ def first_party_registry() -> Path:
     for path in (here / "registry.yaml", here.parent / "registry.yaml"):
         if path.is_file():
             return path
-    raise RegistryError(f"zoo's own registry.yaml is missing beside {here}; reinstall zoo.")
+    raise RegistryError(f"zoo's own registry.yaml is missing next to {here}; reinstall zoo.")
 
 
 @cache
@@ -84,7 +84,7 @@ def own_registry() -> RegistryFile:
 
 @cache
 def discover() -> tuple[Plugin, ...]:
-    """Every installed plugin, ours first, then by distribution; imports none of them."""
+    """Every installed plugin, zoo's own first, then by distribution; imports none of them."""
     own = own_registry()
     ours = (
         {"zoo"} | {e.plugin for e in own.models.values()} | {b.plugin for b in own.bases.values()}
@@ -105,10 +105,11 @@ def _unreadable(damage: Damage) -> Plugin:
 
 
 def _without_metadata(packages: set[str]) -> list[Plugin]:
-    """Ours that were copied here without what names them as plugins: frozen, or vendored."""
+    """zoo's plugins that were copied without the metadata that declares them: frozen, or
+    vendored."""
     reason = (
-        f"its package is here, but not the metadata of {HOST} ({HOST}-*.dist-info), which names "
-        f"it as a plugin; copy that too (PyInstaller: --copy-metadata {HOST})"
+        f"its package is here without the metadata of {HOST} ({HOST}-*.dist-info), which "
+        f"declares it as a plugin; copy that too (PyInstaller: --copy-metadata {HOST})"
     )
     folders = {package: _folder(package) for package in sorted(packages)}
     return [_fault(Plugin(name, HOST, folder=f), reason) for name, f in folders.items() if f]
@@ -142,8 +143,8 @@ def _stranger_registry(plugin: Plugin) -> RegistryFile:
     path = plugin.folder / "registry.yaml"
     if not path.is_file():
         raise RegistryError(
-            f"no registry.yaml beside {plugin.package}/__init__.py. If it is in the project, its "
-            "build leaves it out: setuptools ships it only with "
+            f"no registry.yaml next to {plugin.package}/__init__.py. If the project has one, the "
+            f"build leaves it out: setuptools ships it only with "
             f'[tool.setuptools.package-data] {plugin.package} = ["registry.yaml"]'
         )
     registry = spec.read(path, package=plugin.package)
@@ -170,7 +171,7 @@ def _block(plugin: Plugin) -> Plugin:
 
 
 def _names_of(plugin: Plugin) -> set[str]:
-    """By which the variables may name it: the package, and what was installed to get it."""
+    """The names for it in the variables: its package and its distribution."""
     return {normalised(plugin.package), normalised(plugin.distribution)}
 
 
@@ -180,16 +181,16 @@ def _listed(variable: str) -> set[str]:
 
 
 def _warn_of_unknown(found: list[Plugin]) -> None:
-    """A name with a mistake in it would block nothing, in silence."""
+    """Warn about misspelt names, which would silently have no effect."""
     known = {name for plugin in found for name in _names_of(plugin)}
     for variable in ("ZOO_PLUGINS", "ZOO_PLUGINS_DISABLE"):
         if unknown := sorted(_listed(variable) - known):
-            text = f"{variable} names {', '.join(unknown)}, which no installed plugin is called."
+            text = f"{variable} names {', '.join(unknown)}, but no installed plugin has this name."
             warnings.warn(text, stacklevel=2)
 
 
 def _without_doubles(plugins: list[Plugin]) -> list[Plugin]:
-    """Two distributions with one package name: which code would run is chance, so neither does."""
+    """Disable both of two distributions with the same package: which one would run is undefined."""
     owners: dict[str, set[str]] = {}
     for plugin in plugins:
         owners.setdefault(plugin.package, set()).add(plugin.distribution)
@@ -208,7 +209,7 @@ def _without_doubles(plugins: list[Plugin]) -> list[Plugin]:
 
 
 def _folder(package: str) -> Path | None:
-    """Where a top-level package lies, found by its name alone: nothing is imported."""
+    """The folder of a top-level package, found without importing it."""
     from importlib.util import find_spec
 
     try:
@@ -223,10 +224,10 @@ def _folder(package: str) -> Path | None:
 
 
 def call(plugin: Plugin, hook: str, request: Any) -> Any:
-    """Ask one plugin one hook.
+    """Call a hook of one plugin.
 
-    Raises NotReadyError where it does not offer the hook, MissingDependencyError where a package
-    is not installed, and PluginError, with the cause chained, for whatever else goes wrong in it.
+    Raises NotReadyError if it does not offer the hook, MissingDependencyError if a package is not
+    installed, and PluginError, with the cause chained, for any other error in it.
     """
     entry = request.entry
     manager = _activate(plugin, entry)
@@ -258,7 +259,7 @@ _managers: dict[tuple[str, str], PluginManager] = {}
 
 
 def require_usable(plugin: Plugin, entry: Entry) -> None:
-    """Raise PluginError where discovery found the plugin blocked or broken."""
+    """Raise PluginError if discovery found the plugin blocked or broken."""
     if plugin.state in ("blocked", "fault"):
         raise PluginError(f"{entry.name}: its plugin {plugin.package} is {_state(plugin)}.")
 
@@ -292,7 +293,7 @@ def _register(plugin: Plugin, entry: Entry | None) -> PluginManager:
 
 
 def _guarded(action: Any, plugin: Plugin, what: str, entry: Entry | None) -> Any:
-    """Run a plugin's code; its exceptions become ours, with the cause chained."""
+    """Run a plugin's code; its exceptions become ZooErrors, with the cause chained."""
     try:
         return action()
     except ZooError:
@@ -315,7 +316,7 @@ def _guarded(action: Any, plugin: Plugin, what: str, entry: Entry | None) -> Any
         raise PluginError(_failed(plugin, what, error)) from error
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit too, and whatever else a plugin may come up with
+    except BaseException as error:  # also SystemExit and others
         raise PluginError(_failed(plugin, what, error)) from error
 
 
@@ -342,10 +343,10 @@ def _state(plugin: Plugin) -> str:
 
 
 def check(plugin: Plugin, *, timeout: float = 60.0) -> str | None:
-    """Import, register, and import each entry's class, in a process of its own.
+    """Import and register a plugin, and import each entry's class, in a separate process.
 
-    Returns None where all went well, else the reason. A plugin that exits, hangs or kills the
-    process is caught too: only a token that the process prints at the very end counts as success.
+    Returns None on success, else the reason. A plugin that exits, hangs or kills the process is
+    detected too: only a token that the process prints at the very end counts as success.
     """
     import secrets
     import subprocess
@@ -354,8 +355,8 @@ def check(plugin: Plugin, *, timeout: float = 60.0) -> str | None:
     if plugin.state in ("blocked", "fault"):
         return _state(plugin)
     token = secrets.token_hex(16)
-    # -P: what lies in the current folder is not imported. Files, not pipes: a process that the
-    # plugin leaves behind would hold a pipe open, and we would wait for it.
+    # -P: nothing is imported from the current folder. Files, not pipes: a process that the plugin
+    # leaves behind would keep a pipe open and block this one.
     command = [sys.executable, "-P", "-m", "zoo.plugins", plugin.distribution, plugin.package]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
@@ -376,7 +377,7 @@ def check(plugin: Plugin, *, timeout: float = 60.0) -> str | None:
 
 def _check_here(distribution: str, package: str) -> None:
     plugin = next(p for p in discover() if (p.distribution, p.package) == (distribution, package))
-    token = sys.stdin.readline().strip()  # before its code runs, so that it cannot be read there
+    token = sys.stdin.readline().strip()  # before the plugin can read it
     out = sys.stdout
     _register(plugin, None)
     for entry in plugin.registry.models.values() if plugin.registry else ():

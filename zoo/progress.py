@@ -1,4 +1,4 @@
-"""One way to show how far a long verb has come: ``progress=False``, ``True`` or a callback."""
+"""The progress of long-running verbs: ``progress=False``, ``True`` or a callback."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Protocol, TypeAlias
 from .errors import UsageError
 
 Progress: TypeAlias = "bool | Callable[[int, int], None]"
-"""What a long verb takes: False, True (a bar on stderr), or ``progress(done, total)``."""
+"""What a long-running verb accepts: False, True (a bar on stderr), or ``progress(done, total)``."""
 
 
 class Advance(Protocol):
-    """What ``track`` yields: says that ``n`` more steps are done."""
+    """What ``track`` yields: reports that ``n`` more steps are done."""
 
     def __call__(self, n: int = 1) -> None: ...
 
@@ -23,9 +23,9 @@ class Advance(Protocol):
 def track(total: int, progress: Progress, label: str) -> Iterator[Advance]:
     """Follow ``total`` steps: ``with track(len(tiles), progress, "upscale") as advance:``.
 
-    ``progress``: False shows nothing; True draws a bar on stderr (where stderr is no terminal, only
-    the label); a callable is called as ``progress(done, total)`` after each step, and what it
-    raises ends the work. ``done`` never goes beyond ``total``.
+    ``progress``: False shows nothing; True draws a bar on stderr (only the label if stderr is not a
+    terminal); a callable is called as ``progress(done, total)`` after each step, and an exception
+    from it ends the work. ``done`` never exceeds ``total``.
     """
     if progress is False:
         yield lambda n=1: None
@@ -51,11 +51,11 @@ def track(total: int, progress: Progress, label: str) -> Iterator[Advance]:
 
 @contextmanager
 def whole_steps() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait for the end of a step, so that what is saved then is a whole one.
+    """Delay Ctrl-C to the end of a step, so that a complete step can be saved.
 
     Yields a function that says whether Ctrl-C was pressed; the caller saves and raises
-    KeyboardInterrupt. A second Ctrl-C interrupts at once. Outside the main thread, where no signal
-    arrives, it always says no.
+    KeyboardInterrupt. A second Ctrl-C interrupts at once. Outside the main thread, which receives
+    no signals, it always returns False.
     """
     import signal
     import threading

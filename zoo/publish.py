@@ -1,7 +1,7 @@
-"""Publishing: what goes to the Hub, in one commit, and pinning that commit in the registry file.
+"""Publishing: uploads files to the Hub in one commit, and pins that commit in the registry file.
 
-Only what the plan lists is uploaded. Of the registry file only the scalars that changed are
-replaced: comments and layout stay.
+Only files in the plan are uploaded. Only the changed scalars of the registry file are replaced:
+comments and layout are kept.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .registry import catalogue
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be uploaded, and the registry file to pin (None for a saved folder)."""
+    """The files to upload, and the registry file to pin (None for a saved folder)."""
 
     entry: Entry
     files: Mapping[str, Path | bytes]
     """Path in the repository -> file, or its content."""
     registry: Path | None = None
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Path -> size and sha256 of the entry's files as they are now."""
+    """Path -> current size and sha256 of the entry's files."""
 
     def listing(self) -> dict[str, int]:
         """Path in the repository -> size in bytes."""
@@ -47,14 +47,13 @@ def plan(
     license: str | None = None,
     data: Sequence[str] = (),
 ) -> Plan:
-    """Everything that publishing a model would upload; the network is asked only for weights that
+    """Everything that publishing a model would upload; the network is used only for weights that
     are neither in the project nor cached.
 
-    ``model``: a name, whose files, card, results and picture go; or a saved folder, whose listed
-    files and a plain card go, which says how to load it from ``repo``, and with which ``license``
-    and ``data`` it was made if its user says so. Raises InputError where the card is not valid,
-    OutputError where the registry file belongs to an installed copy, and WeightsError where a file
-    is not the registry's.
+    ``model``: a name, with its files, card, results and picture; or a saved folder, with its listed
+    files and a plain card that says how to load it from ``repo``, its ``license`` and its training
+    ``data``, if given. Raises InputError if the card is not valid, OutputError if the registry file
+    belongs to an installed copy, and WeightsError if a file differs from the registry.
     """
     from .weights import manifest, read_saved
 
@@ -66,13 +65,14 @@ def plan(
         files["zoo.json"] = folder / "zoo.json"
         if license is not None and license not in cards.LICENSES:
             known = ", ".join(sorted(cards.LICENSES))
-            raise UsageError(f"--license {license!r}: expected one of the Hub's: {known}.")
+            raise UsageError(f"--license {license!r}: expected a Hub identifier: {known}.")
         card = cards.render_saved(entry, saved.manifest, repo, license=license, data=data)
         files["README.md"] = card.encode()
         return Plan(entry, files)
     if license is not None or data:
         raise UsageError(
-            f"--license and --trained-on are for a saved folder; the registry has {entry.name}'s."
+            f"--license and --trained-on are for saved folders; those of {entry.name} are in the "
+            f"registry."
         )
     if entry.status != "ready" or not entry.files:
         raise NotReadyError(f"{entry.name} has no weights of its own to publish.")
@@ -81,7 +81,7 @@ def plan(
     weights = _weights(entry)
     files = {file.path: weights / file.path for file in entry.files}
     facts = file_facts(files)
-    # The card is judged beside what is uploaded: its numbers may be of the weights before.
+    # The card is checked against the uploaded files: its numbers may be of older weights.
     now = tuple(replace(file, **facts[file.path]) for file in entry.files)
     cards.require_valid(replace(entry, files=now), page)
     files["zoo.json"] = json.dumps(manifest(entry, facts), indent=2).encode()
@@ -90,7 +90,7 @@ def plan(
         if (page / name).is_file():
             if name in files:
                 raise UsageError(
-                    f"{page / name} would replace a weight file of that name; rename it."
+                    f"{page / name} would replace a weight file of the same name; rename it."
                 )
             files[name] = page / name
     return Plan(entry, files, registry, facts)
@@ -108,9 +108,9 @@ def file_facts(files: Mapping[str, Path | bytes]) -> dict[str, dict[str, Any]]:
 
 
 def upload(plan: Plan, repo: str, *, private: bool = False) -> str:
-    """Make the repository if need be, upload in one commit, pin it; returns the commit."""
+    """Create the repository if needed, upload in one commit, pin it; returns the commit."""
     hub.parse_id(repo)
-    text = plan.registry.read_bytes().decode() if plan.registry else ""  # line ends as they are
+    text = plan.registry.read_bytes().decode() if plan.registry else ""  # keeps line ends
 
     def pinned(commit: str) -> str:
         assert plan.registry is not None
@@ -121,7 +121,7 @@ def upload(plan: Plan, repo: str, *, private: bool = False) -> str:
         return pin(text, plan.registry, plan.entry, changes)
 
     if plan.registry:
-        pinned("0" * 40)  # find out before uploading that it can be pinned
+        pinned("0" * 40)  # fails before the upload if it cannot be pinned
     name = plan.entry.name
     commit = hub.upload(repo, plan.files, message=f"Publish {name}", private=private)
     if plan.registry:
@@ -133,18 +133,18 @@ def upload(plan: Plan, repo: str, *, private: bool = False) -> str:
 
 
 def pin(text: str, path: Path, entry: Entry, changes: Mapping[tuple[Any, ...], Any]) -> str:
-    """The registry text with scalars of one entry replaced; all else stays as it is.
+    """The registry text with scalars of one entry replaced, otherwise unchanged.
 
-    ``changes``: path of keys and indices below the entry -> value. Raises UsageError where a path
-    is not in the text, RegistryError where the result would not be a registry file.
+    ``changes``: path of keys and indices below the entry -> value. Raises UsageError if a path is
+    not in the text, RegistryError if the result is not a valid registry file.
     """
     wanted = {("models", entry.name, *key): value for key, value in changes.items()}
     spots = {key: span for key, span in _scalars(text) if key in wanted}
     missing = [".".join(map(str, key[2:])) for key in wanted if key not in spots]
     if missing:
         raise UsageError(
-            f"{path}: {entry.name} has nowhere to write {', '.join(missing)}. "
-            "Add to it, to be filled in: hub: {repo: org/name, revision: null}"
+            f"{path}: {entry.name} has no place for {', '.join(missing)}. Add this to the entry: "
+            f"hub: {{repo: org/name, revision: null}}"
         )
     for key, (start, end) in sorted(spots.items(), key=lambda item: -item[1][0]):
         text = f"{text[:start]}{json.dumps(wanted[key])}{text[end:]}"
@@ -153,7 +153,7 @@ def pin(text: str, path: Path, entry: Entry, changes: Mapping[tuple[Any, ...], A
 
 
 def _scalars(text: str) -> list[tuple[tuple[Any, ...], tuple[int, int]]]:
-    """Every scalar value with its path of keys and indices, and where it stands in the text."""
+    """Every scalar value with its path of keys and indices, and its position in the text."""
     import yaml
 
     found = []
@@ -174,13 +174,13 @@ def _scalars(text: str) -> list[tuple[tuple[Any, ...], tuple[int, int]]]:
             continue
         else:
             continue
-        if path:  # that was a whole child: on to the next one
+        if path:  # a complete child: move to the next one
             path[-1] = path[-1] + 1 if isinstance(path[-1], int) else None
     return found
 
 
 def _checkout_registry(entry: Entry) -> Path:
-    """The registry file to pin: one that lies in a project, not in an installed copy."""
+    """The registry file to pin, in a project and not in an installed copy."""
     plugin = catalogue().owner(entry)
     if _first_party(entry):
         path = plugins.first_party_registry()
@@ -200,7 +200,8 @@ def _first_party(entry: Entry) -> bool:
 
 
 def _weights(entry: Entry) -> Path:
-    """The folder of the entry's files: the project's own, which may be newer than its registry."""
+    """The folder of the entry's files: the project's if complete, which may be newer than its
+    registry."""
     bundle = catalogue().owner(entry).bundle(entry.name)
     if bundle is not None and all((bundle / file.path).is_file() for file in entry.files):
         return bundle

@@ -1,4 +1,4 @@
-"""All models and bases of all plugins under one roof: names, collisions, near names."""
+"""The merged models and bases of all plugins: names, collisions, near names."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Catalogue:
     """Read-only view of what is installed."""
 
     models: Mapping[str, tuple[Entry, ...]]
-    """Name -> entries that claim it, ours first. One of ours is always alone."""
+    """Name -> entries that claim it; a name of zoo's own has one entry."""
     bases: Mapping[str, tuple[BaseEntry, ...]]
-    """The same of bases."""
+    """The same for bases."""
     qualified: Mapping[str, Entry]
     """``dist:name`` -> entry, for every entry."""
     plugins: tuple[Plugin, ...]
 
     def owner(self, entry: Entry | BaseEntry) -> Plugin:
-        """The plugin that brought an entry. Raises PluginError where it is not installed."""
+        """The plugin that provides an entry. Raises PluginError if it is not installed."""
         for plugin in self.plugins:
             if (plugin.package, plugin.distribution) == (entry.plugin, entry.distribution):
                 return plugin
@@ -39,8 +39,8 @@ class Catalogue:
     def entry(self, name: str) -> Entry:
         """The entry for a name or ``dist:name``.
 
-        Raises UnknownModelError with the nearest names, or with both owners where two strangers
-        claim one name.
+        Raises UnknownModelError with the nearest names, or with both owners if two third-party
+        plugins claim the name.
         """
         if ":" in name:
             dist, _, rest = name.partition(":")
@@ -54,7 +54,7 @@ class Catalogue:
             return claims[0]
         if claims:
             choices = " or ".join(repr(f"{e.distribution}:{name}") for e in claims)
-            raise UnknownModelError(f"{name!r} is claimed by two plugins. Say which: {choices}.")
+            raise UnknownModelError(f"{name!r} is claimed by two plugins. Write {choices}.")
         hint = near(name, self.qualified if ":" in name else self.models)
         broken = [p.package for p in self.plugins if p.registry is None]
         raise UnknownModelError(
@@ -65,22 +65,22 @@ class Catalogue:
         )
 
     def entries(self) -> list[Entry]:
-        """Every entry that claims a plain name, ours first; rivals are both here."""
+        """Every entry that claims a plain name, zoo's own first, including all rivals."""
         return [entry for claims in self.models.values() for entry in claims]
 
     def base(self, name: str) -> BaseEntry | None:
-        """The base of a name or ``dist:name``, or None; UnknownModelError where two claim it."""
+        """The base for a name or ``dist:name``, or None; UnknownModelError if two claim it."""
         dist, colon, rest = name.rpartition(":")
         claims = self.bases.get(rest, ())
         if colon:
             claims = tuple(b for b in claims if b.distribution == normalised(dist))
         elif len(claims) > 1 and claims[0].distribution != HOST:
             choices = " or ".join(repr(f"{b.distribution}:{name}") for b in claims)
-            raise UnknownModelError(f"base {name!r} is claimed by two plugins. Say: {choices}.")
+            raise UnknownModelError(f"base {name!r} is claimed by two plugins. Write {choices}.")
         return claims[0] if claims else None
 
     def blocked(self, entry: Entry) -> bool:
-        """Is the plugin that brought an entry switched off?"""
+        """Is the plugin that provides an entry switched off?"""
         return any(
             p.state == "blocked"
             for p in self.plugins
@@ -90,7 +90,7 @@ class Catalogue:
 
 @cache
 def catalogue() -> Catalogue:
-    """Merge the registry files of all plugins, ours first."""
+    """Merge the registry files of all plugins, zoo's own first."""
     own = plugins.own_registry()
     models: dict[str, list[Entry]] = {
         name: [replace(entry, distribution=HOST)] for name, entry in own.models.items()
@@ -132,7 +132,7 @@ def catalogue() -> Catalogue:
 
 
 def _with_rivals(plugin: Plugin, plugins: list[Plugin]) -> Plugin:
-    """The plugin, and of its models' names those that another one claims too."""
+    """The plugin, marked where another plugin claims one of its models' names."""
     if plugin.state != "ok" or plugin.registry is None:
         return plugin
     said = []
@@ -147,15 +147,15 @@ def _with_rivals(plugin: Plugin, plugins: list[Plugin]) -> Plugin:
         )
         if others:
             mine = name if plugin.first_party else f"{plugin.distribution}:{name}"
-            said.append(f"{name} is claimed by {', '.join(others)} too; this one is {mine}")
+            said.append(f"{name} is also claimed by {', '.join(others)}; this one is {mine}")
     if not said:
         return plugin
-    state = plugin.state if plugin.first_party else "conflict"  # our names stay ours
+    state = plugin.state if plugin.first_party else "conflict"  # zoo keeps its names
     return replace(plugin, state=state, reason="; ".join(said))
 
 
 def forget() -> None:
-    """Forget what was found, so that the next look sees plugins installed since."""
+    """Clear the caches, so that newly installed plugins are found."""
     import importlib
 
     importlib.invalidate_caches()

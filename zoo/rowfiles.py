@@ -1,4 +1,5 @@
-"""Files and folders of rows to columns: CSV, JSON(L), numpy, safetensors, parquet, pictures."""
+"""Reads files and folders of rows as columns: CSV, JSON(L), numpy, safetensors, parquet,
+pictures."""
 
 from __future__ import annotations
 
@@ -26,15 +27,15 @@ _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation",
 
 
 def opened(path: Path, what: str) -> Any:
-    """``Columns``, or the array of a file that holds one without names.
+    """``Columns``, or an array from a file without column names.
 
-    Raises InputError naming the file, and its line or row where there is one.
+    Raises InputError naming the file, and the line or row if there is one.
     """
     if path.is_dir():
         return _folder(path, what)
     ending = path.suffix.lower()
     if not path.is_file():
-        raise InputError(f"{what}: {path} is not there: no file or folder has this name.")
+        raise InputError(f"{what}: there is no file or folder {path}.")
     if ending in (".jsonl", ".ndjson"):
         return records(_jsonl(path, what), what, folder=path.parent)
     if ending == ".json":
@@ -53,13 +54,14 @@ def opened(path: Path, what: str) -> Any:
             "or the tensors as safetensors."
         )
     raise InputError(
-        f"{what}: {path} is none of {', '.join(ENDINGS)}, or a folder of pictures by class. "
+        f"{what}: {path} is neither a file of type {', '.join(ENDINGS)} nor a folder of images "
+        f"by class. "
         "Save it as CSV or parquet."
     )
 
 
 def lines(path: str | Path, what: str) -> list[str]:
-    """The lines of a UTF-8 file, split at newlines only, without those that are blank."""
+    """The lines of a UTF-8 file that are not blank, split at newlines only."""
     return [line for _, line in _numbered(Path(path), what)]
 
 
@@ -67,7 +69,7 @@ def lines(path: str | Path, what: str) -> list[str]:
 
 
 def _text(path: Path, what: str) -> str:
-    """A UTF-8 file, with or without the mark at its start, line ends as they are."""
+    """A UTF-8 file, with or without a byte-order mark; line ends are kept."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -80,7 +82,7 @@ def _text(path: Path, what: str) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         why = f"it is {other}" if other else f"byte {content[error.start]:#04x} in line {line}"
         raise InputError(
-            f"{what}: {path} cannot be read as UTF-8 ({why}). Save it in that encoding."
+            f"{what}: {path} cannot be read as UTF-8 ({why}). Save it as UTF-8."
         ) from None
 
 
@@ -124,7 +126,7 @@ def _json(path: Path, what: str) -> Any:
         return found
     raise InputError(
         f"{what}: {path}: expected a list of objects, one for each row, or an object of columns. "
-        "Of pandas: df.to_json(path, orient='records')."
+        "In pandas: df.to_json(path, orient='records')."
     )
 
 
@@ -138,7 +140,7 @@ def _csv(path: Path, what: str) -> Any:
         reader = csv.reader(
             io.StringIO(text, newline="\n"),
             delimiter=delimiter,
-            skipinitialspace=spaced,  # where the line of names has a space after each delimiter
+            skipinitialspace=spaced,  # if the header has a space after each delimiter
             strict=True,
         )
         rows = [(reader.line_num, row) for row in reader if row]
@@ -152,28 +154,28 @@ def _csv(path: Path, what: str) -> Any:
     for number, row in rows:
         if len(row) != width:
             raise InputError(
-                f"{what}: {path}, line {number}: {len(row)} cells, the first line has {width}."
+                f"{what}: {path}, line {number}: {len(row)} cells, but the first line has {width}."
             )
     numbers = [cell.strip() for cell in rows[0][1] if _number(cell)]
     if len(numbers) == width:  # an array, as np.savetxt writes it
         if width > 1 and numbers == [*map(str, range(width))]:
             start = ",".join(numbers[:3]) + ", ..." * (width > 3)
             raise InputError(
-                f"{what}: {path} starts with {start}: names, as pandas writes them, or a "
-                "row? Name the columns (a,b,...), or use np.save."
+                f"{what}: {path} starts with {start}: this may be a header from pandas or a row. "
+                f"Name the columns (a,b,...), or use np.save."
             )
         return _matrix(path, rows, what)
     if parts := [n for n in numbers if not n.isdecimal()]:
         raise InputError(
-            f"{what}: {path} starts with {parts[0]} among names: a row without a line of names "
-            "before it? Write the names of the columns in the first line."
+            f"{what}: {path} has {parts[0]} in its first line: is the header missing? Write the "
+            f"names of the columns in the first line."
         )
     names = [name.strip() for name in rows[0][1]]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise InputError(f"{what}: {path} has the column {twice[0]!r} twice.")
     if len(rows) == 1:
-        raise InputError(f"{what} is empty: {path} has a line of names and no rows.")
+        raise InputError(f"{what} is empty: {path} has a header but no rows.")
     columns = {
         name or "unnamed: 0": Column([row[i] or None for _, row in rows[1:]], cells=True)
         for i, name in enumerate(names)
@@ -196,8 +198,8 @@ def _matrix(path: Path, rows: Sequence[tuple[int, list[str]]], what: str) -> Any
         for cell in row:
             if not _number(cell):
                 raise InputError(
-                    f"{what}: {path}, line {number}: {cell[:40]!r} is no number. A file of columns "
-                    "starts with a line of their names."
+                    f"{what}: {path}, line {number}: {cell[:40]!r} is not a number. A file of "
+                    f"columns starts with their names."
                 )
     return np.array([[float(cell) for cell in row] for _, row in rows])
 
@@ -209,7 +211,7 @@ def _numpy(path: Path, what: str) -> Any:
     import numpy as np
 
     try:
-        # np.load goes by content, not by name, and leaves a broken archive that it opened open
+        # np.load goes by content, not by name, and does not close a broken archive
         with path.open("rb") as file:
             archive = file.read(2) == b"PK"
             file.seek(0)
@@ -218,13 +220,13 @@ def _numpy(path: Path, what: str) -> Any:
                     arrays = {name: found[name] for name in found.files}
         if not archive:
             return np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None)
-    except Exception as error:  # zip, header or pickle: what numpy raises has no end
-        # numpy's own words tell how to read Python objects unsafely
+    except Exception as error:  # zip, header or pickle: numpy raises many kinds
+        # numpy's message says how to read Python objects unsafely
         why = "it holds Python objects" if "pickle" in str(error) else error
-        raise InputError(f"{what}: {path} is no plain {path.suffix} array ({why}).") from None
+        raise InputError(f"{what}: {path} is not a plain {path.suffix} array ({why}).") from None
     if path.suffix.lower() != ".npz":
         raise InputError(
-            f"{what}: {path} is an .npz archive; expected one array (np.save), or that ending."
+            f"{what}: {path} is an .npz archive; expected one array (np.save), or the ending .npz."
         )
     return _one_or_table(arrays, path, what)
 
@@ -279,7 +281,7 @@ def _arrow(files: Sequence[Path], what: str) -> Any:
 
 
 def _ipc(pyarrow: Any, file: Path) -> Any:
-    """As ``datasets`` writes it (a stream), or a file of Feather's second version."""
+    """An arrow stream, as ``datasets`` writes it, or a Feather V2 file."""
     source = pyarrow.memory_map(str(file))
     try:
         return pyarrow.ipc.open_stream(source).read_all()
@@ -299,7 +301,7 @@ def _folder(path: Path, what: str) -> Any:
         if found := [p for p in files if p.is_file() and p.suffix.lower() == ending]:
             return arrow(_arrow(found, what), what, path)
     rows = [p for p in files if p.is_file() and p.suffix.lower() in (".jsonl", ".ndjson", ".csv")]
-    about = [p for p in rows if p.stem == "metadata"]  # as ``datasets`` names it beside pictures
+    about = [p for p in rows if p.stem == "metadata"]  # as ``datasets`` names it next to images
     if len(about) == 1:
         return opened(about[0], what)
     classes = [p for p in files if p.is_dir()]
@@ -314,14 +316,14 @@ def _folder(path: Path, what: str) -> Any:
         return opened(rows[0], what)
     if not filled:
         raise InputError(
-            f"{what}: {path} has no rows: expected a folder with pictures for each class, one file "
-            "of .jsonl or .csv, or parquet files."
+            f"{what}: {path} has no rows: expected a folder of images for each class, one .jsonl "
+            f"or .csv file, or parquet files."
         )
     beside = [p.name for p in files if p.is_file()] + [p.name for p, f in pictures if not f]
     if beside:
         some = ", ".join(beside[:5]) + (", ..." if len(beside) > 5 else "")
         warnings.warn(
-            f"{what}: left out {len(beside)} in {path}, no classes with pictures: {some}.",
+            f"{what}: left out {len(beside)} in {path} that are not folders of images: {some}.",
             stacklevel=2,
         )
     images = [file for _, found in filled for file in found]

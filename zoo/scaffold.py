@@ -1,7 +1,7 @@
-"""``zoo new``: a complete project for a plugin of one's own, with a model that already works.
+"""``zoo new``: a complete project for a new plugin, with a model that already works.
 
-The files of ``_template/common``, overlaid by those of ``_template/<interface>``; each ends in
-``.in`` (so that no tool takes it for what it will be) and is a ``string.Template``.
+The files of ``_template/common``, overlaid by those of ``_template/<interface>``; each is a
+``string.Template`` and ends in ``.in``, so that tools ignore it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ABOUT: Mapping[str, tuple[str, tuple[str, ...], str]] = {
         'best = zoo.load("$name").fit(train, target).select(fraction=0.3)',
     ),
     "Detector": (
-        "bright things on dark ground, by connected pixels",
+        "bright objects on a dark background, by connected pixels",
         ("numpy", "torch"),
         'zoo.load("$name").detect("photo.jpg").boxes',
     ),
@@ -57,10 +57,11 @@ _ABOUT: Mapping[str, tuple[str, tuple[str, ...], str]] = {
 
 
 def create(name: str, interface: str, out: str | Path | None = None) -> Path:
-    """Write the project to a new folder (``out``, else ``name``), whole or not at all; its path.
+    """Write the project to a new folder (``out``, else ``name``), whole or not at all; returns its
+    path.
 
-    Raises UsageError for a name that cannot be used, with the reason; OutputError where the folder
-    cannot be written or holds something.
+    Raises UsageError for a name that cannot be used, with the reason; OutputError if the folder
+    cannot be written or is not empty.
     """
     from .files import atomic_folder
 
@@ -104,7 +105,7 @@ def _words(name: str, interface: str) -> dict[str, str]:
 
 
 def check_name(name: str) -> str:
-    """The import package for a model of this name. Raises UsageError where it cannot be used."""
+    """The import package for a model of this name. Raises UsageError if it cannot be used."""
     from importlib.util import find_spec
 
     from .registry import catalogue
@@ -116,14 +117,14 @@ def check_name(name: str) -> str:
         )
     package = re.sub(r"[-.]", "_", name)
     if keyword.iskeyword(package) or keyword.issoftkeyword(package):
-        raise UsageError(f"name {name!r}: that is a word of Python itself. Choose another.")
+        raise UsageError(f"name {name!r}: this is a Python keyword. Choose another.")
     if name in catalogue().models or name in catalogue().bases:
         raise UsageError(
-            f"name {name!r} is taken: `zoo list` has it, and a name never changes its meaning."
+            f"name {name!r} is taken: `zoo list` shows it, and a name never changes its meaning."
         )
     if package in sys.stdlib_module_names or find_spec(package) is not None:
         raise UsageError(
-            f"name {name!r}: there already is a Python package {package!r}, and one would hide the "
-            f"other. Choose another name, such as my-{name}."
+            f"name {name!r}: there is already a Python package {package!r}, and one would hide "
+            f"the other. Choose another name, such as my-{name}."
         )
     return package

@@ -1,4 +1,4 @@
-"""What a model's verbs take, read from the source of its class: nothing is imported or run."""
+"""The keywords of a model's verbs, read from its source: nothing is imported or run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-_DEPTH = 8  # classes from a model's own to the last one that is looked at
+_DEPTH = 8  # levels of inheritance that are searched
 
 
 @dataclass(frozen=True)
 class Keyword:
-    """A keyword-only parameter, as its source has it."""
+    """A keyword-only parameter, as written in the source."""
 
     name: str
     annotation: str
@@ -23,10 +23,10 @@ class Keyword:
 
 
 def keywords(folder: Path, class_: str, verb: str) -> list[Keyword]:
-    """The keywords of ``module:Class``'s method, its own or inherited; none where it has none.
+    """The keywords of a method of ``module:Class``, defined or inherited; [] if it has none.
 
-    ``folder``: of the package that the module belongs to; a base class is looked for there and in
-    the packages beside it. What cannot be read so (a class made at run time) has none.
+    ``folder``: of the package that the module belongs to; base classes are searched there and in
+    the packages next to it. A class made at run time has none.
     """
     module, _, name = class_.partition(":")
     for _ in range(_DEPTH):
@@ -50,7 +50,7 @@ def _body(tree: ast.Module | None) -> list[ast.stmt]:
 
 
 def _parsed(parent: Path, module: str) -> ast.Module | None:
-    """The module's source; None where it is none of the packages in a folder."""
+    """The parsed module; None if it is not in a package of this folder."""
     path = parent.joinpath(*module.split("."))
     for file in (path.with_suffix(".py"), path / "__init__.py"):
         try:
@@ -61,7 +61,7 @@ def _parsed(parent: Path, module: str) -> ast.Module | None:
 
 
 def _origin(tree: ast.Module, module: str, name: str) -> tuple[str, str]:
-    """(module, class) that a name of this module stands for: its own, or one that it imports."""
+    """(module, class) that a name in this module refers to: defined or imported there."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:

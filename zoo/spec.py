@@ -1,9 +1,9 @@
-"""What a registry file may say: parsed from YAML events, checked, all mistakes reported at once.
+"""The schema of registry files: parsed from YAML events, checked, all mistakes reported at once.
 
-YAML is read as events into a tree of our own with line numbers, never through a YAML loader:
-no tags, anchors or aliases, no duplicate keys, depth and size bounded. So a hostile file can
-neither run code nor exhaust the stack or the memory. Scalars get their type from this schema (YAML
-1.1 reads ``1e-3`` as text and ``no`` as false); inside ``config`` JSON's rules apply.
+YAML is read as events into a tree with line numbers, never through a YAML loader: no tags, anchors
+or aliases, no duplicate keys, depth and size bounded. A hostile file can therefore neither run code
+nor exhaust the stack or the memory. Scalars get their type from this schema (YAML 1.1 reads
+``1e-3`` as text and ``no`` as false); inside ``config`` JSON's rules apply.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from .yamltree import MalformedError, Node, tree
 
 SCHEMA = 1
 MAX_BYTES = 256 * 1024
-MAX_MISTAKES = 50  # enough to mend a file, short enough to read
+MAX_MISTAKES = 50  # enough to fix a file, short enough to read
 STATUSES = ("ready", "untrained", "planned")
 SIZES = ("tiny", "full")
 OPTION_VERBS = ("load", "train", "bench")
 FILE_TYPES = (".safetensors", ".json", ".txt", ".png", ".jpg")
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64")
 
-# Names that an option may not take: they already mean something to the same call.
+# Names that an option may not have: they are already arguments of the same call.
 _RESERVED: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "load": frozenset({"name", "weights", "base", "device", "dtype"}),
@@ -129,22 +129,22 @@ _OPTION_KEYS = "type default min max choices help".split()
 
 
 class _Checker:
-    """Turns the tree into dataclasses and collects what is wrong on the way.
+    """Turns the tree into dataclasses and collects mistakes.
 
-    A method that finds a mistake notes it and returns a harmless value: nothing that it returns is
-    used once there is a mistake.
+    A method that finds a mistake records it and returns a harmless value; no value is used once
+    there is a mistake.
     """
 
     def __init__(self) -> None:
         self.mistakes: list[tuple[int, str]] = []
 
     def wrong(self, line: int, text: str) -> None:
-        """Note a mistake; what it quotes from the file can neither flood nor steer a terminal."""
+        """Record a mistake; quotes from the file can neither flood nor control a terminal."""
         text = text if len(text) <= 400 else text[:397] + "..."
         self.mistakes.append((line, "".join(c if c.isprintable() else "\ufffd" for c in text)))
 
     def unknown(self, line: int, text: str, word: str, known: Sequence[str]) -> None:
-        """Note an unknown word, with the known one that it looks like."""
+        """Record an unknown word, with the most similar known one."""
         hint = near(word, known) if len(self.mistakes) <= MAX_MISTAKES and len(word) <= 64 else []
         also = f"; did you mean {hint[0]!r}?" if hint else f"; known: {', '.join(known)}"
         self.wrong(line, f"{text} {_shortened(word)}{also}")
@@ -244,7 +244,7 @@ class _Checker:
                 top["schema"].line, f"schema: {schema} is not known; this zoo reads {SCHEMA}"
             )
         api = self.number(top.get("zoo_api"), "zoo_api", int)
-        if not self.mistakes and api != API_VERSION:  # this version's rules say nothing about it
+        if not self.mistakes and api != API_VERSION:  # the rules of this version do not apply
             return RegistryFile(path, api)
         models = self.mapping(top.get("models"), "models", None)
         bases = self.mapping(top.get("bases"), "bases", None)
@@ -260,7 +260,9 @@ class _Checker:
     def owner(self, name: str, node: Node | None, line: int, package: str | None) -> str:
         if package is not None:
             if node is not None:
-                self.wrong(node.line, f"{name}: plugin is for zoo's own file; leave it out")
+                self.wrong(
+                    node.line, f"{name}: plugin is only for zoo's own registry file; leave it out"
+                )
             return package
         if node is None:
             self.wrong(line, f"{name}: plugin is missing")
@@ -282,7 +284,7 @@ class _Checker:
         hub = self.hub(get("hub"), name)
         files = self.files(get("files"), name)
         if status == "untrained" and files:
-            self.wrong(node.line, f"{name}: untrained, yet it lists files")
+            self.wrong(node.line, f"{name}: status is untrained, but it lists files")
         check = self.check(get("check"), name)
         for path in (check.input, check.expected) if check else ():
             if path not in {f.path for f in files}:
@@ -350,7 +352,7 @@ class _Checker:
             )
         elif not re.fullmatch(r"[\w./-]+", path, re.ASCII):
             self.wrong(
-                node.line, f"{what}: {path!r} may have letters, digits, '.', '_' and '-' only"
+                node.line, f"{what}: {path!r} may only have letters, digits, '.', '_' and '-'"
             )
         elif not path.endswith(FILE_TYPES):
             self.wrong(
@@ -415,7 +417,7 @@ class _Checker:
             if key in keys:
                 self.wrong(
                     keys[key].line,
-                    f"{what}: {key} is prose: write it to about.md beside the model's card "
+                    f"{what}: {key} is prose: write it to about.md next to the model's card "
                     "(hub_cards/MODEL/about.md)",
                 )
         data = []
@@ -488,7 +490,7 @@ class _Checker:
                 if not _WORD.fullmatch(word):
                     self.wrong(body.line, f"{what}: {word!r} {_MEANING[_WORD]}")
                 elif word in taken:
-                    self.wrong(body.line, f"{what}: {word!r} already is a keyword of the same call")
+                    self.wrong(body.line, f"{what}: {word!r} is already a keyword of the same call")
                 options[word] = self.option(word, body, what)
             found[verb] = options
         return found
@@ -526,7 +528,7 @@ class _Checker:
             return option
         value = self.json(default, what) if kind not in ("str", "choice") else default.value
         try:
-            if kind == "bool" and default.value not in ("true", "false"):  # one spelling in files
+            if kind == "bool" and default.value not in ("true", "false"):  # files have one spelling
                 raise OptionError
             value = option.check(value)
         except OptionError:
@@ -536,7 +538,7 @@ class _Checker:
 
 @cache
 def _verb_keywords(interface: str) -> frozenset[str]:
-    """Every parameter of the interface's verbs: ``-O`` could not tell such an option apart."""
+    """Every parameter of the interface's verbs: ``-O`` could not distinguish such an option."""
     import inspect
 
     cls = INTERFACES.get(interface)

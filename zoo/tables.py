@@ -1,4 +1,4 @@
-"""Rows in: whatever holds training examples becomes a ``Table``; the one reader of them.
+"""Reads training examples from files and containers into a ``Table``.
 
 ========================================================  ========================================
 in                                                        kind
@@ -10,10 +10,10 @@ parquet and arrow files or folders of them; mappings of   ``features=`` and ``la
 columns, lists of records, DataFrames, ``datasets``
 a folder with one folder of pictures for each class       image
 an array, nested lists of numbers                         features without labels
-rows of the user's own (token ids, tensors by name)       custom: as they are
+any other rows (token ids, tensors by name)               custom: unchanged
 ========================================================  ========================================
 
-Whatever else comes in is refused with an InputError that says how to convert it.
+Anything else raises an InputError that says how to convert it.
 """
 
 from __future__ import annotations
@@ -58,34 +58,34 @@ class Table:
     """N rows in a fixed order."""
 
     kind: str
-    """``features``: a row of numbers. ``image``: what ``zoo.images.read`` takes, or an array or
-    tensor. ``text``: a text with a label. ``language``: (prompt, response), where a plain text is
-    all response. ``custom``: rows of the user's own."""
+    """``features``: a row of numbers. ``image``: a source for ``zoo.images.read``, or an array or
+    tensor. ``text``: a text with a label. ``language``: (prompt, response); a plain text is all
+    response. ``custom``: any other rows."""
     what: str
-    """What the rows are for, in messages: train, target, ..."""
+    """The name of the rows in messages: train, target, ..."""
     inputs: Any
-    """By index: of features one array (N, ...), else whatever gives a row for a number."""
+    """By index: one array (N, ...) for features, else a sequence of rows."""
     columns: tuple[str, ...] = ()
-    """Names of the columns that are input; () where they have none, as in an array."""
+    """Names of the input columns; () if they have none, as in an array."""
     labels: Sequence[Any] | None = None
-    """(N,) values as they were given, or None."""
+    """(N,) given values, or None."""
     codes: np.ndarray | None = None
-    """(N,) int64 into ``classes``; None without labels and where they are numbers with fractions,
-    which are no classes."""
+    """(N,) int64 into ``classes``; None without labels and for fractional numbers, which are not
+    classes."""
     values: tuple[Any, ...] = ()
-    """What each code stands for: sorted, or in the order of the set's own list of classes."""
+    """The label of each code: sorted, or in the order of the data set's list of classes."""
     sources: Sequence[Any] | None = None
-    """(N,) where each row is from, or None."""
+    """(N,) the source of each row, or None."""
     ids: Sequence[Any] | None = None
-    """(N,) what the rows are called, where they have an id or an index; or None."""
+    """(N,) ids of the rows, from an id column or an index; or None."""
     texts: Sequence[str] | None = None
-    """(N,) what is said about each image or row of features, or None."""
+    """(N,) the caption of each image or row of features, or None."""
     notes: tuple[str, ...] = ()
     """What was left out."""
     origin: Any = dataclasses.field(default=None, repr=False)
-    """The rows as the user has them, by index."""
+    """The user's own rows, by index."""
     declared: bool = False
-    """Are ``values`` the set's own list of classes, which may have more than its rows?"""
+    """Are ``values`` the data set's list of classes, which may include some without rows?"""
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -105,8 +105,8 @@ class Table:
         return self.inputs if hasattr(self.inputs, "dtype") and self.kind == "features" else None
 
     def rows(self, ids: Sequence[int]) -> Any:
-        """The inputs of some rows, in that order: of features an array (B, ...), float32 or, where
-        whole numbers were given as an array, int64; else a list."""
+        """The inputs of some rows, in that order: for features an array (B, ...) of float32, or
+        int64 for an array of integers; else a list."""
         import numpy as np
 
         index = np.asarray(ids, dtype=np.int64)
@@ -118,12 +118,12 @@ class Table:
         return _native(stacked(found, "features", self.what))
 
     def raw(self, ids: Sequence[int]) -> list[Any]:
-        """Some rows as the user has them: for functions of the user's own."""
+        """Some of the user's own rows, for the user's own functions."""
         rows = self.inputs if self.origin is None else self.origin
         return [rows[int(i)] for i in ids]
 
     def require_labels(self) -> None:
-        """InputError where there are none."""
+        """Raise InputError if there are no labels."""
         if self.labels is None:
             where = f" in the columns {', '.join(self.columns)}" if self.columns else ""
             raise InputError(
@@ -132,8 +132,8 @@ class Table:
             )
 
     def digest(self) -> str:
-        """SHA-256 of the columns, all labels and sources, and up to 64 rows: tells another data
-        set from the same without reading all of it."""
+        """SHA-256 of the columns, all labels and sources, and up to 64 rows: detects a changed data
+        set without reading all of it."""
         import numpy as np
 
         found = hashlib.sha256(f"{len(self)} {self.kind} {self.columns}".encode())
@@ -151,14 +151,14 @@ def read(
     features: str | Sequence[str] | None = None,
     label: str | None = None,
 ) -> Table:
-    """The rows of ``source`` (see the table above); of what kind they are, their columns say.
+    """Read the rows of ``source`` (see the table above); their columns determine their kind.
 
-    ``what``: what they are for, in messages. ``features``: the column, or the columns of numbers,
-    that are input; ``label``: the column of labels. By default usual names are known (image, text,
-    prompt and response, label, source, id, ...; capitals do not matter), and where there is none of
-    them every column of numbers is a feature, but for ids and a frame's index. Columns are decided
-    from all rows: a null or NaN among what is used is refused with its row. Paths of images start
-    at the folder of their file. Raises InputError, OptionError for columns asked of what has none,
+    ``what``: the name of the rows in messages. ``features``: the input column, or several columns
+    of numbers; ``label``: the column of labels. By default usual names are known (image, text,
+    prompt and response, label, source, id, ... in any case); without them every column of numbers
+    is a feature, except ids and a DataFrame's index. Types of columns are decided from all rows: a
+    null or NaN in a used column is refused with its row. Paths of images are relative to the folder
+    of their file. Raises InputError, OptionError for column names if there are none,
     MissingDependencyError for parquet without pyarrow.
     """
     if isinstance(source, Table):
@@ -175,24 +175,23 @@ def read(
         return table
     if features is not None or label is not None:
         name, value = ("features", features) if features is not None else ("label", label)
-        raise OptionError(f"{name}={value!r}: {what} has no columns with names.")
+        raise OptionError(f"{name}={value!r}: {what} has no named columns.")
     return found if isinstance(found, Table) else _unnamed(found, what)
 
 
 def matched(train: Table, target: Table) -> tuple[Table, Table]:
-    """Both with the same columns in the same order and the same classes behind the codes.
+    """Both tables with the same columns in the same order, and the same classes.
 
-    The target's columns are put in the order of the training set's, by their names. Raises
-    InputError for different kinds, columns or widths, and where the target has classes that the
-    training set does not.
+    The target's columns are reordered by name as in the training set. Raises InputError for
+    different kinds, columns or widths, and for classes that cannot be matched.
     """
     if train.kind != target.kind:
         hint = ""
-        if {train.kind, target.kind} == {"text", "language"}:  # text is language without labels
+        if {train.kind, target.kind} == {"text", "language"}:  # text without labels is language
             hint = f" Has {'train' if train.kind == 'language' else 'target'} lost its labels?"
         raise InputError(
-            f"{train.what} holds {train.kind}, {target.what} {target.kind}: they must be "
-            f"alike.{hint}"
+            f"{train.what} holds {train.kind}, but {target.what} holds {target.kind}: they must "
+            f"be of the same kind.{hint}"
         )
     if train.kind == "features":
         target = _same_columns(train, target)
@@ -200,11 +199,11 @@ def matched(train: Table, target: Table) -> tuple[Table, Table]:
 
 
 def array(value: Any, what: str) -> Any:
-    """The numbers that ``value`` is or names, as an array or tensor; None where it is no numbers.
+    """``value``, or the file that it names, as a numeric array or tensor; None if not numeric.
 
-    An array or tensor comes back as it is, a ``.npy`` file mapped, a list of equal rows stacked.
-    Pictures (uint8 arrays of 3 dimensions and more), texts and columns are no numbers. Raises
-    InputError for arrays of objects, sparse ones, and rows that are not alike.
+    An array or tensor is returned unchanged, a ``.npy`` file memory-mapped, a list of equal rows
+    stacked. Images (uint8 arrays of 3 dimensions and more), texts and columns are not numeric.
+    Raises InputError for arrays of objects, sparse ones, and rows of different shapes.
     """
     import numpy as np
 
@@ -230,7 +229,7 @@ def array(value: Any, what: str) -> Any:
         try:
             return stacked(value, "a row", what)
         except InputError as error:
-            raise InputError(f"{error} Rows of numbers must be alike.") from None
+            raise InputError(f"{error} Rows of numbers must be alike in shape.") from None
     return None
 
 
@@ -249,8 +248,9 @@ def _opened(source: Any, what: str) -> Any:
     frames.refuse_holes(source, what)
     if not hasattr(source, "__len__") or isinstance(source, bytes | type):
         raise InputError(
-            f"{what}: {type(source).__name__} has no length or no rows by index, which weights for "
-            "each example need. Pass a list, a data set with __len__ and __getitem__, or a path."
+            f"{what}: {type(source).__name__} has no length or cannot be indexed, which weights "
+            f"for each example need. Pass a list, a data set with __len__ and __getitem__, or a "
+            f"path."
         )
     if isinstance(source, Mapping) and any(hasattr(v, "column_names") for v in source.values()):
         raise InputError(
@@ -260,7 +260,7 @@ def _opened(source: Any, what: str) -> Any:
     if getattr(source, "shape", None) == () or not len(source):
         raise InputError(f"{what} is empty: there are no examples in it.")
     if hasattr(source, "column_names") and hasattr(source, "with_format"):
-        if source.format["type"] == "custom":  # a transform of the user's: rows as they come
+        if source.format["type"] == "custom":  # the user's own transform: rows are unchanged
             return source
         return frames.of_datasets(source, what)
     if isinstance(source, Mapping):
@@ -279,7 +279,7 @@ def _opened(source: Any, what: str) -> Any:
         return _of_pair(*pair, what)
     if not hasattr(source, "__getitem__"):
         raise InputError(
-            f"{what}: {type(source).__name__} has no rows by index. Pass a list, or its .dataset."
+            f"{what}: {type(source).__name__} cannot be indexed. Pass a list, or its .dataset."
         )
     if (
         isinstance(source, list | tuple)
@@ -295,7 +295,7 @@ def _has_tensors(row: Mapping[Any, Any]) -> bool:
 
 
 class _Part:
-    """One part of each row of a data set, looked up when it is asked for."""
+    """One element of each row of a data set, looked up on access."""
 
     def __init__(self, rows: Any, key: Any) -> None:
         self.data, self.key = rows, key
@@ -376,7 +376,7 @@ def _of_columns(found: Columns, what: str, features: Any, label: str | None) -> 
 
 
 class _Rows:
-    """The rows of columns, as the user has them."""
+    """The rows of columns, as the user's own rows."""
 
     def __init__(self, found: Columns) -> None:
         self.found = found
@@ -424,7 +424,7 @@ def _turns(messages: Any, name: str, row: int, what: str) -> tuple[str, str]:
 
 
 def _images(column: Column, name: str, folder: Path | None, what: str) -> Any:
-    """What ``zoo.images.read`` takes, when it is asked for; texts as paths from ``folder``."""
+    """Sources for ``zoo.images.read``, looked up on access; texts are paths from ``folder``."""
     if hasattr(column.data, "ndim") and column.data.ndim > 1:
         return column.data
     return _Pictures(column, name, folder, what)
@@ -457,7 +457,7 @@ class _Pictures:
 
 
 def _pair(source: Any) -> tuple[Any, Any] | None:
-    """(x, y) where the source is columns of inputs and of labels."""
+    """(x, y) if the source is a pair of inputs and labels."""
     if hasattr(source, "tensors") and len(source.tensors) == 2:  # torch's TensorDataset
         return tuple(source.tensors)
     if not isinstance(source, list | tuple) or len(source) != 2:
@@ -489,7 +489,7 @@ def _of_pair(x: Any, y: Any, what: str) -> Table:
         )
     labels = _labels_of(y, what)
     rows = _Zipped(x, y)
-    if not labels:  # several numbers for each row: the user's own
+    if not labels:  # several numbers for each row
         return Table("custom", what, rows, origin=rows)
     return _of_inputs(x, what, origin=rows, **labels)
 
@@ -511,7 +511,7 @@ def _labels_of(y: Any, what: str) -> dict[str, Any]:
 
 
 def _of_inputs(x: Any, what: str, **known: Any) -> Table:
-    """Inputs by index, of a kind that the first of them tells."""
+    """A table of inputs whose kind is that of the first one."""
     import numpy as np
 
     if hasattr(x, "shape"):
@@ -545,7 +545,7 @@ def _of_inputs(x: Any, what: str, **known: Any) -> Table:
 
 
 def _unnamed(source: Any, what: str) -> Table:
-    """An array, or rows by index that are no columns."""
+    """A table from an array, or from rows without columns."""
     numbers = array(source, what) if not _is_rows_of_pairs(source) else None
     if numbers is not None:
         return _of_inputs(numbers, what)
@@ -578,20 +578,21 @@ def _unnamed(source: Any, what: str) -> Table:
 
 
 def _seconds(source: Any, what: str) -> list[Any]:
-    """What each row has in its second place."""
+    """The second element of each row."""
     found = []
     for i in range(len(source)):
         try:
             found.append(source[i][1])
         except (IndexError, TypeError, KeyError):
             raise InputError(
-                f"{what}: row {i} has no label, the first has: expected (x, y) in each row."
+                f"{what}: row {i} has no label, but the first row has one: expected (x, y) in "
+                f"each row."
             ) from None
     return found
 
 
 def _is_rows_of_pairs(source: Any) -> bool:
-    """Rows such as (x, y) and [x, y], which are no rows of numbers."""
+    """Are these pairs such as (x, y) and [x, y], not rows of numbers?"""
     if not isinstance(source, list | tuple):
         return False
     first = source[0]
@@ -601,7 +602,7 @@ def _is_rows_of_pairs(source: Any) -> bool:
 
 
 def _is_row(row: Any) -> bool:
-    """A row of numbers, or of rows of numbers; whole numbers in two dimensions are a picture."""
+    """Is it a vector or matrix of numbers? A matrix of integers is an image."""
     row = as_numpy(row)
     if hasattr(row, "dtype"):
         return row.ndim in (1, 2) and row.dtype.kind in ("f" if row.ndim == 2 else "iuf")
@@ -611,8 +612,7 @@ def _is_row(row: Any) -> bool:
 
 
 def _of_mappings(source: Any, first: Mapping[Any, Any], what: str) -> Table:
-    """Rows by name with tensors in them, or of a data set that makes them: columns where their
-    names say so, else the user's own."""
+    """A table from mappings: of columns by their names, or of custom rows if they hold tensors."""
     if not _has_tensors(first):
         names = {str(key): key for key in first}
         columns = {n: Column(_Part(source, key)) for n, key in names.items()}
@@ -632,7 +632,7 @@ def _of_mappings(source: Any, first: Mapping[Any, Any], what: str) -> Table:
 
 
 def _agree(source: Any, targets: Any) -> bool:
-    """Are a data set's ``targets`` what its rows have, or does it change them?"""
+    """Are a data set's ``targets`` the labels in its rows, unchanged?"""
     if len(targets) != len(source):
         return False
     count = len(source)
@@ -656,10 +656,10 @@ def _are_labels(values: Iterable[Any]) -> bool:
 
 
 def plain(given: Sequence[Any], what: str, noun: str) -> list[Any]:
-    """(N,) values as Python's own texts and numbers, one for each row.
+    """(N,) values as Python texts and numbers.
 
     ``noun``: what they are, such as label or source. Raises InputError with the row that has none,
-    or something else.
+    or another type.
     """
     values = [_scalar(v) for v in given]
     missing = [i for i, v in enumerate(values) if v is None or v != v]
@@ -680,8 +680,8 @@ def plain(given: Sequence[Any], what: str, noun: str) -> list[Any]:
 def _labels(given: Sequence[Any], names: Sequence[str], what: str) -> dict[str, Any]:
     """``labels``, ``codes``, ``values`` and ``declared`` of a Table.
 
-    Whole numbers written as floats are the same classes as whole numbers; with ``names`` numbers
-    are codes into these.
+    Integers written as floats are the same classes as integers; with ``names``, numbers are indices
+    into these.
     """
     import numpy as np
 
@@ -690,14 +690,14 @@ def _labels(given: Sequence[Any], names: Sequence[str], what: str) -> dict[str, 
         outside = [i for i, v in enumerate(labels) if not 0 <= v < len(names)]
         if outside:
             raise InputError(
-                f"{what}: the label is none of the {len(names)} classes in {listed(outside)}. "
+                f"{what}: the label is not one of the {len(names)} classes in {listed(outside)}. "
                 "Leave these rows out."
             )
         codes = np.asarray(labels, dtype=np.int64)
         return {"labels": [names[c] for c in labels], "codes": codes, "values": tuple(names),
                 "declared": True}  # fmt: skip
     if len({isinstance(v, str) for v in labels}) > 1:
-        raise InputError(f"{what}: some labels are texts, some numbers. Make them all alike.")
+        raise InputError(f"{what}: some labels are texts, some are numbers. Use one type.")
     if any(isinstance(v, float) for v in labels):
         if endless := [i for i, v in enumerate(labels) if v in (math.inf, -math.inf)]:
             raise InputError(
@@ -754,7 +754,7 @@ def _different(train: Table, target: Table, why: str) -> str:
 
     return (
         f"the labels of {train.what} are {shown(train)}, those of {target.what} {shown(target)}; "
-        f"{why}. Write them alike in both."
+        f"{why}. Use the same labels in both."
     )
 
 
@@ -771,8 +771,8 @@ def _same_columns(train: Table, target: Table) -> Table:
         if not (train.columns and target.columns):
             named, other = (train, target) if train.columns else (target, train)
             raise InputError(
-                f"{named.what} has the columns {_some(named.columns)}, those of {other.what} have "
-                "no names: which is which is not known. Give both with names, or both as arrays."
+                f"{named.what} has the columns {_some(named.columns)}, but {other.what} has no "
+                f"column names, so they cannot be matched. Give both with names, or both as arrays."
             )
         lacks = [n for n in train.columns if n not in target.columns]
         more = [n for n in target.columns if n not in train.columns]
@@ -788,8 +788,8 @@ def _same_columns(train: Table, target: Table) -> Table:
     a, b = train.array, target.array
     if a is not None and b is not None and a.shape[1:] != b.shape[1:]:
         raise InputError(
-            f"{train.what} has rows of {a.shape[1]} numbers, {target.what} of {b.shape[1]}: they "
-            "must be alike."
+            f"{train.what} has {a.shape[1]} numbers in each row, but {target.what} has "
+            f"{b.shape[1]}: they must have the same columns."
         )
     return target
 
@@ -799,7 +799,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _native(found: np.ndarray) -> np.ndarray:
-    """In the machine's own byte order and one stretch: float32, or int64 for whole numbers."""
+    """Contiguous and in native byte order: float32, or int64 for integers."""
     import numpy as np
 
     kind = np.float32 if found.dtype.kind in "fb" else np.int64
@@ -807,7 +807,7 @@ def _native(found: np.ndarray) -> np.ndarray:
 
 
 def _require_finite(found: np.ndarray, what: str) -> None:
-    """InputError that names the rows with NaN, infinity or what ``_native`` cannot hold."""
+    """Raise InputError for rows with NaN, infinity or numbers that ``_native`` cannot hold."""
     import numpy as np
 
     if found.dtype == np.uint64 and found.size and found.max() > np.iinfo(np.int64).max:
@@ -828,7 +828,7 @@ def _require_finite(found: np.ndarray, what: str) -> None:
 
 
 def _feed(found: Any, value: Any) -> None:
-    """Into a hash, whatever it is."""
+    """Add a value of any type to a hash."""
     value = as_numpy(value)
     if isinstance(value, Mapping):
         for key in sorted(value, key=str):

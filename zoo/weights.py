@@ -1,9 +1,9 @@
 """Weights on disk: safetensors in and out, checked before use; atomic writes; saved folders.
 
-Loading never runs code from a file and never leaves half a model: the header is checked against
-the network before a tensor is read, the network is built without memory (meta device), and what is
-read is assigned, not copied. Tensors are read into memory of their own, not mapped, so a model in
-use does not change or crash when its file is replaced.
+Loading never runs code from a file and never leaves half a model: the header is checked against the
+network before a tensor is read, the network is built without memory (meta device), and tensors are
+assigned, not copied. Tensors are read into memory, not memory-mapped, so a model in use does not
+change or crash when its file is replaced.
 
 Writing is all or nothing: a temporary sibling is renamed on success and removed on any error,
 Ctrl-C included. This module imports torch only inside the functions that need it.
@@ -83,7 +83,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a tensor lies in its file, from the file's first byte."""
+    """The position of a tensor in its file, in bytes from the start."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -94,14 +94,14 @@ class _Slot:
 def header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> (torch dtype name, shape) of every tensor in a safetensors file.
 
-    Reads and checks the header only: nothing of it can make a later read go wrong. Raises
-    WeightsError for a file that is cut short, damaged, or not safetensors at all.
+    Reads only the header, and checks it completely. Raises WeightsError for a file that is cut
+    short, damaged, or not safetensors.
     """
     return {name: (slot.dtype, slot.shape) for name, slot in _slots(Path(path)).items()}
 
 
 def _slots(path: Path) -> dict[str, _Slot]:
-    """The checked header, in the order in which the tensors lie in the file."""
+    """The checked header, in the order of the tensors in the file."""
 
     def bad(why: str) -> WeightsError:
         return WeightsError(f"{path} {why} Get it again.")
@@ -110,9 +110,9 @@ def _slots(path: Path) -> dict[str, _Slot]:
         total = os.fstat(file.fileno()).st_size
         start = file.read(9)
         if total < 9:
-            raise bad(f"is no safetensors file: it has only {total} bytes.")
+            raise bad(f"is not a safetensors file: it has only {total} bytes.")
         at = 8 + struct.unpack("<Q", start[:8])[0]
-        # A length may begin with any byte; only where it makes no sense, say what it may be.
+        # A length may begin with any byte; if it is implausible, say what the file may be.
         if start[8:] != b"{" or at > MAX_HEADER:
             raise WeightsError(f"{path} {_what_else(start)}")
         if at > total:
@@ -130,7 +130,7 @@ def _slots(path: Path) -> dict[str, _Slot]:
             raise bad(f"has a damaged header: {name!r} leaves a gap or overlaps.")
         at = slot.end
     if at > total:
-        raise bad(f"is cut short: it has {total} bytes and promises {at}.")
+        raise bad(f"is cut short: it has {total} bytes, but its header promises {at}.")
     if at < total:
         raise bad(f"has {total - at} bytes after its last tensor.")
     return slots
@@ -144,7 +144,7 @@ def _what_else(start: bytes) -> str:
         )
     if start.startswith(b"version "):
         return "is a git-lfs pointer, not the file itself. Run: git lfs pull"
-    return "is no safetensors file: it does not start with a header. Get it again."
+    return "is not a safetensors file: it does not start with a header. Get it again."
 
 
 def _slot(name: str, value: Any, offset: int) -> _Slot:
@@ -162,7 +162,7 @@ def _slot(name: str, value: Any, offset: int) -> _Slot:
 def _tensors(
     path: Path, slots: Mapping[str, _Slot], skip: Set[str] = frozenset()
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in file order, each in memory of its own."""
+    """The tensors in file order, each in separate memory."""
     import torch
 
     with opened(path) as file:
@@ -191,20 +191,20 @@ def load_module(
     """Build a network and give it the weights in ``file``; returns it in eval mode.
 
     ``file``: a safetensors file, or a folder with ``model.safetensors`` or (in parts)
-    ``model.safetensors.index.json``. ``build`` runs on the meta device, so it costs no memory and
-    must not look at values. Names, shapes and dtype kinds are compared before a tensor is read;
-    tied parameters may be stored once. Floating-point weights get ``dtype``, others keep theirs.
-    Buffers that are not in the file come from the module's own ``recompute_buffers(device)``, which
-    is called on each submodule that has one, and keep the dtype that it gives them.
+    ``model.safetensors.index.json``. ``build`` runs on the meta device, so it needs no memory and
+    must not read values. Names, shapes and dtype kinds are compared before a tensor is read; tied
+    parameters may be stored once. Floating-point weights get ``dtype``, others keep theirs. Buffers
+    that are not in the file come from the module's own ``recompute_buffers(device)``, which is
+    called on each submodule that has one, and keep the dtype that it gives them.
 
-    Raises WeightsError where file and network differ (the first ten of each kind are named) and
-    PluginError where a parameter or buffer would be left without a value.
+    Raises WeightsError if file and network differ (the first ten names of each kind are listed) and
+    PluginError if a parameter or buffer would be left without a value.
     """
     import torch
 
     target = getattr(torch, dtype, None)
     if not isinstance(target, torch.dtype) or not target.is_floating_point:
-        raise DeviceError(f"dtype={dtype!r} is no floating-point dtype. Try 'float32'.")
+        raise DeviceError(f"dtype={dtype!r} is not a floating-point dtype. Try 'float32'.")
     parts = {part: _slots(part) for part in _parts(Path(file))}
     with torch.device("meta"), _no_normal():
         module = build()
@@ -224,7 +224,7 @@ def load_module(
         for name, tensor in _tensors(part, slots, skip=twice):
             value = tensor.to(device, target if tensor.dtype.is_floating_point else None)
             if isinstance(old := expected[name], torch.nn.Parameter):
-                # Assigned as it is, a Parameter stays one object under all its names.
+                # A tied Parameter stays one object under all its names.
                 value = torch.nn.Parameter(value, requires_grad=old.requires_grad)
             values[tied[name]] = value
     tensors = {name: values[kept] for name, kept in tied.items()}
@@ -243,14 +243,14 @@ def load_module(
     ]
     if left:
         raise PluginError(
-            f"{type(module).__name__}: {_some(left)} got no value: not in its state_dict, and no "
-            "recompute_buffers(device) made it. Add that method, or make the buffer persistent."
+            f"{type(module).__name__}: {_some(left)} got no value: not in the state_dict, and "
+            f"not set by recompute_buffers(device). Add that method, or make the buffer persistent."
         )
     return module.to(device).eval()
 
 
 def _no_normal() -> AbstractContextManager[Any]:
-    """Without drawing normal numbers: on meta it has no effect but to import sympy, for 1.5 s."""
+    """Skip drawing normal numbers: on meta it does nothing but import sympy, for 1.5 s."""
     from torch.overrides import TorchFunctionMode
 
     class NoNormal(TorchFunctionMode):
@@ -278,7 +278,7 @@ def _parts(file: Path) -> list[Path]:
         if not all(_inside(name) and name.endswith(".safetensors") for name in names):
             raise ValueError("a part is not a safetensors file in this folder")
     except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise WeightsError(f"{index} is no index of parts ({error}).") from None
+        raise WeightsError(f"{index} is not an index of parts ({error}).") from None
     return [file / name for name in names]
 
 
@@ -314,7 +314,7 @@ def _compare(
     if faults:
         raise WeightsError(
             f"{file} does not fit {network}: {'; '.join(faults)}. "
-            "These are weights of another model or configuration."
+            "The weights belong to another model or configuration."
         )
 
 
@@ -331,7 +331,7 @@ def save_tensors(
     """Write tensors to a safetensors file, whole or not at all; returns the path.
 
     Any device and stride; tensors that share memory are each stored in full. Raises WeightsError
-    for what is no dense tensor with values, OutputError where the file cannot be written.
+    for anything but dense tensors with values, OutputError if the file cannot be written.
     """
     import torch
     from safetensors import SafetensorError
@@ -342,11 +342,13 @@ def save_tensors(
     storages: set[int] = set()
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise WeightsError(f"cannot save {name!r}: {type(tensor).__name__} is no torch tensor.")
+            raise WeightsError(
+                f"cannot save {name!r}: {type(tensor).__name__} is not a torch tensor."
+            )
         dtype = str(tensor.dtype).removeprefix("torch.")
         if tensor.is_meta or tensor.layout != torch.strided or dtype not in known:
             what = "on the meta device" if tensor.is_meta else f"{tensor.layout} {dtype}"
-            raise WeightsError(f"cannot save {name!r}: it is {what}, no dense tensor of values.")
+            raise WeightsError(f"cannot save {name!r}: it is {what}, not a dense tensor of values.")
         if name == "__metadata__":
             raise WeightsError("cannot save '__metadata__': safetensors reserves this name.")
         cpu = tensor.detach().cpu().contiguous()
@@ -384,8 +386,8 @@ class Saved:
 def save_model(model: Model, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a model as a saved folder, whole or not at all; returns the path.
 
-    ``model.state()`` goes to ``model.safetensors`` (left out where it is empty), and what
-    ``model.save_files(folder)`` writes there stands beside it.
+    ``model.state()`` goes to ``model.safetensors`` (left out if empty), next to the files that
+    ``model.save_files(folder)`` writes.
     """
     path = Path(path)
     entry, kind = model.entry, type(model)
@@ -423,10 +425,10 @@ def save_model(model: Model, path: str | Path, *, overwrite: bool = False) -> Pa
 
 
 def _base_record(base: Base, folder: Path) -> dict[str, Any]:
-    """What ``zoo.json`` keeps of a base. ``folder``: the saved folder.
+    """The record of a base in ``zoo.json``. ``folder``: the saved folder.
 
-    A folder inside or beside the saved one is kept relative to it, so that both can be moved; any
-    other is kept absolute.
+    The path of a base folder inside or next to the saved one is relative to it, so that both can be
+    moved; any other path is absolute.
     """
     kept = replace(base, folder=None)
     if base.folder is not None and base.sha256 is not None:  # a folder of the user's
@@ -448,7 +450,7 @@ def manifest(
     options: Mapping[str, Any] | None = None,
     bases: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of ``zoo.json``; what is not given is the registry entry's own."""
+    """The content of ``zoo.json``; values that are not given come from the registry entry."""
     return {
         "format": FORMAT,
         "zoo": __version__,
@@ -468,9 +470,9 @@ def manifest(
 def read_saved(folder: str | Path, *, shared: bool = False) -> Saved:
     """Read a saved folder: ``zoo.json`` checked, then size and SHA-256 of every file it lists.
 
-    ``shared``: a folder of the Hub's cache, where other programs may keep a pickle beside them.
-    Raises WeightsNotFoundError where folder, ``zoo.json`` or a listed file is missing, WeightsError
-    for anything else that is wrong, a pickle among the files included.
+    ``shared``: a folder of the Hub's cache, in which other programs may keep pickles. Raises
+    WeightsNotFoundError if the folder, ``zoo.json`` or a listed file is missing, WeightsError for
+    any other fault, including a pickle.
     """
     folder = Path(folder)
     _require_folder(folder)
@@ -497,7 +499,7 @@ def read_saved(folder: str | Path, *, shared: bool = False) -> Saved:
 
 
 def _as_now(manifest: dict[str, Any]) -> None:
-    """Bring a zoo.json of before several bases into today's form."""
+    """Convert a zoo.json with a single base to the current form."""
     if "base" in manifest and "bases" not in manifest:
         base = manifest.pop("base")
         manifest["bases"] = {} if base is None else {"base": base}
@@ -509,7 +511,7 @@ def _as_now(manifest: dict[str, Any]) -> None:
 
 
 def check_plain_folder(folder: str | Path) -> Path:
-    """A folder of weights without ``zoo.json``: holds safetensors, and no pickles; returns it."""
+    """Check a folder of weights without ``zoo.json``: safetensors and no pickles; returns it."""
     folder = Path(folder)
     _require_folder(folder)
     refuse_pickles(folder)
@@ -521,7 +523,7 @@ def check_plain_folder(folder: str | Path) -> Path:
 
 
 def refuse_pickles(folder: str | Path) -> None:
-    """WeightsError that names the files of a folder that can hold pickled code, if it has any."""
+    """Raise WeightsError naming the files in a folder that can hold pickled code, if any."""
     folder = Path(folder)
     found = sorted(
         file.relative_to(folder).as_posix()
@@ -536,7 +538,7 @@ def refuse_pickles(folder: str | Path) -> None:
 
 
 def _mistakes(manifest: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a zoo.json, all at once."""
+    """All mistakes in a zoo.json."""
     wrong = []
     if type(manifest.get("format")) is not int or manifest["format"] != FORMAT:
         wrong.append(f"format must be {FORMAT}, not {manifest.get('format')!r}")
@@ -556,7 +558,7 @@ def _mistakes(manifest: Mapping[str, Any]) -> list[str]:
     files = manifest.get("files")
     for name, file in files.items() if isinstance(files, dict) else ():
         if not _inside(name) or name == MANIFEST:
-            wrong.append(f"files: {name!r} is no path inside the folder")
+            wrong.append(f"files: {name!r} is not a path inside the folder")
         if not (
             isinstance(file, dict)
             and type(file.get("size")) is int

@@ -1,4 +1,4 @@
-"""YAML as a tree with lines, from its events: no anchors, tags or objects, and no deep nesting.
+"""Parses YAML events into a tree with lines: no anchors, tags or objects, and no deep nesting.
 
 ``yaml.load`` and ``compose`` are never called: they build objects, and the C loader's recursion
 crashes the process on a small file of many brackets.
@@ -30,13 +30,14 @@ class MalformedError(Exception):
 
 
 def tree(text: str, wrong: Callable[[int, str], None]) -> Node:
-    """The tree. ``wrong`` is told of what can be read on past; the rest raises MalformedError."""
+    """The tree. ``wrong`` is called for mistakes that can be skipped; others raise
+    MalformedError."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     root: Node | None = None
     stack: list[Node] = []
-    keys: list[Node | None] = []  # beside each open node: the mapping key that waits for its value
+    keys: list[Node | None] = []  # for each open node: the mapping key that waits for its value
     try:
         for event in yaml.parse(text, Loader=loader):
             mark = event.start_mark
@@ -45,7 +46,7 @@ def tree(text: str, wrong: Callable[[int, str], None]) -> Node:
                 wrong(line, "anchors and aliases are not allowed; write the value out")
             if (tag := getattr(event, "tag", None)) is not None:
                 wrong(line, f"tags are not allowed: {tag}")
-            if isinstance(event, yaml.ScalarEvent):  # the commonest first: listing comes here
+            if isinstance(event, yaml.ScalarEvent):  # the most frequent first: listing is fast
                 node = Node(line, event.value, plain=not event.style)
             elif isinstance(event, yaml.MappingStartEvent):
                 node = Node(line, {})
@@ -58,7 +59,7 @@ def tree(text: str, wrong: Callable[[int, str], None]) -> Node:
             elif isinstance(event, yaml.AliasEvent):
                 node = Node(line, "", plain=True)
             elif isinstance(event, yaml.DocumentStartEvent) and root is not None:
-                raise MalformedError(line, "a second document; a registry file is one")
+                raise MalformedError(line, "a second document; a registry file has one")
             else:
                 continue
             if not stack:
@@ -97,6 +98,6 @@ def _attach(
         keys[-1] = node
     else:
         assert isinstance(key.value, str)
-        node.line = key.line  # a block's own mark is at its first entry
+        node.line = key.line  # a block's mark is at its first entry
         parent.value.setdefault(key.value, node)
         keys[-1] = None

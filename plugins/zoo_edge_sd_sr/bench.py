@@ -1,7 +1,7 @@
-"""The claims of Edge-SD-SR at our size: one cheap step beats interpolation; each part pays.
+"""The claims of Edge-SD-SR at our size: one cheap step beats interpolation; each part helps.
 
 ``edge-sd-sr`` is measured on clean bicubic inputs, as published tables are; ``edge-sd-sr-photo`` on
-degraded ones, beside the clean model. ``zoo_sr.measuring.tables`` says what ``--data`` holds.
+degraded ones, next to the clean model. ``zoo_sr.measuring.tables`` describes ``--data``.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ from .train import TINY_RECIPE, recipe, train_lr_encoder, unet_loss
 
 OURS = "edge-sd-sr"
 OPTIONS: Mapping[str, Any] = {"texture": 0.0, "degraded": 0.0}
-"""Of ``zoo train``, where short trainings differ from the recipe."""
+"""Options of ``zoo train`` in which short trainings differ from the recipe."""
 
 
 def bench(request: BenchRequest) -> Results:
     """Run the experiment; see the module's docstring."""
-    load(request)  # refuses what has no weights, before minutes of training a baseline
+    load(request)  # fails without weights, before minutes of training a baseline
     made = clean(request) if request.entry.name == OURS else degraded(request)
     draw_curve(whole_curve(files(request) / "train.json"), request.out / "training.png")
     return replace(made, pictures=["before-after.png", "training.png"])
 
 
 def clean(request: BenchRequest) -> Results:
-    """From bicubic inputs: quality, ablations, speed."""
+    """Measure on bicubic inputs: quality, ablations, speed."""
     sets, photos = find_sets(request.data, request.quick, 4), photos_below(request.data)
     book = Book(less_is_better)
     baselines = None
@@ -79,7 +79,7 @@ def clean(request: BenchRequest) -> Results:
 
 
 def degraded(request: BenchRequest) -> Results:
-    """From inputs as photos on the web are: blurred, resized, noisy, compressed; seed 0."""
+    """Measure on inputs like photos on the web: blurred, resized, noisy, compressed; seed 0."""
     sets = find_sets(request.data, request.quick, 4)
     name = request.entry.name
     ours, plain = load(request), load(request, OURS)
@@ -117,9 +117,9 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], bool]] = {
 
 
 def ablations(book: Book, request: BenchRequest, model: EdgeSDSR, folder: Path) -> None:
-    """UNet and E_L trained anew for a few hundred steps, equal for all variants; three seeds.
+    """Train UNet and E_L for a few hundred steps, equal for all variants; three seeds.
 
-    Too few to reach bicubic, which the table shows: they tell the variants apart, no more.
+    These are too few steps to reach bicubic, as the table shows: they only compare the variants.
     """
     photos, net = Photos(folder), model.module
     x_h = 2 * photos.crops(np.random.default_rng(request.seed), 16, 64).to(model.device) - 1
@@ -217,7 +217,7 @@ def short_training(
 
 
 def from_noise(net: EdgeNetwork, x_l: Tensor, steps: int) -> Tensor:
-    """z^ as all variants have met it in training: with the noise that the process starts from."""
+    """z^ as in the training of all variants: with the noise at the start of the process."""
     mu, _ = net.encode(x_l)
     return net.one_step(
         x_l, torch.randn(mu.shape, generator=torch.Generator().manual_seed(0)), steps

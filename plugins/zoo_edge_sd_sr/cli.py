@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def speed(model: EdgeSDSR, args: list[str]) -> int:
-    """``speed``: parameters, FLOPs and time beside other upscalers, the paper's size included."""
+    """``speed``: parameters, FLOPs and time next to other upscalers, including the paper's size."""
     from .full import CONFIG
 
     return shared.speed(model, args, CONFIG)

@@ -32,14 +32,14 @@ CONFIG: Mapping[str, Any] = {
     "var": "learned",
     "const": 0.3,
 }
-"""What the registry says of edge-sd-sr-full (a test compares them), for measuring beside others."""
+"""The configuration of edge-sd-sr-full in the registry (a test compares them), for benchmarks."""
 
 TIMESTEPS = 999
-"""diffusers' UNet was made for t = 0 ... 999; our t is in [0, 1]."""
+"""diffusers' UNet expects t = 0 ... 999; our t is in [0, 1]."""
 
 
 class DiffusersUNet(nn.Module):
-    """``UNet2DModel`` behind the call that the method makes: (x, t in [0, 1]) -> v^."""
+    """``UNet2DModel`` with the method's interface: (x, t in [0, 1]) -> v^."""
 
     def __init__(self, c_in: int, c_out: int, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class DiffusersUNet(nn.Module):
 
 
 def encoder(c_out: int, widths: list[int], groups: int, double: bool) -> nn.Module:
-    """diffusers' VAE encoder without attention; halves the size for each width but the last."""
+    """diffusers' VAE encoder without attention; halves the size for each width except the last."""
     return Encoder(
         in_channels=3,
         out_channels=c_out,
@@ -93,12 +93,12 @@ def decoder(c_in: int, widths: list[int], groups: int) -> nn.Module:
 
 
 def diffusers_parts(config: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """The parts of ``EdgeNetwork``, of diffusers classes."""
+    """The parts of ``EdgeNetwork`` from diffusers classes."""
     latent = config["latent"]
     small, large = config["lr_encoder"], config["hr_encoder"]
     shape = config["decoder"]["widths"], config["decoder"]["groups"]
     lr_encoder = encoder(latent, small["widths"], small["groups"], double=True)
-    with torch.no_grad():  # mu_l and log sigma_l^2 start at rest, as ours do
+    with torch.no_grad():  # mu_l and log sigma_l^2 start near 0, as in our own encoder
         lr_encoder.conv_out.weight.mul_(0.1)  # type: ignore[union-attr, operator]
     return {
         "lr_encoder": lr_encoder,

@@ -3,13 +3,13 @@
 I. Hadji, M. Noroozi, V. Escorcia, A. Zaganidis, B. Martinez, G. Tzimiropoulos: "Edge-SD-SR: Low
 Latency and Parameter Efficient On-device Super-Resolution with Stable Diffusion via Bidirectional
 Conditioning", CVPR 2025, arXiv 2412.06978. Equations are numbered as in this plugin's README.md,
-which says what is the paper's and what is our reading of it.
+which separates the paper's statements from our reading.
 
     x_l --E_L--> mu_l, log sigma_l^2        the LR image, by its own trained encoder   (eq. 1)
     z_1 = mu_l + s_l eps                    the forward process ends at the LR latent  (eq. 3)
     v^  = UNet(concat[z_1, mu_l], t=1)      the reverse process sees it too            (eq. 4)
     z^  = -v^                               one DDIM step: alpha_1 = 0, sigma_1 = 1    (eq. 11)
-    x^  = D(z^)                             a decoder tuned on just these z^           (eq. 12)
+    x^  = D(z^)                             a decoder tuned on exactly these z^        (eq. 12)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from zoo_sr.upscaler import LatentSR
 LOG_VAR = (-8.0, 2.0)
 """Bounds of log sigma_l^2 (eq. 1)."""
 LOG_VAR_START = -2.4
-"""Where log sigma_l^2 starts: s_l = 0.3. With a noise of 1, more steps than one lost much PSNR."""
+"""Initial log sigma_l^2: s_l = 0.3. With s_l = 1, several steps lost much PSNR."""
 
 
 class LREncoder(nn.Module):
@@ -47,11 +47,11 @@ class LREncoder(nn.Module):
 
 
 class EdgeNetwork(LatentNetwork):
-    """The joint network behind four verbs; what its parts are made of is the configuration's.
+    """The joint network, with four verbs; the configuration determines its parts.
 
-    Inference uses ``lr_encoder``, ``unet`` and ``decoder`` (these are the published 169 M at the
-    full size). ``hr_encoder`` is E_H: frozen, needed to go on training. ``decoder_base`` is D
-    before fine-tuning: where ``fidelity`` 0 leads back to.
+    Inference uses ``lr_encoder``, ``unet`` and ``decoder`` (the published 169 M at the full size).
+    ``hr_encoder`` is E_H: frozen, needed for further training. ``decoder_base`` is D before
+    fine-tuning, which ``fidelity`` 0 restores.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], config: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ class EdgeNetwork(LatentNetwork):
         self.residual: bool = config["lr_encoder"]["kind"] == "residual"
         self.noise = ForwardNoise(config["mean"], config["var"], config["const"])
 
-    # --- the verbs: everything else is written against these ---
+    # --- the verbs: all other code uses only these ---
 
     def encode_hr(self, x_h: Tensor) -> Tensor:
         """x_h (B,3,H,W) in [-1,1] to z_h (B,latent,H/f,W/f). Never trained with E_L (eq. 1)."""
@@ -92,12 +92,12 @@ class EdgeNetwork(LatentNetwork):
         mu, log_var = self.encode(x_l)
         if eps is None:
             eps = torch.zeros_like(mu)
-        z_1 = self.noise.n(eps.to(mu), mu, log_var)  # alpha_1 = 0: nothing of z_h is in it
+        z_1 = self.noise.n(eps.to(mu), mu, log_var)  # alpha_1 = 0: it contains nothing of z_h
         return latent.ddim(lambda z, t: self.denoise(z, mu, t), z_1, steps)
 
 
 def build_network(config: Mapping[str, Any]) -> EdgeNetwork:
-    """The network of a configuration: ours (``network: tiny``) or of diffusers classes."""
+    """The network of a configuration: ours (``network: tiny``) or from diffusers classes."""
     if config["network"] == "diffusers":
         from .full import diffusers_parts
 

@@ -1,10 +1,10 @@
 """The recipe of Edge-SD-SR, in the order of the paper's three ingredients.
 
 autoencoder   E_H and D learn to reconstruct; then both are frozen and the latents normalised
-lr_encoder    E_L learns to imitate E_H(up(x_l)), so that the UNet starts from something  (eq. 8)
+lr_encoder    E_L learns to imitate E_H(up(x_l)), so that the UNet has an input           (eq. 8)
 teacher       only with ``distill``: a reverse-only x2 model, the target of the UNet     (eq. 10)
 unet          UNet alone (20 %), UNet and E_L jointly (70 %), UNet alone, decaying (10 %) (eq. 9)
-decoder       D is tuned on what one step really gives                                   (eq. 12)
+decoder       D is tuned on the actual output of one step                              (eq. 12)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TINY_RECIPE: Mapping[str, Stage] = {
     "unet": Stage(5000, 8e-4, 16, crop=64),
     "decoder": Stage(1500, 4e-4, 16, crop=64),
 }
-"""For ``edge-sd-sr``: about 40 minutes on two CPU cores that compute bfloat16 (AMX), else hours."""
+"""For ``edge-sd-sr``: about 40 minutes on two CPU cores with bfloat16 (AMX), else hours."""
 
 FULL_RECIPE: Mapping[str, Stage] = {
     "autoencoder": Stage(100_000, 2e-4, 32, crop=256),
@@ -49,16 +49,17 @@ FULL_RECIPE: Mapping[str, Stage] = {
     "unet": Stage(200_000, 2e-4, 64, crop=256),
     "decoder": Stage(20_000, 5e-5, 32, crop=256),
 }
-"""For ``edge-sd-sr-full``: our choice, the paper's schedule is not public. Needs a large GPU."""
+"""For ``edge-sd-sr-full``: our choice, as the paper's schedule is not public. Needs a large GPU."""
 
 KL_WEIGHT = 1e-3  # on log sigma_l^2 (eq. 6)
-LR_ENCODER_RATE = 0.2  # E_L learns slower than the UNet while both learn (eq. 9)
+LR_ENCODER_RATE = 0.2  # E_L learns more slowly than the UNet while both learn (eq. 9)
 
-# --- the stages of our own -----------------------------------------------------------------------
+# --- the stages of this method --------------------------------------------------------------------
 
 
 def phases(progress: float, *, encoder: bool) -> float:
-    """Rates of the dedicated schedule (eq. 9): E_L learns in phase B only; in C all decay to 0."""
+    """Learning rates of the dedicated schedule (eq. 9): E_L learns only in phase B; in C all decay
+    to 0."""
     if progress < 0.2:  # A: the UNet alone
         return 0.0 if encoder else 1.0
     if progress < 0.9:  # B: jointly
@@ -68,7 +69,8 @@ def phases(progress: float, *, encoder: bool) -> float:
 
 
 def train_lr_encoder(job: Recipe) -> None:
-    """|| mu_l - E_H(up(x_l)) ||_1: the UNet shall meet the kind of thing it will see (eq. 8)."""
+    """|| mu_l - E_H(up(x_l)) ||_1: mu_l becomes the kind of input that the UNet will see (eq.
+    8)."""
     net = job.net
 
     def loss(batch: Batch) -> Tensor:
@@ -108,7 +110,7 @@ def unet_loss(
         mu, log_var = net.encode(batch.x_l)
         mu, log_var = mu.float(), log_var.float()
         t, eps = draw_t(batch), batch.noise(z_h)
-        # Gradient reaches E_L through z_t and through the concatenation; detach neither.
+        # The gradient reaches E_L through z_t and through the concatenation; detach neither.
         z_t = latent.forward(z_h, net.noise.n(eps, mu, log_var), t)
         if teacher is None:
             y = z_h
@@ -121,18 +123,18 @@ def unet_loss(
 
 
 def train_unet(job: Recipe) -> None:
-    """UNet and E_L, jointly, on the dedicated schedule."""
+    """Train UNet and E_L jointly, on the dedicated schedule."""
     net = job.net
     teacher = None
     if job.request.options["distill"]:
         if not job.run.keeps("teacher"):
             raise OptionError(
-                "distill=true needs the teacher, which no saved model holds: run all stages "
+                "distill=true needs the teacher, which no saved model contains: run all stages "
                 "without --stage, or --resume in the folder where stage 'teacher' ran."
             )
         teacher = job.run.keep("teacher", job.new_unet)
         if job.run.fresh:
-            net.unet.load_state_dict(teacher.state_dict())  # the nearby, easier task
+            net.unet.load_state_dict(teacher.state_dict())  # trained on the similar, easier task
     channels = latent_metric(job)
     job.minimise(
         {
@@ -141,12 +143,12 @@ def train_unet(job: Recipe) -> None:
         },
         lambda batch: unet_loss(job, batch, channels, teacher),
     )
-    job.run.drop("teacher")  # it has said all it knows
+    job.run.drop("teacher")  # it is no longer needed
     job.validate("frozen decoder", lambda x_h, x_l: net.decoder_base(net.one_step(x_l)))
 
 
 def recipe(request: TrainRequest, photos: Photos | None = None) -> Recipe:
-    """What the stages train; ``distill`` adds a teacher before the UNet."""
+    """The recipe of a request; ``distill`` adds a teacher before the UNet."""
     distill = request.options["distill"]
     config, tensors = starting_point(request)
     stages = {"tiny": TINY_RECIPE, "diffusers": FULL_RECIPE}[config["network"]]

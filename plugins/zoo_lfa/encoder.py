@@ -34,7 +34,7 @@ TEMPLATES = {
 
 
 @contextmanager
-def _no_warning() -> Iterator[None]:
+def no_warning() -> Iterator[None]:
     """Without open_clip's warning that the weights are random: they are read a moment later."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -64,7 +64,7 @@ class Encoder:
         name = f"local-dir:{folder}"
         try:
             # The weights come from our own reader: open_clip would also open pickles.
-            with _no_warning():
+            with no_warning():
                 self.model: Any = open_clip.create_model(
                     name, load_weights=False, pretrained_image=False, pretrained_text=False
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,65 @@ from zoo.errors import InputError
 from zoo.images import ENDINGS
 from zoo.tables import Table
 
-from .lfa import chunks
+from .lfa import ENOUGH, Rows, at_once, chunks
 
 POOLS = ("mean", "max", "crops")
+SMALL = 2**24
+"""Numbers that are kept in memory as float32: 64 MB."""
+
+
+class Stream:
+    """(N,d) float32 rows of an array that is converted where it is read, such as a mapped file."""
+
+    ndim = 2
+
+    def __init__(
+        self,
+        array: Any,
+        pool: str,
+        device: str | torch.device,
+        steps: tuple[Callable[[Tensor], Tensor], ...] = (),
+    ) -> None:
+        self.array, self.pool, self.steps = array, pool, steps
+        self.device = torch.device(device)
+        self.shape = (int(array.shape[0]), int(array.shape[-1]))
+
+    @property
+    def is_small(self) -> bool:
+        """Does a copy of all rows cost little?"""
+        return self.shape[0] * self.shape[1] <= SMALL
+
+    def then(self, step: Callable[[Tensor], Tensor]) -> Stream:
+        """The rows after one more step."""
+        return Stream(self.array, self.pool, self.device, (*self.steps, step))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: Any, /) -> Tensor:
+        if isinstance(which, Tensor) and not isinstance(self.array, Tensor):
+            which = which.cpu().numpy()
+        elif isinstance(which, Tensor):
+            which = which.to(self.array.device)
+        rows = pooled(as_float32(self.array[which], self.device), self.pool)
+        for step in self.steps:
+            rows = step(rows)
+        return rows
+
+
+def as_float32(part: Any, device: str | torch.device) -> Tensor:
+    """A part of an array or tensor, of any stride or byte order."""
+    if not isinstance(part, Tensor):
+        with np.errstate(over="ignore"):  # named by ``rows_of``, as infinity
+            part = torch.from_numpy(np.array(part, dtype=np.float32))
+    return part.detach().to(device=device, dtype=torch.float32)
+
+
+def pooled(rows: Tensor, pool: str) -> Tensor:
+    """Frames (n,T,d) to (n,d); crops stay (n,T,d)."""
+    if rows.ndim == 2 or pool == "crops":
+        return rows
+    return rows.amax(1) if pool == "max" else rows.mean(1)
 
 
 def numbers(value: Any, what: str, columns: Sequence[str] = ()) -> Any:
@@ -76,11 +132,11 @@ def named_by(table: Table, texts: Any) -> tuple[Any, Any]:
     return texts, table.labels
 
 
-def rows_of(array: Any, what: str, *, pool: str = "mean", device: str = "cpu") -> Tensor:
-    """(N,d) float32 rows, not yet of unit norm; (N,T,d) stays so for ``pool="crops"``.
+def rows_of(array: Any, what: str, *, pool: str = "mean", device: str = "cpu") -> Any:
+    """(N,d) float32 rows, not yet of unit norm; for ``pool="crops"`` (N,T,d) stays so.
 
-    (N,T,d) is frames of N videos (or crops of N images), combined by mean or maximum. Converted a
-    few thousand rows at a time, so a mapped file costs its float32 copy and no more. Raises
+    (N,T,d) is frames of N videos (or crops of N images), combined by mean or maximum. A tensor
+    where the rows are few, else a ``Stream``, so that a mapped file costs next to no memory. Raises
     InputError for other shapes, whole numbers, NaN, infinity and rows of zeros.
     """
     floating = (
@@ -96,27 +152,21 @@ def rows_of(array: Any, what: str, *, pool: str = "mean", device: str = "cpu") -
     if 0 in array.shape:
         raise InputError(f"{what}: shape {tuple(array.shape)}: there is nothing in it.")
     keep = array.ndim == 3 and pool == "crops"
-    shape = tuple(array.shape) if keep else (array.shape[0], array.shape[-1])
-    out = torch.empty(shape, dtype=torch.float32, device=device)
     bad: list[int] = []
     empty: list[int] = []
-    for part in chunks(shape[0]):
-        piece = array[part]
-        if not isinstance(piece, torch.Tensor):
-            with np.errstate(over="ignore"):  # named below, as infinity
-                piece = torch.from_numpy(np.array(piece, dtype=np.float32))  # any stride or order
-        piece = piece.detach().to(device=device, dtype=torch.float32)
-        if piece.ndim == 3 and not keep:
-            piece = piece.mean(1) if pool != "max" else piece.amax(1)
+    for part in chunks(array.shape[0]):
+        piece = pooled(as_float32(array[part], device), pool)
         flat = piece.flatten(1)
         bad += (part.start + (~flat.norm(dim=1).isfinite()).nonzero()[:, 0]).tolist()
         low = piece.abs().amax(-1)
         empty += (part.start + (low.reshape(len(low), -1) == 0).any(1).nonzero()[:, 0]).tolist()
-        out[part] = piece
     for rows, fault in ((bad, "NaN, infinity or numbers beyond float32"), (empty, "only zeros")):
         if rows:
             raise InputError(f"{what}: {fault} in {_listed(rows)}. Leave these rows out.")
-    return out
+    if keep:
+        return as_float32(array, device)
+    stream = Stream(array, pool, device)
+    return stream[:] if stream.is_small else stream
 
 
 def _listed(rows: Sequence[int]) -> str:
@@ -127,13 +177,14 @@ def _listed(rows: Sequence[int]) -> str:
 
 def ensemble(texts: Any, device: str = "cpu") -> Tensor:
     """(C,d) unit rows of (C,d) or (C,T,d): T templates normalised, averaged, normalised (eq. 2)."""
-    rows = rows_of(texts, "text features", pool="crops", device=device)
+    rows: Tensor = rows_of(texts, "text features", pool="crops", device=device)[:]
     rows = torch.nn.functional.normalize(rows, dim=-1)
     return torch.nn.functional.normalize(rows.mean(1), dim=-1) if rows.ndim == 3 else rows
 
 
-def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Tensor:
-    """(N,) int64 labels in 0..C-1, from whole numbers or from names among ``names``."""
+def labels_of(labels: Any, rows: int, names: Sequence[Any], classes: int) -> Tensor:
+    """(N,) int64 labels in 0..C-1, from whole numbers or from names among ``names``, which may be
+    numbers themselves."""
     if isinstance(labels, str | Path):
         if Path(labels).suffix.lower() not in tables.ENDINGS:
             raise InputError(f"labels: {str(labels)!r}; expected {rows} labels, or a .npy file.")
@@ -146,7 +197,10 @@ def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Ten
         labels = labels.tolist()  # not dates, which would become whole numbers
     if isinstance(labels, list | tuple) and any(isinstance(label, str) for label in labels):
         if not names:
-            raise InputError("labels are strings and the texts features: expected whole numbers.")
+            raise InputError(
+                "labels are strings and the texts features: expected whole numbers, or classes= "
+                "with the name of each text."
+            )
         known = {name: i for i, name in enumerate(names)}
         unknown = sorted({str(label) for label in labels if label not in known})
         if unknown:
@@ -173,6 +227,12 @@ def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Ten
         )
     if len(found) != rows:
         raise InputError(f"{len(found)} labels for {rows} images; expected one for each.")
+    if names and not isinstance(names[0], str):
+        number = {int(name): i for i, name in enumerate(names)}
+        unknown = sorted({*found.tolist()} - {*number})
+        if unknown:
+            raise InputError(f"labels: {unknown[:5]} are not among the {classes} classes.")
+        found = np.asarray([number[value] for value in found.tolist()])
     out = np.flatnonzero((found < 0) | (found >= classes))
     if len(out):
         values = ", ".join(map(str, sorted({int(found[i]) for i in out})[:5]))
@@ -183,7 +243,7 @@ def labels_of(labels: Any, rows: int, names: Sequence[str], classes: int) -> Ten
     return torch.from_numpy(found.astype(np.int64))
 
 
-def warn_of(y: Tensor, labels: Tensor, names: Sequence[str]) -> list[str]:
+def warn_of(y: Tensor, labels: Tensor, names: Sequence[Any]) -> list[str]:
     """Say (as warnings, and for the report) what is allowed and yet probably not meant."""
 
     def name(i: int) -> str:
@@ -206,12 +266,14 @@ def warn_of(y: Tensor, labels: Tensor, names: Sequence[str]) -> list[str]:
     return notes
 
 
-def by_chance(x: Tensor, y: Tensor, labels: Tensor) -> bool:
+def by_chance(x: Rows, y: Tensor, labels: Tensor) -> bool:
     """Is zero-shot within two standard errors of guessing, on rows x (N,d) or (N,T,d)?"""
     centre = x[:, -1] if x.ndim == 3 else x
+    some = torch.arange(0, len(x), -(-len(x) // ENOUGH), device=x.device)
     right = sum(
-        int(((centre[part] @ y.T).argmax(1) == labels[part]).sum()) for part in chunks(len(x))
+        int(((centre[rows] @ y.T).argmax(1) == labels[rows]).sum())
+        for rows in some.split(at_once(y))
     )
     chance = 1 / len(y)
-    bar = chance + 2 * (chance * (1 - chance) / len(x)) ** 0.5
-    return bar < 1 and right / len(x) <= bar
+    bar = chance + 2 * (chance * (1 - chance) / len(some)) ** 0.5
+    return bar < 1 and right / len(some) <= bar

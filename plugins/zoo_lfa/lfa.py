@@ -10,19 +10,20 @@ README.md, which says what is the paper's, what the authors' code does and what 
 
     W*  = argmin ||XW - PY||_F with W^T W = I             closed form                        (eq. 3)
     W_b = (1-b) W* + b I                                  b by cross-validation              (eq. 5)
-    W   = W_b refined by AdamW on the re-ranking loss     a few hundred cheap steps         (eq. 11)
-    W   <- (1-m) W + m I                                  m by cross-validation: never harm (eq. 13)
+    W   = W_b refined by AdamW on the re-ranking loss     a few hundred cheap steps         (eq. 12)
+    W   chosen among these and ridges                     by cross-validation: never harm   (eq. 13)
 
-Where image and text features differ in width, W is (d_x, d_y) and I is the rectangular identity E.
+Encoders that were not trained together have no zero-shot: both sides are centred, W is (d_x, d_y),
+and 0 takes the place of I (eq. 17).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,19 +32,27 @@ from torch.nn import functional
 BETAS = 25
 """Values of b that are tried, from 0 to 1 (eq. 6)."""
 BLENDS = (0.0, 0.2, 0.4, 0.6, 0.8)
-"""Values of m that ``safe`` tries."""
+"""Shares m of I that ``safe`` tries (eq. 13)."""
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-"""Ridges that ``safe`` tries: the larger, the nearer to I."""
+"""Ridges that ``safe`` tries (eq. 7)."""
+PENALTY = 1.0
+"""Of the ridge to 0 that encoders which never met start from (eq. 17)."""
 CLEAR = 2.0
-"""Standard errors by which a map has to be better than I to be taken."""
-SCALES = (0.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
-"""What cosines are multiplied by to be logits; the best one is taken for each candidate. With 0
-among them, to be less sure of wrong answers is no gain."""
+"""Standard errors by which a map has to be better than the incumbent to replace it."""
+SCALES = (0.0, *(2**i for i in range(8)), *(2 ** (i + 0.5) for i in range(8)))
+"""What cosines are multiplied by to be logits, up to 181 (eq. 13). With 0 among them, to be less
+sure of wrong answers is no gain."""
+SCALE, SCALE_UNMET = 1 / 0.07, 3.0
+"""Where nothing can be validated: the reference's, and one for encoders that never met."""
 FOLDS = 3
 ENOUGH = 4096
-"""With more rows than this, one fold tells enough."""
-ROWS = 8192
+"""With more rows than this, one fold tells enough, and no more of its rows are judged."""
+JUDGED = 2**24
+"""Scores (rows x classes) of a fold that are judged, but at least those of 1,024 rows."""
+ROWS = 512
 """Rows that are worked on at once, so that memory beyond the features is bounded."""
+SCORES = 2**23
+"""Scores (rows x classes) that are held at once: 32 MB."""
 TABLE = 4096
 """Up to this many classes the cosines between texts are kept as a table."""
 
@@ -52,30 +61,25 @@ TABLE = 4096
 class Recipe:
     """Every setting of a fit; the defaults are the reference's where it has one."""
 
-    init: str = "beta"
-    """beta, procrustes, ridge, identity or random: where the refinement starts."""
     beta: float | None = None
     """b of eq. 5; None is cross-validation."""
-    ridge: float = 0.1
-    """Penalty of the ridge to the identity (eq. 7)."""
     iterations: int = 100
-    """Steps of the refinement; 0 is the closed form alone."""
-    loss: str = "rerank"
-    """rerank, contrastive or triplet."""
+    """Steps of a refinement; 0 leaves the closed forms."""
+    loss: str | None = None
+    """rerank or contrastive; None tries both where ``safe`` can choose, else it is rerank."""
     k: int = 3
-    """Nearest classes in the loss, the true one allowed among them."""
+    """Nearest classes in the re-ranking loss, the true one allowed among them."""
     s: float = 4.0
     """Margins are (1 - cos(y_c, y_l)) / s."""
     lr: float = 5e-4
     decay: float = 5e-4
     batch: int = 256
-    """Rows in a step, at least two for each class and at most 75 % of the support set, our choice:
-    the reference always takes 75 %, which costs more and is no more accurate."""
+    """Rows in a step, at most 75 % of the support set. The reference always takes 75 %."""
     noise: float = 0.035
     """Standard deviation of the feature noise, added in every other step (at random)."""
     dropout: float = 0.05
     safe: bool = True
-    """Cross-validate {I, closed forms, refined} x blends with I, and keep the best (eq. 13)."""
+    """Choose by cross-validation among the closed forms and the refined maps (eq. 13)."""
     met: bool = True
     """Were the two encoders trained together, so that I is a map worth keeping? (eq. 17)"""
     seed: int = 0
@@ -86,12 +90,40 @@ class Fit(NamedTuple):
 
     w: Tensor
     """(d_x, d_y) float32."""
-    average: Tensor
-    """The moving average of W over the refinement: starts at I and stays nearer to it (eq. 12)."""
+    scale: float
+    """What cosines are multiplied by to be logits (eq. 13)."""
     report: dict[str, Any]
 
 
 # --- rows of unit norm (eq. 1) --------------------------------------------------------------------
+
+
+class Rows(Protocol):
+    """(N,d) rows that are read where they are needed: a tensor, or what reads like one."""
+
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def device(self) -> Any: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, which: Any, /) -> Tensor: ...
+
+
+class Some:
+    """Some of the rows, without a copy of them."""
+
+    def __init__(self, rows: Rows, index: Tensor) -> None:
+        self.rows, self.index = rows, index
+        self.shape = (len(index), *rows.shape[1:])
+        self.ndim, self.device = rows.ndim, rows.device
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, which: Any, /) -> Tensor:
+        return self.rows[self.index[which]]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -99,57 +131,66 @@ def unit(x: Tensor) -> Tensor:
     return functional.normalize(x, dim=-1)
 
 
-def identity(x_width: int, y_width: int, like: Tensor) -> Tensor:
-    """E (d_x,d_y): ones on the diagonal."""
-    return torch.eye(x_width, y_width, dtype=like.dtype, device=like.device)
+def chunks(rows: int, at_once: int = ROWS) -> Iterator[slice]:
+    """Slices of at most ``at_once`` rows."""
+    for i in range(0, rows, at_once):
+        yield slice(i, i + at_once)
 
 
-def like_identity(w: Tensor) -> Tensor:
-    """E of the shape of w."""
-    return identity(w.shape[0], w.shape[1], w)
+def at_once(y: Tensor) -> int:
+    """So many rows that their scores against all classes are ``SCORES`` at most."""
+    return max(1, min(ROWS, SCORES // len(y)))
+
+
+def origin(x_width: int, y_width: int, met: bool, like: Tensor) -> Tensor:
+    """W_0 (d_x,d_y): I, which is zero-shot; 0 for encoders that never met (eq. 17)."""
+    if met:
+        return torch.eye(x_width, dtype=like.dtype, device=like.device)
+    return torch.zeros(x_width, y_width, dtype=like.dtype, device=like.device)
 
 
 # --- closed forms (eq. 3, 4, 7 and 8) -------------------------------------------------------------
 
 
-def class_sums(x: Tensor, labels: Tensor, classes: int) -> Tensor:
+def class_sums(x: Rows, labels: Tensor, classes: int) -> Tensor:
     """P^T X (C,d) in float64: all that the closed form needs of the support set."""
     sums = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device)
-    for i in range(0, len(x), ROWS):
-        sums.index_add_(0, labels[i : i + ROWS], x[i : i + ROWS].double())
+    for part in chunks(len(x)):
+        sums.index_add_(0, labels[part], x[part].double())
     return sums
 
 
-def procrustes(x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
+def procrustes(x: Rows, y: Tensor, labels: Tensor, met: bool | None = None) -> Tensor:
     """W* = U V^T with U S V^T = svd(X^T P Y): the orthogonal map nearest to PY, in O(d).
 
-    x (N,d), y (C,d), labels (N,); returns (d,d) float64. X^T P Y = (P^T X)^T Y has rank at most
-    C, so where C < d the minimiser is not unique. Of all minimisers this is the one nearest to I
-    (eq. 4), so that it is the same on every machine and leaves alone what no example speaks about.
-    No sign is corrected: reflections are allowed.
+    x (N,d_x), y (C,d_y), labels (N,); returns (d_x,d_y) float64. X^T P Y = (P^T X)^T Y has rank at
+    most C, so where C < d the minimiser is not unique. Of all minimisers this is the one nearest to
+    I (eq. 4), so that it is the same on every machine and leaves alone what no example speaks
+    about. No sign is corrected: reflections are allowed.
 
     All that differs from I happens in the span of the class sums and the texts: with an
     orthonormal basis B (d,m) of it, m <= 2C, W* = I + B (W' - I) B^T and W' (m,m) is small.
 
-    For d_x != d_y: U_r V_r^T, of rank r, the largest trace of W^T X^T P Y for a partial isometry.
+    Where the encoders never met (``met``; by default those of two widths): U_r V_r^T, of rank r,
+    the largest trace of W^T X^T P Y for a partial isometry.
     """
     sums, y = class_sums(x, labels, len(y)), y.double()
-    if sums.shape[1] != y.shape[1]:
+    if not (sums.shape[1] == y.shape[1] if met is None else met):
         basis_x, basis_y = torch.linalg.qr(sums.T).Q, torch.linalg.qr(y.T).Q
         u, s, vh = torch.linalg.svd((sums @ basis_x).T @ (y @ basis_y), full_matrices=False)
         r = _rank(s)
         return basis_x @ u[:, :r] @ vh[:r] @ basis_y.T
     d = y.shape[1]
-    basis = torch.linalg.qr(torch.cat([sums, y]).T).Q if 2 * len(y) < d else identity(d, d, y)
+    eye = torch.eye(d, dtype=y.dtype, device=y.device)
+    basis = torch.linalg.qr(torch.cat([sums, y]).T).Q if 2 * len(y) < d else eye
     u, s, vh = torch.linalg.svd((sums @ basis).T @ (y @ basis))  # (m,m)
     r = _rank(s)
     small = u[:, :r] @ vh[:r]
     if r < len(s):  # the rest is free: Z = polar(U_0^T V_0) makes trace(W') largest
         p, _, qh = torch.linalg.svd(u[:, r:].T @ vh[r:].T)
         small = small + u[:, r:] @ (p @ qh) @ vh[r:]
-    if basis.shape[1] == d:
-        return basis @ small @ basis.T
-    return identity(d, d, y) + basis @ (small - like_identity(small)) @ basis.T
+    m = len(small)
+    return eye + basis @ (small - eye[:m, :m]) @ basis.T
 
 
 def _rank(s: Tensor) -> int:
@@ -157,29 +198,35 @@ def _rank(s: Tensor) -> int:
     return int((s > s[0] * len(s) * 1e-12).sum()) if len(s) and s[0] > 0 else 0
 
 
-def ridge(x: Tensor, y: Tensor, labels: Tensor, penalty: float) -> Tensor:
-    """argmin ||XW - PY||^2 + p ||W - E||^2 = E + (X^T X + p I)^-1 X^T (PY - XE) (eq. 7).
+def ridge(x: Rows, y: Tensor, labels: Tensor, penalty: float, met: bool | None = None) -> Tensor:
+    """argmin ||XW - PY||^2 + p ||W - W_0||^2 = W_0 + (X^T X + p I)^-1 X^T (PY - X W_0) (eq. 7).
 
-    p is ``penalty`` > 0. Returns (d_x,d_y) float64. No null space: unique, in
-    milliseconds.
+    x (N,d_x), y (C,d_y), labels (N,), ``penalty`` p > 0; W_0 is I, or 0 where the encoders never
+    met (``met``; by default those of two widths). Returns (d_x,d_y) float64. No null space: unique,
+    in milliseconds.
     """
-    return ridges(x, y, labels, [penalty])[0]
+    return next(ridges(x, y, labels, [penalty], met))
 
 
-def ridges(x: Tensor, y: Tensor, labels: Tensor, penalties: Sequence[float]) -> list[Tensor]:
-    """``ridge`` for each penalty, by one product X^T X."""
-    (n, d), eye = x.shape, identity(x.shape[1], y.shape[1], y.double())
-    y = y.double()
+def ridges(
+    x: Rows, y: Tensor, labels: Tensor, penalties: Sequence[float], met: bool | None = None
+) -> Iterator[Tensor]:
+    """``ridge`` for each penalty, one after another, by one product X^T X."""
+    (n, d), y = x.shape, y.double()
+    start = origin(d, y.shape[1], d == y.shape[1] if met is None else met, y)
     if n < d:  # the same by the n x n matrix
-        x = x.double()
-        rest, gram = y[labels] - x @ eye, x @ x.T
-        return [eye + x.T @ torch.linalg.solve(_plus(gram, p), rest) for p in penalties]
+        rows = x[:].double()
+        rest, gram = y[labels] - rows @ start, rows @ rows.T
+        for p in penalties:
+            yield start + rows.T @ torch.linalg.solve(_plus(gram, p), rest)
+        return
     gram = torch.zeros(d, d, dtype=torch.float64, device=x.device)
-    for i in range(0, n, ROWS):
-        part = x[i : i + ROWS].double()
-        gram += part.T @ part
-    right = class_sums(x, labels, len(y)).T @ y - gram @ eye
-    return [eye + torch.linalg.solve(_plus(gram, p), right) for p in penalties]
+    for part in chunks(n):
+        rows = x[part].double()
+        gram += rows.T @ rows
+    right = class_sums(x, labels, len(y)).T @ y - gram @ start
+    for p in penalties:
+        yield start + torch.linalg.solve(_plus(gram, p), right)
 
 
 def _plus(gram: Tensor, penalty: float) -> Tensor:
@@ -188,21 +235,21 @@ def _plus(gram: Tensor, penalty: float) -> Tensor:
 
 
 def without_own_class(x: Tensor, y: Tensor, labels: Tensor, penalty: float) -> Tensor:
-    """(N,d_y): each row mapped by the ridge of all rows but those of its class, by one inverse.
+    """(N,d): each row mapped by the ridge to I of all rows but those of its class (eq. 8).
 
     With A = X^T X + p I, B the rows of a class and R = PY - XW its residuals, leaving B out turns
     R_B into (I - X_B A^-1 X_B^T)^-1 R_B, as in leave-one-out of any linear smoother.
     """
     x, y = x.double(), y.double()
     inverse = torch.linalg.inv(_plus(x.T @ x, penalty))
-    eye = identity(x.shape[1], y.shape[1], y)
     target = y[labels]
-    w = eye + inverse @ (x.T @ (target - x @ eye))
+    w = inverse @ (x.T @ (target - x))  # less I
     out = torch.empty_like(target)
     for own in labels.argsort(stable=True).split(torch.bincount(labels).tolist()):
         part = x[own]
         hat = part @ inverse @ part.T
-        left = torch.linalg.solve(like_identity(hat) - hat, target[own] - part @ w)
+        eye = torch.eye(len(own), dtype=hat.dtype, device=hat.device)
+        left = torch.linalg.solve(eye - hat, target[own] - part - part @ w)
         out[own] = target[own] - left
     return out.float()
 
@@ -211,40 +258,29 @@ def without_own_class(x: Tensor, y: Tensor, labels: Tensor, penalty: float) -> T
 
 
 def interpolate(w: Tensor, beta: float) -> Tensor:
-    """W_b = W - b (W - E): b = 0 is W, b = 1 is zero-shot, exactly."""
-    eye = like_identity(w)
-    return eye if beta == 1 else w if beta == 0 else w - beta * (w - eye)
+    """W_b = W - b (W - I), w (d,d): b = 0 is W, b = 1 is zero-shot, exactly."""
+    if beta == 0:
+        return w
+    eye = torch.eye(len(w), dtype=w.dtype, device=w.device)
+    return eye if beta == 1 else w - beta * (w - eye)
 
 
-def choose_beta(
-    x: Tensor, y: Tensor, labels: Tensor, folds: Sequence[Tensor], closed: Sequence[Tensor]
-) -> float:
+def choose_beta(x: Rows, y: Tensor, labels: Tensor, folds: Sequence[Fold]) -> float:
     """b of the best mean accuracy on the held-out rows; the smallest where several are best.
 
-    ``folds``: for each split the indices that were held out; ``closed``: W* of the others. One
-    SVD for each split, not one for each b: X W_b Y^T = (1-b) X W* Y^T + b X Y^T.
+    One SVD for each split, not one for each b: X W_b Y^T = (1-b) X W* Y^T + b X Y^T.
     """
     betas = torch.linspace(0, 1, BETAS, dtype=torch.float64).tolist()
     found = torch.zeros(BETAS, dtype=torch.float64)
-    for held, w in zip(folds, closed, strict=True):
-        found += hits(x[held], y, labels[held], w.float(), betas) / len(held)
+    for fold in folds:
+        w = procrustes(Some(x, fold.rest), y, labels[fold.rest]).float()
+        for rows in fold.held.split(at_once(y)):
+            some = x[rows]
+            mapped, plain = some @ w @ y.T, some @ y.T
+            for i, beta in enumerate(betas):
+                right = torch.lerp(mapped, plain, beta).argmax(1) == labels[rows]
+                found[i] += int(right.sum()) / len(fold.held)
     return float(betas[int(found.argmax())])
-
-
-def hits(x: Tensor, y: Tensor, labels: Tensor, w: Tensor, betas: Sequence[float]) -> Tensor:
-    """How many rows each W_b gets right, (betas,) float64."""
-    found = torch.zeros(len(betas), dtype=torch.float64)
-    eye = like_identity(w)
-    for rows in torch.arange(len(x)).split(rows_at_once(y)):
-        mapped, plain = x[rows] @ w @ y.T, x[rows] @ eye @ y.T
-        for i, beta in enumerate(betas):
-            found[i] += int((torch.lerp(mapped, plain, beta).argmax(1) == labels[rows]).sum())
-    return found
-
-
-def rows_at_once(y: Tensor) -> int:
-    """So many rows that their scores against all classes take 256 MB at most."""
-    return max(1, min(ROWS, 2**26 // len(y)))
 
 
 # --- refinement (eq. 9 to 12) ---------------------------------------------------------------------
@@ -272,7 +308,7 @@ def prepare(y: Tensor) -> Texts:
 def rerank(
     u: Tensor, texts: Texts, labels: Tensor, k: int = 3, s: float = 4.0
 ) -> tuple[Tensor, Tensor]:
-    """The adaptive re-ranking loss of U = XW (n,d), and its gradient by U.
+    """The adaptive re-ranking loss of U = XW (n,d), and its gradient by U (eq. 9 and 10).
 
     With z_i = norm(u_i), D_ic = ||z_i - y_c||, K_i the k classes of smallest D_ic:
 
@@ -286,39 +322,17 @@ def rerank(
     norm = u.norm(dim=1, keepdim=True).clamp_min(1e-12)
     z = u / norm
     similar = z @ texts.y.T  # (n,C)
-    nearest = similar.topk(min(k, len(texts.y)), dim=1)  # K_i
-    margin = (1 - texts.between(labels[:, None], nearest.indices)) / s
-    return _hinge(z, norm, texts.y, labels, similar, nearest.indices, margin)
-
-
-def triplet(u: Tensor, texts: Texts, labels: Tensor, margin: float = 0.1) -> tuple[Tensor, Tensor]:
-    """The usual loss with the hardest wrong class and one margin, for comparison."""
-    norm = u.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    z = u / norm
-    similar = z @ texts.y.T
-    wrong = similar.scatter(1, labels[:, None], -math.inf).argmax(1, keepdim=True)
-    return _hinge(z, norm, texts.y, labels, similar, wrong, torch.full_like(norm, margin))
-
-
-def _hinge(
-    z: Tensor,
-    norm: Tensor,
-    y: Tensor,
-    labels: Tensor,
-    similar: Tensor,
-    rivals: Tensor,
-    margin: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """mean over (n,k) of max(0, D_il - D_ic + margin), and the gradient by u = norm * z."""
-    index = torch.cat([rivals, labels[:, None]], 1)
+    nearest = similar.topk(min(k, len(texts.y)), dim=1).indices  # K_i
+    margin = (1 - texts.between(labels[:, None], nearest)) / s
+    index = torch.cat([nearest, labels[:, None]], 1)
     cosines = similar.gather(1, index)
     distances = (2 - 2 * cosines).clamp_min_(1e-12).sqrt_()  # (n,k+1): D_ic, and D_il last
     gap = distances[:, -1:] - distances[:, :-1] + margin
-    active = ((gap > 0) & (rivals != labels[:, None])).to(z.dtype)
+    active = ((gap > 0) & (nearest != labels[:, None])).to(z.dtype)
     count = gap.numel()
     loss = (gap * active).sum() / count
     weight = torch.cat([active, -active.sum(1, keepdim=True)], 1).div_(distances.mul_(count))
-    g = functional.embedding_bag(index, y, per_sample_weights=weight, mode="sum")  # dL/dz
+    g = functional.embedding_bag(index, texts.y, per_sample_weights=weight, mode="sum")  # dL/dz
     radial = (weight * cosines).sum(1, keepdim=True)  # g z^T, as g is a sum of weighted texts
     return loss, g.addcmul_(radial, z, value=-1).div_(norm)
 
@@ -326,7 +340,7 @@ def _hinge(
 def contrastive(
     u: Tensor, texts: Texts, labels: Tensor, temperature: float = 0.07
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of U Y^T / temperature, U not normalised, as in the reference's ablation."""
+    """Cross-entropy of U Y^T / temperature, U not normalised as in the reference (eq. 11)."""
     logits = u @ texts.y.T / temperature
     loss = functional.cross_entropy(logits, labels)
     p = logits.softmax(1)
@@ -334,277 +348,321 @@ def contrastive(
     return loss, p @ texts.y / (temperature * len(p))
 
 
+LOSSES = ("rerank", "contrastive")
+
+
 def refine(
     w: Tensor,
-    x: Tensor,
+    x: Rows,
     y: Tensor,
     labels: Tensor,
     recipe: Recipe,
     seed: int,
     step: Callable[[], Any] = lambda: None,
-) -> tuple[Tensor, Tensor]:
-    """``recipe.iterations`` steps of AdamW from w (d_x,d_y): the last W and the moving average.
+) -> Tensor:
+    """``recipe.iterations`` steps of AdamW on ``recipe.loss`` from w (d_x,d_y) (eq. 12).
 
     x (N,d_x), or (N,T,d_x) with T crops of each image: then each step takes one crop, the same for
-    all images. Cosine schedule to 1e-7. A step sees a random part of the rows
-    (``recipe.batch``); at random noise and dropout on the features, which are not normalised again.
+    all images. Cosine schedule to 1e-7. A step sees a random part of the rows (``recipe.batch``);
+    at random noise and dropout on the features, which are not normalised again.
     """
     dice = torch.Generator().manual_seed(seed)  # on the CPU whatever the device
-    w, texts = w.to(x.dtype).clone(), prepare(y)
-    average, n = like_identity(w), len(x)
+    w, texts = w.to(y.dtype).clone(), prepare(y)
+    n, t_end = len(x), recipe.iterations
     most = n if x.ndim == 3 else max(1, round(0.75 * n))
-    rows = min(max(recipe.batch, 2 * len(y)), most)
-    size = rows * x.shape[-1]
-    noise, mask = _pools(2 * size, recipe, seed, x)
     optimiser = torch.optim.AdamW([w], lr=recipe.lr, weight_decay=recipe.decay, fused=True)
-    t_end, half = recipe.iterations, max(1, recipe.iterations // 2)
     for t in range(t_end):
-        chosen = torch.randperm(n, generator=dice)[:rows].to(x.device)
-        crop, noisy, drop, *place = (float(v) for v in torch.rand(5, generator=dice))
-        batch = x[chosen, int(crop * x.shape[1])] if x.ndim == 3 else x[chosen]
-        start = [int(p * size) for p in place]
+        chosen = torch.randperm(n, generator=dice)[: min(recipe.batch, most)].to(x.device)
+        crop, noisy, drop = (float(v) for v in torch.rand(3, generator=dice))
+        batch = x[chosen]
+        if batch.ndim == 3:
+            batch = batch[:, int(crop * batch.shape[1])]
         if noisy < 0.5 and recipe.noise:
-            batch += noise[start[0] : start[0] + size].view_as(batch)
+            noise = torch.randn(batch.shape, generator=dice, dtype=batch.dtype)
+            batch = batch + recipe.noise * noise.to(x.device)
         if drop < 0.5 and recipe.dropout:
-            batch *= mask[start[1] : start[1] + size].view_as(batch)
+            keep = torch.rand(batch.shape, generator=dice) >= recipe.dropout
+            batch = batch * keep.to(x.device) / (1 - recipe.dropout)
         u, own = batch @ w, labels[chosen]
-        if recipe.loss == "rerank":
-            _, gradient = rerank(u, texts, own, recipe.k, recipe.s)
-        elif recipe.loss == "triplet":
-            _, gradient = triplet(u, texts, own)
-        else:
+        if recipe.loss == "contrastive":
             _, gradient = contrastive(u, texts, own)
+        else:
+            _, gradient = rerank(u, texts, own, recipe.k, recipe.s)
         w.grad = batch.T @ gradient
         for group in optimiser.param_groups:
             group["lr"] = 1e-7 + (recipe.lr - 1e-7) * (1 + math.cos(math.pi * t / t_end)) / 2
         optimiser.step()
-        momentum = 0.9 + 0.1 * (1 - math.exp(-5 * min(t, half) / half))
-        average.lerp_(w, 1 - momentum)
         step()
     w.grad = None
-    return w, average
+    return w
 
 
-def _pools(size: int, recipe: Recipe, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise and dropout factors (size,) for all steps: each reads them from a random place, since
-    to draw them afresh took longer than the matrix products."""
-    generator = torch.Generator(device=like.device).manual_seed(seed)
-    drawn = torch.rand(size, generator=generator, device=like.device)
-    mask = (drawn >= recipe.dropout).to(like.dtype) / max(1e-9, 1 - recipe.dropout)
-    noise = torch.randn(size, generator=generator, device=like.device, dtype=like.dtype)
-    return noise.mul_(recipe.noise), mask
+# --- held-out rows --------------------------------------------------------------------------------
 
 
-# --- the whole fit, which by default cannot harm (eq. 13) -----------------------------------------
+class Fold(NamedTuple):
+    """Row numbers of one part of a cross-validation."""
+
+    held: Tensor
+    """To judge on: a sample where there are many."""
+    rest: Tensor
+    """To fit on."""
 
 
-def split(labels: Tensor, classes: int, seed: int) -> tuple[str, list[Tensor]]:
-    """("samples" or "classes", the indices held out in each of three folds).
+def same_rows(x: Rows) -> Tensor:
+    """(N,) int64, equal for rows that are equal up to rounding.
 
-    With two or more examples of most classes: each class is spread over the folds. With one: whole
-    classes are held out, since W does not know the classes; sample folds would then test
+    By their products with three random directions, rounded: a row that is there twice, or again
+    at another length, must not be fitted on in one fold and judged in another.
+    """
+    dice = torch.Generator().manual_seed(0)
+    directions = torch.randn(x.shape[-1], 3, generator=dice, dtype=torch.float64).to(x.device)
+    mixed = torch.tensor([1, 2654435761, 40503 * 2**32 + 1], device=x.device)
+    cells = torch.empty(len(x), dtype=torch.long, device=x.device)
+    for part in chunks(len(x)):
+        cells[part] = (x[part].double() @ directions * 1e5).round().long() @ mixed
+    return cells.unique(return_inverse=True)[1]
+
+
+def split(x: Rows, labels: Tensor, classes: int, seed: int) -> tuple[str, list[Fold]]:
+    """("samples" or "classes", three folds). Equal rows are in the same fold.
+
+    With two or more different examples of most classes: each class is spread over the folds. With
+    one: whole classes are held out, since W does not know the classes; sample folds would then test
     classes that were never seen and call that overfitting. No folds for fewer than two classes.
     """
     dice = torch.Generator().manual_seed(seed)
-    labels = labels.cpu()
-    counts = torch.bincount(labels, minlength=classes)
+    same, labels = same_rows(x).cpu(), labels.cpu()
+    first = torch.full((int(same.max()) + 1,), len(same)).scatter_reduce(
+        0, same, torch.arange(len(same)), "amin"
+    )  # the first of equal rows stands for all
+    own = labels[first]
+    counts = torch.bincount(own, minlength=classes)
     seen = counts.nonzero()[:, 0]
     if len(seen) < 2:
         return "classes", []
     if int(counts[seen].median()) >= 2:
-        order = torch.randperm(len(labels), generator=dice)
-        order = order[labels[order].argsort(stable=True)]
+        order = torch.randperm(len(own), generator=dice)
+        order = order[own[order].argsort(stable=True)]
         start = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)[:-1]])
-        rank = torch.arange(len(labels)) - start[labels[order]]
+        rank = torch.arange(len(own)) - start[own[order]]
         shift = torch.randint(FOLDS, (classes,), generator=dice)
-        fold = torch.empty_like(labels)
-        fold[order] = (rank + shift[labels[order]]) % FOLDS
+        fold = torch.empty_like(own)
+        fold[order] = (rank + shift[own[order]]) % FOLDS
         kind = "samples"
     else:
         place = torch.zeros(classes, dtype=torch.long)
         place[seen[torch.randperm(len(seen), generator=dice)]] = torch.arange(len(seen)) % FOLDS
-        fold, kind = place[labels], "classes"
-    held = [(fold == i).nonzero()[:, 0] for i in range(FOLDS)]
-    return kind, [h for h in held if 0 < len(h) < len(labels)]
+        fold, kind = place[own], "classes"
+    fold = fold[same]
+    found = []
+    for i in range(FOLDS if len(labels) <= ENOUGH else 1):
+        held = (fold == i).nonzero()[:, 0]
+        rest = (fold != i).nonzero()[:, 0]
+        most = min(ENOUGH, max(1024, JUDGED // classes))
+        if len(held) > most:
+            held = held[torch.randperm(len(held), generator=dice)[:most]]
+        if len(held) and len(rest):
+            found.append(Fold(held.to(x.device), rest.to(x.device)))
+    return kind, found
 
 
-def steps_of(recipe: Recipe, labels: Tensor, classes: int) -> int:
-    """How many steps ``fit`` will report."""
-    runs = 1 + (_validations(labels, classes, recipe) if recipe.safe else 0)
-    return max(1, runs * recipe.iterations)
+# --- the choice, which by default cannot harm (eq. 13) --------------------------------------------
 
 
-def _validations(labels: Tensor, classes: int, recipe: Recipe) -> int:
-    """Folds in which the refinement is tried."""
-    kind, folds = split(labels, classes, recipe.seed)
-    return 0 if kind == "classes" else min(len(folds), 1) if len(labels) > ENOUGH else len(folds)
+class Map(NamedTuple):
+    """Which map: what kind, and its penalty (ridge) or its share of I."""
+
+    kind: str
+    """zero-shot, ridge, closed form, rerank or contrastive."""
+    amount: float = 0.0
 
 
-def fit(
-    x: Tensor, y: Tensor, labels: Tensor, recipe: Recipe, step: Callable[[], Any] = lambda: None
-) -> Fit:
-    """W for images x (N,d_x) or (N,crops,d_x) with labels (N,) into texts y (C,d_y); unit rows.
+class Judged(NamedTuple):
+    """A map on rows that it was not fitted on."""
 
-    ``step`` is called ``steps_of(...)`` times.
+    right: Tensor
+    """(n,) 1 where the true class is the most similar, alone."""
+    likely: Tensor
+    """(n,) log-likelihood of the true class at ``scale``."""
+    scale: float
+
+
+def look(x: Rows, w: Tensor | None, y: Tensor, labels: Tensor) -> Tensor:
+    """(1 + SCALES, n) float64 of rows x (n,d_x) under the map w: is the answer right, and the
+    log-likelihood of the true class at each scale.
+
+    exp(2k) is the square of exp(k), so that two exponentials serve all scales.
     """
-    started = time.perf_counter()
-    centre = x[:, -1] if x.ndim == 3 else x  # the centre crop is the last
-    kind, folds = split(labels, len(y), recipe.seed)
-    folds = [fold.to(x.device) for fold in folds]
-    rest = [_others(fold, len(x)) for fold in folds]
-    square = x.shape[-1] == y.shape[1] and recipe.met
-    report: dict[str, Any] = {"rows": len(x), "classes": len(y), "folds": kind if folds else "none"}
-
-    beta = 1.0 if recipe.init == "identity" else 0.0 if recipe.beta is None else recipe.beta
-    if recipe.init == "beta" and recipe.beta is None and square and folds:
-        few = folds[: 1 if len(x) > ENOUGH else FOLDS]
-        closed = [procrustes(centre[r], y, labels[r]) for r in rest[: len(few)]]
-        beta = choose_beta(centre, y, labels, few, closed)
-    report["beta"] = beta
-
-    start = start_of(centre, y, labels, recipe, beta)
-    if recipe.iterations:
-        w, average = refine(start, x, y, labels, recipe, recipe.seed, step)
-    else:
-        w, average = start.float(), start.float()
-        step()
-    report |= {"kept": "refined" if recipe.iterations else recipe.init, "blend": 0.0}
-    if recipe.safe:
-        w = _safe(x, y, labels, recipe, beta, w, folds, rest, kind, report, step)
-        if report["kept"] == "zero-shot":
-            average = w
-    report["seconds"] = round(time.perf_counter() - started, 4)
-    return Fit(w.float(), average.float(), report)
-
-
-def start_of(x: Tensor, y: Tensor, labels: Tensor, recipe: Recipe, beta: float) -> Tensor:
-    """Where the refinement starts, (d_x,d_y) float64."""
-    if recipe.init == "ridge":
-        return ridge(x, y, labels, recipe.ridge)
-    if recipe.init == "identity" or (beta == 1 and x.shape[1] == y.shape[1]):
-        return identity(x.shape[1], y.shape[1], y.double())
-    if recipe.init == "random":
-        dice = torch.Generator().manual_seed(recipe.seed)
-        wide, thin = max(x.shape[1], y.shape[1]), min(x.shape[1], y.shape[1])
-        q = torch.linalg.qr(torch.randn(wide, thin, generator=dice, dtype=torch.float64)).Q
-        return (q if x.shape[1] == wide else q.T).to(x.device)
-    return interpolate(procrustes(x, y, labels), beta)
-
-
-def _others(held: Tensor, n: int) -> Tensor:
-    keep = torch.ones(n, dtype=torch.bool, device=held.device)
-    keep[held] = False
-    return keep.nonzero()[:, 0]
-
-
-def _safe(
-    x: Tensor,
-    y: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    beta: float,
-    refined: Tensor,
-    folds: Sequence[Tensor],
-    rest: Sequence[Tensor],
-    kind: str,
-    report: dict[str, Any],
-    step: Callable[[], Any],
-) -> Tensor:
-    """Choose by cross-validation on the support set; I where nothing is clearly better than I.
-
-    Judged by the log-likelihood of the true class (``judge``), which tells more from few rows than
-    right and wrong do. "Clearly": by more than two standard errors (``CLEAR``) of the paired
-    difference, and at least as often right; of the maps that are, the best is taken.
-
-    With one example of each class only ridges are candidates, each judged by leaving out every
-    class in turn, exactly and at once (``without_own_class``): what W says of a class that it has
-    not seen is the least that it can do. (The b of eq. 5 was chosen on the same folds: one number
-    from all rows, a leak too small to matter against two standard errors.)
-    """
-    centre = x[:, -1] if x.ndim == 3 else x
-    square = x.shape[-1] == y.shape[1] and recipe.met
-    eye = identity(x.shape[-1], y.shape[1], y)
-    if not square and (kind == "classes" or not folds):
-        report["why"] = "one example of each class, and no zero-shot map: nothing to validate"
-        return refined
-    if not folds:
-        report |= {"kept": "zero-shot", "blend": 1.0, "why": "too few classes to validate"}
-        return eye
-    parts: dict[tuple[str, float], list[Tensor]] = {}
-    if kind == "classes":
-        held = [torch.arange(len(x), device=x.device)]
-        for p in PENALTIES:
-            u = without_own_class(centre, y, labels, p)
-            parts["ridge", p] = [judge(u, y, labels)]
-    else:
-        held = list(folds[: _validations(labels, len(y), recipe)])
-        for i, (own, others) in enumerate(zip(held, rest, strict=False)):
-            some = centre[others], y, labels[others]
-            start = start_of(*some, recipe, beta)
-            maps = {
-                ("ridge", p): w for p, w in zip(PENALTIES, ridges(*some, PENALTIES), strict=True)
-            }
-            fitted = {"closed form": start.float()}
-            if recipe.iterations:
-                seed = recipe.seed + 1 + i
-                made, _ = refine(start, x[others], y, labels[others], recipe, seed, step)
-                fitted["refined"] = made
-            for name, w in fitted.items():
-                for m in BLENDS if square else BLENDS[:1]:
-                    maps[name, m] = interpolate(w, m)
-            for key, w in maps.items():
-                parts.setdefault(key, []).append(judge(centre[own] @ w.float(), y, labels[own]))
-    found = {key: at_best_scale(of) for key, of in parts.items()}
-    plain = at_best_scale([judge(centre[own] @ eye, y, labels[own]) for own in held])
-    gains = {key: best[1] - plain[1] for key, best in found.items()}
-    clear = [
-        key
-        for key, gain in gains.items()
-        if not square
-        or (float(gain.mean()) > _bar(gain) and found[key][0].mean() >= plain[0].mean())
-    ]
-    report["zero_shot"] = float(plain[0].mean()) if square else None
-    if not clear:
-        report |= {"kept": "zero-shot", "blend": 1.0, "validated": report["zero_shot"]}
-        return eye
-    name, how = max(clear, key=lambda key: float(gains[key].mean()))
-    report |= {
-        "validated": float(found[name, how][0].mean()),
-        "kept": name,
-        "blend": how if name != "ridge" else 0.0,
-    }
-    if name == "ridge":
-        report["penalty"] = how
-        return ridge(centre, y, labels, how).float()
-    made = refined if name == "refined" else start_of(centre, y, labels, recipe, beta).float()
-    return interpolate(made, how)
-
-
-def judge(u: Tensor, y: Tensor, labels: Tensor) -> Tensor:
-    """(1 + SCALES, n) of mapped rows u (n,d_y): is the answer right, and its log-likelihood by
-    softmax(scale * cosine) for each scale."""
     made = []
-    for rows in torch.arange(len(u), device=u.device).split(rows_at_once(y)):
-        scores = unit(u[rows]) @ y.T
-        own = scores.gather(1, labels[rows][:, None])
-        right = ((scores >= own).sum(1) == 1).float()
-        likely = [(k * own)[:, 0] - (k * scores).logsumexp(1) for k in SCALES]
-        made.append(torch.stack([right, *likely]))
-    return torch.cat(made, 1).double().cpu()
+    for part in chunks(len(x), at_once(y)):
+        u = x[part] if w is None else x[part] @ w
+        scores = unit(u) @ y.T
+        own = scores.gather(1, labels[part][:, None])
+        right = ((scores >= own).sum(1) == 1).double()
+        top = scores.amax(1, keepdim=True)
+        shifted, gap = scores.sub_(top), (own - top)[:, 0].double()
+        rows = [right, torch.full_like(gap, -math.log(len(y)))]
+        for base in (1.0, 2**0.5):
+            raised, k = (base * shifted).exp_(), base
+            for _ in range(len(SCALES) // 2):
+                rows.append(k * gap - raised.sum(1).double().log())
+                raised, k = raised.square_(), 2 * k
+        made.append(torch.stack(rows).cpu())
+    return torch.cat(made, 1)
 
 
-def at_best_scale(parts: Sequence[Tensor]) -> Tensor:
-    """(2,n): right, and log-likelihood at the scale that is best on average over all parts.
+def judge(parts: Sequence[Tensor]) -> Judged:
+    """What ``look`` saw in each fold, at the scale that is best over all of them.
 
     So a map is not judged by how crowded its rows are.
     """
     joined = torch.cat(list(parts), 1)
-    return torch.stack([joined[0], joined[1:][joined[1:].mean(1).argmax()]])
+    best = int(joined[1:].mean(1).argmax())
+    return Judged(joined[0], joined[1 + best], SCALES[best])
 
 
-def _bar(gain: Tensor) -> float:
-    """What the mean gain has to exceed."""
-    return CLEAR * float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
+def steps_of(recipe: Recipe, folds: int = FOLDS) -> int:
+    """How many steps ``fit`` reports."""
+    return max(1, recipe.iterations * (1 + (folds * len(_losses(recipe)) if recipe.safe else 0)))
+
+
+def _losses(recipe: Recipe) -> tuple[str, ...]:
+    """The refinements to try, the one without a choice first."""
+    return () if not recipe.iterations else (recipe.loss,) if recipe.loss else LOSSES
+
+
+def fit(
+    x: Rows, y: Tensor, labels: Tensor, recipe: Recipe, step: Callable[[], Any] = lambda: None
+) -> Fit:
+    """W for images x (N,d_x) or (N,crops,d_x) with labels (N,) into texts y (C,d_y); unit rows.
+
+    ``step`` is called ``steps_of(recipe)`` times.
+    """
+    started, left = time.perf_counter(), steps_of(recipe)
+
+    def advance() -> None:
+        nonlocal left
+        left -= 1
+        step()
+
+    centre = x[:, -1] if x.ndim == 3 else x  # the centre crop is the last
+    kind, folds = split(centre, labels, len(y), recipe.seed)
+    beta = recipe.beta
+    if beta is None:
+        beta = choose_beta(centre, y, labels, folds) if recipe.met and folds else 0.0
+    report: dict[str, Any] = {"rows": len(x), "classes": len(y), "beta": beta}
+    report["folds"] = kind if folds else "none"
+    if recipe.safe:
+        chosen, scale = _choose(x, centre, y, labels, recipe, beta, kind, folds, report, advance)
+    else:
+        chosen = Map((*_losses(recipe), "closed form")[0])
+        scale = SCALE if recipe.met else SCALE_UNMET
+    candidates = maps(x, centre, y, labels, recipe, beta, recipe.seed, advance, {chosen.kind})
+    w = next(w for candidate, w in candidates if candidate == chosen)
+    for _ in range(left):
+        step()
+    report |= {"kept": chosen.kind, "blend": chosen.amount, "scale": scale}
+    if chosen.kind == "ridge":
+        report |= {"blend": 0.0, "penalty": chosen.amount}
+    report["seconds"] = round(time.perf_counter() - started, 4)
+    return Fit(w.float(), scale, report)
+
+
+def maps(
+    x: Rows,
+    centre: Rows,
+    y: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    beta: float,
+    seed: int,
+    step: Callable[[], Any],
+    kinds: Collection[str] = ("zero-shot", "ridge", "closed form", *LOSSES),
+) -> Iterator[tuple[Map, Tensor]]:
+    """The candidates of these kinds, fitted on these rows, one after another: (d_x,d_y) each."""
+    if "zero-shot" in kinds and recipe.met:
+        yield Map("zero-shot", 1.0), origin(centre.shape[1], y.shape[1], True, y)
+    if "ridge" in kinds:
+        for p, w in zip(PENALTIES, ridges(centre, y, labels, PENALTIES, recipe.met), strict=True):
+            yield Map("ridge", p), w
+    losses = [loss for loss in _losses(recipe) if loss in kinds]
+    if not losses and "closed form" not in kinds:
+        return
+    closed = procrustes(centre, y, labels, recipe.met)
+    start = interpolate(closed, beta) if recipe.met else closed
+    for kind in (*(["closed form"] if "closed form" in kinds else []), *losses):
+        w = start
+        if kind in LOSSES:
+            w = refine(start, x, y, labels, replace(recipe, loss=kind), seed, step)
+        for m in BLENDS if recipe.met else BLENDS[:1]:
+            yield Map(kind, m), interpolate(w, m)
+
+
+def _choose(
+    x: Rows,
+    centre: Rows,
+    y: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    beta: float,
+    kind: str,
+    folds: Sequence[Fold],
+    report: dict[str, Any],
+    step: Callable[[], Any],
+) -> tuple[Map, float]:
+    """The map to keep and its scale: the incumbent, unless another is clearly better.
+
+    The incumbent is zero-shot, or for encoders that never met the ridge to 0. Candidates are judged
+    by the log-likelihood of the true class, which tells more from few rows than right and wrong do.
+    "Clearly": by more than two standard errors (``CLEAR``) of the paired difference, and at least
+    as often right; of the maps that are, the best is taken.
+
+    With one example of each class only ridges to I are candidates, each judged by leaving out every
+    class in turn, exactly and at once (``without_own_class``): what W says of a class that it has
+    not seen is the least that it can do. (The b of eq. 5 was chosen on the same folds: one number
+    from all rows, a leak too small to matter against two standard errors.)
+    """
+    incumbent = Map("zero-shot", 1.0) if recipe.met else Map("ridge", PENALTY)
+    parts: dict[Map, list[Tensor]] = {}
+    if kind == "samples":
+        for i, fold in enumerate(folds):
+            fitted = maps(
+                Some(x, fold.rest), Some(centre, fold.rest), y, labels[fold.rest],
+                recipe, beta, recipe.seed + 1 + i, step,
+            )  # fmt: skip
+            held, own = Some(centre, fold.held), labels[fold.held]
+            for candidate, w in fitted:
+                parts.setdefault(candidate, []).append(look(held, w.float(), y, own))
+    elif not recipe.met:
+        report["why"] = "one example of each class, and no zero-shot: nothing to validate"
+        return incumbent, SCALE_UNMET
+    else:  # zero-shot is fitted on nothing: any rows judge it
+        some = torch.randperm(len(centre), generator=torch.Generator().manual_seed(recipe.seed))
+        some = some[:ENOUGH].sort().values.to(centre.device)
+        shown, own = centre[some], labels[some]
+        parts[incumbent] = [look(shown, None, y, own)]
+        for p in PENALTIES if folds else ():
+            u = without_own_class(shown, y, own, p)
+            parts[Map("ridge", p)] = [look(u, None, y, own)]
+        if not folds:
+            report["why"] = "too few classes to validate"
+    found = {candidate: judge(seen) for candidate, seen in parts.items()}
+    plain = found[incumbent]
+    gains = {candidate: float(_gain(judged, plain)) for candidate, judged in found.items()}
+    best = max(gains, key=lambda candidate: gains[candidate])
+    chosen = best if gains[best] > 0 else incumbent
+    report["zero_shot"] = float(plain.right.mean()) if recipe.met else None
+    report["validated"] = float(found[chosen].right.mean())
+    return chosen, found[chosen].scale or SCALES[1]
+
+
+def _gain(judged: Judged, plain: Judged) -> float:
+    """Mean gain in log-likelihood over the incumbent; 0 where it is not clear."""
+    gain = judged.likely - plain.likely
+    bar = CLEAR * float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
+    clear = float(gain.mean()) > bar and judged.right.mean() >= plain.right.mean()
+    return float(gain.mean()) if clear else 0.0
 
 
 # --- without labels (eq. 14 and 15) ---------------------------------------------------------------
@@ -652,19 +710,16 @@ def fit_unsupervised(
     def guess(w: Tensor) -> Tensor:
         return sinkhorn(unit(centre @ w) @ y.T, marginals).argmax(1)
 
-    eye = identity(x.shape[-1], y.shape[1], y)
+    eye = origin(x.shape[-1], y.shape[1], True, y)
     labels = guess(eye)
-    _, folds = split(labels, len(y), recipe.seed)
-    folds = [fold.to(x.device) for fold in folds]
-    closed = [procrustes(centre[r], y, labels[r]) for r in (_others(h, len(x)) for h in folds)]
     beta = recipe.beta
     if beta is None:
-        beta = choose_beta(centre, y, labels, folds, closed) if folds else 1.0
+        _, folds = split(centre, labels, len(y), recipe.seed)
+        beta = choose_beta(centre, y, labels, folds) if folds else 1.0
     w = interpolate(procrustes(centre, y, labels), beta).float()
-    average = eye
     for i in range(rounds if recipe.iterations else 0):
         labels = guess(w)
-        w, average = refine(w, x, y, labels, recipe, recipe.seed + i, step)
+        w = refine(w, x, y, labels, recipe, recipe.seed + i, step)
     if not (rounds and recipe.iterations):
         step()
     report = {
@@ -673,10 +728,11 @@ def fit_unsupervised(
         "beta": beta,
         "kept": "unsupervised",
         "blend": 0.0,
-        "changed": float((guess(w) != (centre @ eye @ y.T).argmax(1)).double().mean()),
+        "changed": float((guess(w) != (centre @ y.T).argmax(1)).double().mean()),
+        "scale": SCALE,
         "seconds": round(time.perf_counter() - started, 4),
     }
-    return Fit(w, average, report)
+    return Fit(w, SCALE, report)
 
 
 # --- use (eq. 16) ---------------------------------------------------------------------------------
@@ -688,29 +744,3 @@ def fold(y: Tensor, w: Tensor) -> Tensor:
     The rows are not normalised; argmax x Y'^T = argmax norm(xW) Y^T.
     """
     return y @ w.T
-
-
-# --- encoders of different widths (eq. 17) --------------------------------------------------------
-
-
-def projection(x: Tensor, width: int, kind: str, seed: int = 0) -> Tensor:
-    """(d,width) from d to width columns: ``random`` Gaussian (the reference's), or ``pca`` of x."""
-    d = x.shape[1]
-    if kind == "random":
-        dice = torch.Generator().manual_seed(seed)
-        return (torch.randn(d, width, generator=dice) / math.sqrt(width)).to(x.device)
-    centred = x.double() - x.double().mean(0)
-    vh = torch.linalg.svd(centred, full_matrices=False).Vh[:width]
-    made = torch.zeros(d, width, dtype=torch.float64, device=x.device)
-    made[:, : len(vh)] = vh.T  # fewer rows than columns: the rest stays empty
-    return made.float()
-
-
-def chunks(rows: int) -> Iterator[slice]:
-    """Slices of at most ``ROWS`` rows."""
-    for i in range(0, rows, ROWS):
-        yield slice(i, i + ROWS)
-
-
-LOSSES: Mapping[str, Any] = {"rerank": rerank, "triplet": triplet, "contrastive": contrastive}
-INITS = ("beta", "procrustes", "ridge", "identity", "random")

@@ -30,6 +30,7 @@ from . import lfa
 from .encoder import TEMPLATES, Encoder
 from .features import (
     POOLS,
+    Stream,
     by_chance,
     ensemble,
     labels_of,
@@ -43,9 +44,10 @@ from .features import (
 if TYPE_CHECKING:
     from zoo.progress import Progress
 
-PROJECTIONS = ("auto", "none", "random", "pca")
-TEMPERATURE = 0.07
-TENSORS = ("w", "average", "mean", "project_images", "project_texts", "prototypes")
+    from .classifier import LFAClassifier
+
+FORMATS = ("onnx", "safetensors")
+TENSORS = ("w", "mean", "text_mean", "prototypes")
 
 
 class LFA(VLAligner):
@@ -61,7 +63,13 @@ class LFA(VLAligner):
     def __init__(self, request: BuildRequest) -> None:
         super().__init__(request)
         self._device = _place(request.device)
-        self._base = request.base.folder if request.base else None
+        if wrong := [name for name in ("image", "text") if name in request.bases]:
+            raise OptionError(
+                f"the base {wrong[0]!r} is for zoo bench {request.entry.name}. Its own, for images "
+                "and texts, is an open_clip model: base='org/name'."
+            )
+        base = request.bases.get("clip")
+        self._base = base.folder if base else None
         self._encoder: Encoder | None = None
         self._state: dict[str, Tensor] = {}
         file = request.folder / "model.safetensors" if request.folder else None
@@ -97,21 +105,12 @@ class LFA(VLAligner):
         if w is None or unknown:
             what = f"unknown tensors {', '.join(unknown)}" if unknown else "no tensor 'w'"
             raise WeightsError(f"{where} is no map of {self.entry.name}: {what}.")
-        images, texts = tensors.get("project_images"), tensors.get("project_texts")
-        faults = [
-            name
-            for name, fits in {
-                "w": w.ndim == 2,
-                "average": "average" not in tensors or tensors["average"].shape == w.shape,
-                "mean": "mean" not in tensors
-                or tensors["mean"].shape == (len(w) if images is None else len(images),),
-                "project_images": images is None or images.shape[1] == len(w),
-                "project_texts": texts is None or texts.shape[1] == w.shape[-1],
-                "prototypes": "prototypes" not in tensors
-                or tensors["prototypes"].shape[-1] == w.shape[-1],
-            }.items()
-            if not fits
-        ]
+        wide_x, wide_y = (*w.shape, 0, 0)[:2]
+        shapes = {"mean": (wide_x,), "text_mean": (wide_y,)}
+        faults = [] if w.ndim == 2 else ["w"]
+        faults += [n for n, shape in shapes.items() if n in tensors and tensors[n].shape != shape]
+        if "prototypes" in tensors and tensors["prototypes"].shape[1:] != (wide_y,):
+            faults.append("prototypes")
         faults += [
             n for n, t in tensors.items() if not t.is_floating_point() or not t.isfinite().all()
         ]
@@ -121,20 +120,32 @@ class LFA(VLAligner):
 
     @property
     def w(self) -> np.ndarray | None:
-        """The map (d_x,d_y), or None before ``align``. ``x' = x @ w`` on rows of unit norm."""
+        """The map (d_x,d_y), or None before ``align``. ``x' = x @ w`` on rows of unit norm, centred
+        where the encoders never met."""
         return self._state["w"].cpu().numpy() if "w" in self._state else None
 
     @property
     def report(self) -> Mapping[str, Any]:
-        """What the fit chose and found: ``kept``, ``blend``, ``beta``, ``zero_shot`` and
-        ``validated`` accuracy on held-out rows of the support set, ``seconds``."""
+        """What the fit chose and found: ``kept``, ``blend``, ``beta``, ``scale``, ``zero_shot``
+        and ``validated`` accuracy on held-out rows of the support set, ``seconds``."""
         found: Mapping[str, Any] = self.config.get("report", {})
         return found
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The words of the fit's classes; () where it was given features of texts."""
-        return tuple(self.config.get("classes", ()))
+        """The words of the fit's classes; () where they have none."""
+        return tuple(map(str, self.config.get("classes", ())))
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """(C,) what ``predict`` answers with: the names of the fit's classes, or their numbers."""
+        named = self.config.get("classes")
+        return np.asarray(named) if named else np.arange(len(self._prototypes()))
+
+    @property
+    def temperature(self) -> float:  # type: ignore[override]  # what the fit found
+        """What ``predict_proba`` divides cosines by: one over the scale that the fit found."""
+        return 1 / float(self.report.get("scale", lfa.SCALE))
 
     # --- fitting ----------------------------------------------------------------------------------
 
@@ -145,17 +156,16 @@ class LFA(VLAligner):
         texts: Any = None,
         *,
         labels: Any = None,
+        classes: Sequence[str] | Sequence[int] | None = None,
         progress: Progress = False,
         unsupervised: bool = False,
-        init: str = "beta",
         beta: float | None = None,
         iterations: int = 100,
-        loss: str = "rerank",
+        loss: str | None = None,
         k: int = 3,
         s: float = 4.0,
         safe: bool = True,
         met: bool | None = None,
-        projection: str = "auto",
         pool: str = "mean",
         rounds: int = 5,
         marginals: Sequence[float] | None = None,
@@ -170,29 +180,26 @@ class LFA(VLAligner):
         whose column of labels or texts is used; with a base also raw images, a folder with one
         folder for each class, or rows such as JSONL's with image and text. ``features``, ``label``:
         columns, where they have other names than usual. ``texts``: features (C,d) or, for T
-        templates, (C,T,d), or strings. ``labels`` (N,): numbers into ``texts``, or, where texts are
-        strings, these strings; without labels there is one text for each image. Rows are
-        normalised.
+        templates, (C,T,d), or strings. ``classes``: (C,) names for features of texts. ``labels``:
+        (N,) numbers into ``texts``, or names of classes; without labels there is one text for each
+        image. The length of a row does not matter.
 
         ``unsupervised``: no labels; classes are guessed by optimal transport (balanced, or with
-        ``marginals`` (C,)) and refined ``rounds`` times. ``init``: beta, procrustes, ridge,
-        identity or random. ``iterations``: steps of the refinement, 0 for the closed form alone.
-        ``loss``: rerank, contrastive or triplet, with ``k`` and ``s`` of the paper. ``safe``:
-        validate on the support set, choose among ridges, closed form and refined map, and keep
-        zero-shot where nothing is clearly better (it does nothing with ``unsupervised``, where
-        there is nothing to validate on). ``met``: were the encoders trained together? By default
-        those of one width were; False, for two strangers of one width, centres the images and
-        looks for no zero-shot map.
-        ``projection``, where the widths differ: auto centres the images and makes the map
-        rectangular; random and pca bring the wider side down first; none is an error. ``pool`` of
+        ``marginals`` (C,)) and refined ``rounds`` times. ``iterations``: steps of the refinement, 0
+        for the closed forms alone. ``loss``: rerank (with ``k`` and ``s`` of the paper) or
+        contrastive; None tries both. ``beta``: 0 starts the refinement from the closed form, 1 from
+        zero-shot; None validates it. ``safe``: choose among zero-shot, ridges, closed form and
+        refined maps by validation on the support set, and keep zero-shot where nothing is clearly
+        better (it does nothing with ``unsupervised``, where there is nothing to validate on).
+        ``met``: were the encoders trained together? By default those of one width were. Where they
+        were not, both sides are centred, and a ridge takes the place of zero-shot. ``pool`` of
         (N,T,d): mean, max, or crops (the last is the centre, and what the fitted model looks at);
         it is kept for the verbs that follow. Raises InputError naming the rows that are wrong.
         """
         iterations, k, seed = _whole("iterations", iterations), _whole("k", k), _whole("seed", seed)
         if _whole("rounds", rounds) < 0:
             raise OptionError(f"rounds={rounds}: expected 0 or more.")
-        recipe = self._recipe(init, beta, iterations, loss, k, s, safe, seed)
-        _choice("projection", projection, PROJECTIONS)
+        recipe = _recipe(beta, iterations, loss, k, s, safe, seed)
         _choice("pool", pool, POOLS)
         if marginals is not None and not unsupervised:
             raise OptionError("marginals= is for unsupervised=True: with labels they are counted.")
@@ -211,18 +218,19 @@ class LFA(VLAligner):
             names = list(texts)
         x = self._image_rows(images, pool)
         classes_given = unsupervised or labels is not None
-        y, labels = self._text_rows_and_labels(texts, labels, len(x), unsupervised)
+        y, labels = self._text_rows_and_labels(texts, labels, len(x), unsupervised, classes)
+        names = names if classes is None else [*classes]
         if unsupervised and x.shape[-1] != y.shape[1]:
             raise InputError(
                 f"image features have {x.shape[-1]} columns, text features {y.shape[1]}: without "
                 "labels a fit starts from zero-shot, which encoders that never met do not have. "
                 "Pass labels."
             )
-        state = self._bring_together(x, y, projection, seed, met)
+        state = _centres(x, y, met)
         recipe = replace(recipe, met=not state)
         if unsupervised and state:
             raise OptionError("unsupervised=True starts from zero-shot: not with met=False.")
-        x, y = self._prepared_images(x, state), self._prepared_texts(y, state)
+        x, y = _in_memory(_centred(x, state.get("mean"))), _centred(y, state.get("text_mean"))
         if len(y) < 2:
             raise InputError("there is one class only: nothing to tell apart.")
         notes: list[str] = []
@@ -235,7 +243,7 @@ class LFA(VLAligner):
                 )
             with track(max(1, rounds * iterations), progress, "align") as advance:
                 made = lfa.fit_unsupervised(
-                    x, y, recipe, rounds=rounds, marginals=weights, step=advance
+                    x[:], y, recipe, rounds=rounds, marginals=weights, step=advance
                 )
         else:
             assert labels is not None
@@ -246,10 +254,9 @@ class LFA(VLAligner):
                     "Zero-shot is no better than chance on these examples. If the two encoders "
                     "were not trained together, pass met=False."
                 )
-            total = lfa.steps_of(recipe, labels, len(y))
-            with track(total, progress, "align") as advance:
+            with track(lfa.steps_of(recipe), progress, "align") as advance:
                 made = lfa.fit(x, y, labels, recipe, advance)
-        state |= {"w": made.w, "average": made.average}
+        state["w"] = made.w
         if classes_given or len(y) < len(x):  # N pairs, no two alike, are no classes
             state["prototypes"] = y
         self._state = {name: tensor.contiguous() for name, tensor in state.items()}
@@ -265,42 +272,17 @@ class LFA(VLAligner):
         }
         return self
 
-    def _recipe(
-        self,
-        init: str,
-        beta: float | None,
-        iterations: int,
-        loss: str,
-        k: int,
-        s: float,
-        safe: bool,
-        seed: int,
-    ) -> lfa.Recipe:
-        _choice("init", init, lfa.INITS)
-        _choice("loss", loss, tuple(lfa.LOSSES))
-        for name, value, low in (("iterations", iterations, 0), ("k", k, 1), ("seed", seed, 0)):
-            if not low <= value < 2**62:
-                raise OptionError(f"{name}={value!r}: expected a whole number, at least {low}.")
-        if not _number(s) or not 0 < s < float("inf"):
-            raise OptionError(f"s={s!r}: expected a positive number.")
-        if beta is not None and (not _number(beta) or not 0 <= beta <= 1):
-            raise OptionError(f"beta={beta!r}: expected a number from 0 to 1, or None.")
-        return replace(
-            lfa.Recipe(),
-            init=init,
-            beta=beta,
-            iterations=iterations,
-            loss=loss,
-            k=k,
-            s=s,
-            safe=safe,
-            seed=seed,
-        )
-
     def _text_rows_and_labels(
-        self, texts: Any, labels: Any, rows: int, unsupervised: bool
+        self,
+        texts: Any,
+        labels: Any,
+        rows: int,
+        unsupervised: bool,
+        classes: Sequence[Any] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Text features (C,d) and labels (N,); of pairs, equal texts become one class."""
+        if classes is not None and labels is None:
+            raise OptionError("classes= names what labels= refers to: pass labels too.")
         if unsupervised:
             if labels is not None:
                 raise OptionError("unsupervised=True takes no labels.")
@@ -308,6 +290,13 @@ class LFA(VLAligner):
         if labels is not None:
             y = self._text_rows(texts)
             names = list(texts) if _strings(texts) else []
+            if classes is not None:
+                names = list(classes)
+                if len(names) != len(y) or len({*names}) < len(names):
+                    raise InputError(
+                        f"classes: {len(names)} names for {len(y)} texts; expected one for each, "
+                        "all different."
+                    )
             return y, labels_of(labels, rows, names, len(y))
         array = numbers(texts, "texts")
         count = len(array) if array is not None else len(texts)
@@ -322,48 +311,68 @@ class LFA(VLAligner):
         y, inverse = torch.unique(self._text_rows(texts), dim=0, return_inverse=True)
         return y, inverse.cpu()
 
-    def _bring_together(
-        self, x: Tensor, y: Tensor, how: str, seed: int, met: bool | None
-    ) -> dict[str, Tensor]:
-        """What makes strangers' features comparable (eq. 17): empty where the encoders have met."""
-        wide_x, wide_y = x.shape[-1], y.shape[1]
-        if wide_x == wide_y and met is not False:
-            return {}
-        if wide_x != wide_y and (met or how == "none"):
-            raise InputError(
-                f"image features have {wide_x} columns, text features {wide_y}: they "
-                "were not trained together. Pass projection='auto', 'random' or 'pca'."
-            )
-        flat = x.reshape(-1, wide_x)
-        state = {"mean": flat.double().mean(0).float()}
-        if how not in ("auto", "none") and wide_x != wide_y:
-            if wide_x > wide_y:
-                state["project_images"] = lfa.projection(flat - state["mean"], wide_y, how, seed)
-            else:
-                state["project_texts"] = lfa.projection(y, wide_x, how, seed)
-        return state
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        texts: Any = None,
+        classes: Sequence[str] | Sequence[int] | None = None,
+        **options: Any,
+    ) -> Self:
+        """``align`` in the words of scikit-learn: images X, labels y; returns self.
+
+        ``texts``: features or strings, one for each class; without them ``classes`` are the texts,
+        and without these the labels themselves. ``options``: those of ``align``.
+        """
+        if texts is None:
+            texts = classes if classes is not None else sorted({*y}) if _strings(y) else None
+        return self.align(X, texts, labels=y, classes=classes, **options)
+
+    def estimator(
+        self,
+        texts: Any = None,
+        classes: Sequence[str] | Sequence[int] | None = None,
+        **options: Any,
+    ) -> LFAClassifier:
+        """This model as an estimator of scikit-learn, for ``Pipeline``, ``cross_val_score``, ...
+
+        ``texts``, ``classes``: as ``fit`` takes them; ``options``: see ``LFAClassifier``.
+        """
+        try:
+            from .classifier import LFAClassifier
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                "an estimator needs scikit-learn. Run: pip install scikit-learn", name="sklearn"
+            ) from error
+        return LFAClassifier(self, texts, classes, **options)
 
     # --- use --------------------------------------------------------------------------------------
 
     @isolated()
-    def similarity(self, images: Any, texts: Any, *, average: bool = False) -> np.ndarray:
-        """(N,M) float32 cosines in [-1,1]; raw inputs or features, as ``align`` takes them.
+    def similarity(self, images: Any, texts: Any) -> np.ndarray:
+        """(N,M) float32 cosines in [-1,1]; raw inputs or features, as ``align`` takes them."""
+        return self._similar(images, self._texts_in(texts))
 
-        ``average``: by the moving average of the map, which stays nearer to zero-shot; for
-        classes or domains unlike those of the fit. It is not validated, except that where the fit
-        kept zero-shot it is zero-shot too.
-        """
-        x, y = self._embedded(images, average), self._texts_in(texts)
-        _comparable(x, y)
+    def _similar(self, images: Any, y: Tensor) -> np.ndarray:
+        """The same for texts as they are compared."""
+        x = self._images_in(images)
+        if "w" not in self._state and x.shape[1] != y.shape[1]:
+            raise InputError(
+                f"image features have {x.shape[1]} columns, text features {y.shape[1]}, and "
+                "nothing is fitted. Call align(images, texts, labels=...) first."
+            )
         out = np.empty((len(x), len(y)), np.float32)
         for part in lfa.chunks(len(x)):
-            out[part] = (x[part] @ y.T).cpu().numpy()
+            out[part] = (self._mapped(x[part]) @ y.T).cpu().numpy()
         return out
 
     @isolated()
     def embed_images(self, images: Any) -> np.ndarray:
         """(N,d) float32 of unit norm: norm(xW)."""
-        return self._embedded(images, False).cpu().numpy()
+        x = self._images_in(images)
+        made = [self._mapped(x[part]).cpu().numpy() for part in lfa.chunks(len(x))]
+        return np.concatenate(made)
 
     @isolated()
     def embed_texts(self, texts: Any) -> np.ndarray:
@@ -372,49 +381,79 @@ class LFA(VLAligner):
 
     @isolated()
     def predict_proba(
-        self, images: Any, texts: Any = None, *, temperature: float = TEMPERATURE
+        self, images: Any, texts: Any = None, *, temperature: float | None = None
     ) -> np.ndarray:
         """(N,C) float32, rows summing to 1: softmax of the cosines over ``texts``, by default those
-        of the fit."""
-        if not temperature > 0:
+        of the fit, at the temperature that the fit found or another."""
+        divisor = self.temperature if temperature is None else temperature
+        if not divisor > 0:
             raise OptionError(f"temperature={temperature!r}: expected a positive number.")
         y = self._prototypes() if texts is None else self._texts_in(texts)
-        x = self._embedded(images, False)
-        _comparable(x, y)
-        return ((x @ y.T) / temperature).softmax(1).cpu().numpy()
+        scores = self._similar(images, y)
+        for part in lfa.chunks(len(scores)):
+            scores[part] = torch.from_numpy(scores[part] / divisor).softmax(1).numpy()
+        return scores
+
+    @isolated()
+    def predict(self, images: Any) -> np.ndarray:
+        """(N,) the likeliest of ``classes_`` for each row."""
+        scores = self._similar(images, self._prototypes())
+        found: np.ndarray = self.classes_[scores.argmax(1)]
+        return found
+
+    def score(self, images: Any, labels: Any) -> float:
+        """Share of the rows whose label ``predict`` gives."""
+        known = {value: i for i, value in enumerate(self.classes_.tolist())}
+        names = list(known) if self.config.get("classes") else []
+        found = self.predict(images)
+        truth = labels_of(labels, len(found), names, len(known))
+        return float(np.mean([known[value] for value in found.tolist()] == truth.numpy()))
 
     @isolated()
     def fold(self, texts: Any = None) -> np.ndarray:
         """(C,d_x) float32: the texts with the map in them, for a server that is there already.
 
-        ``argmax(x @ fold(texts).T)`` on image features that nobody has changed is this model's
-        answer (where a fit centred them, on ``x - mean``). Rows are not of unit norm, on purpose.
+        ``argmax(x @ fold(texts).T + bias)`` on image features x of unit norm is this model's
+        answer; ``bias`` is ``-fold(texts) @ mean`` where the fit centred the images, else 0. The
+        folded rows are not of unit norm, on purpose.
         """
         y = self._prototypes() if texts is None else self._texts_in(texts)
-        if "w" not in self._state:
-            return y.cpu().numpy()
-        folded = lfa.fold(y, self._state["w"])
-        if "project_images" in self._state:
-            folded = folded @ self._state["project_images"].T
-        return folded.cpu().numpy()
+        return (lfa.fold(y, self._state["w"]) if "w" in self._state else y).cpu().numpy()
 
     def export(  # type: ignore[override]  # options are spelled out
-        self, path: str | Path, format: str = "onnx", *, texts: Any = None, overwrite: bool = False
+        self,
+        path: str | Path,
+        format: str | None = None,
+        *,
+        texts: Any = None,
+        overwrite: bool = False,
     ) -> Path:
         """Write the adapted zero-shot classifier; returns the path.
 
+        ``format``: onnx or safetensors; None is the path's suffix. They must not differ.
+
         ``onnx``: input ``features`` (N,d_x), output ``similarity`` (N,C), as the verb gives it.
-        ``safetensors``: ``weight`` (C,d_x), the texts with the map folded in, and ``mean`` (d_x,)
-        where the fit centred the images. ``texts``: the classes; default those of the fit.
+        ``safetensors``: a linear layer for features of unit norm: ``weight`` (C,d_x), the texts
+        with the map folded in, and ``bias`` (C,), which is not 0 where the fit centred the images.
+        ``texts``: the classes; default those of the fit.
         """
-        path, y = Path(path), self._prototypes() if texts is None else self._texts_in(texts)
+        path = Path(path)
+        suffix = path.suffix.lower().removeprefix(".")
+        format = suffix if format is None else format
+        if format not in FORMATS:
+            raise OptionError(
+                f"{path.name}: {format!r} is no format of {self.entry.name}. Expected a name in "
+                ".onnx or .safetensors."
+            )
+        if suffix not in ("", format):
+            raise OptionError(f"{path.name} is no name for {format}: expected .{format}.")
+        y = self._prototypes() if texts is None else self._texts_in(texts)
         if format == "safetensors":
-            tensors = {"weight": torch.from_numpy(self.fold(texts))}
+            weight = torch.from_numpy(self.fold(texts))
+            bias = torch.zeros(len(weight))
             if "mean" in self._state:
-                tensors["mean"] = self._state["mean"]
-            return save_tensors(path, tensors, overwrite=overwrite)
-        if format != "onnx":
-            raise OptionError(f"format={format!r}: expected onnx or safetensors.")
+                bias = -weight @ self._state["mean"].cpu()
+            return save_tensors(path, {"weight": weight, "bias": bias}, overwrite=overwrite)
         model = _onnx(self._state, y)
         with atomic_file(path, overwrite=overwrite) as temporary:
             temporary.write_bytes(model)
@@ -429,45 +468,32 @@ class LFA(VLAligner):
             )
         return self._state["prototypes"]
 
-    def _embedded(self, images: Any, average: bool) -> Tensor:
+    def _images_in(self, images: Any) -> lfa.Rows:
+        """(N,d_x) rows as the map takes them."""
         pool = self.config.get("pool", "mean")  # as in the fit
         rows = self._image_rows(images, pool)
-        x = self._prepared_images(rows[:, -1] if rows.ndim == 3 else rows, self._state)
-        if "w" not in self._state:
-            return x
-        w = self._state["average" if average and "average" in self._state else "w"]
-        if x.shape[1] != len(w):
-            raise InputError(f"images have {x.shape[1]} columns; the map was fitted on {len(w)}.")
-        return torch.cat([lfa.unit(x[part] @ w) for part in lfa.chunks(len(x))])
+        rows = rows[:, -1] if rows.ndim == 3 else rows
+        w = self._state.get("w")
+        if w is not None and rows.shape[1] != len(w):
+            raise InputError(
+                f"images have {rows.shape[1]} columns; the map was fitted on {len(w)}."
+            )
+        return _centred(rows, self._state.get("mean"))
+
+    def _mapped(self, x: Tensor) -> Tensor:
+        """norm(xW)."""
+        return lfa.unit(x @ self._state["w"]) if "w" in self._state else x
 
     def _texts_in(self, texts: Any) -> Tensor:
-        y = self._prepared_texts(self._text_rows(texts), self._state)
-        if "w" in self._state and y.shape[1] != self._state["w"].shape[1]:
-            expected = self._state["w"].shape[1]
-            raise InputError(f"texts have {y.shape[1]} columns; the map was fitted on {expected}.")
-        return y
+        """(M,d_y) rows as they are compared."""
+        y, w = self._text_rows(texts), self._state.get("w")
+        if w is not None and y.shape[1] != w.shape[1]:
+            raise InputError(
+                f"texts have {y.shape[1]} columns; the map was fitted on {w.shape[1]}."
+            )
+        return _centred(y, self._state.get("text_mean"))
 
-    def _prepared_images(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        if "mean" in state:
-            if x.shape[-1] != len(state["mean"]):
-                expected = len(state["mean"])
-                raise InputError(
-                    f"images have {x.shape[-1]} columns; the map was fitted on {expected}."
-                )
-            x = x - state["mean"]
-        return lfa.unit(x @ state["project_images"] if "project_images" in state else x)
-
-    def _prepared_texts(self, y: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        if "project_texts" in state:
-            if y.shape[1] != len(state["project_texts"]):
-                expected = len(state["project_texts"])
-                raise InputError(
-                    f"texts have {y.shape[1]} columns; the map was fitted on {expected}."
-                )
-            y = lfa.unit(y @ state["project_texts"])
-        return y
-
-    def _image_rows(self, images: Any, pool: str) -> Tensor:
+    def _image_rows(self, images: Any, pool: str) -> Any:
         array = numbers(images, "images", self.config.get("columns", ()))
         if array is not None and not self._is_image(array):
             return rows_of(array, "image features", pool=pool, device=str(self._device))
@@ -524,13 +550,33 @@ def _place(device: str | torch.device) -> torch.device:
     return torch.device("cpu") if found.type == "mps" else found
 
 
-def _comparable(x: Tensor, y: Tensor) -> None:
-    """Refuse widths that differ, as before a fit they may."""
-    if x.shape[1] != y.shape[1]:
+def _centres(x: lfa.Rows, y: Tensor, met: bool | None) -> dict[str, Tensor]:
+    """``mean`` and ``text_mean`` of encoders that never met (eq. 17); empty where they have met."""
+    wide_x, wide_y = x.shape[-1], y.shape[1]
+    if met and wide_x != wide_y:
         raise InputError(
-            f"image features have {x.shape[1]} columns, text features {y.shape[1]}, and "
-            "nothing is fitted. Call align(images, texts, labels=...) first."
+            f"image features have {wide_x} columns, text features {wide_y}: they were not trained "
+            "together. Leave met=True out."
         )
+    if wide_x == wide_y and met is not False:
+        return {}
+    centre = _centred(x[:, -1] if x.ndim == 3 else x, None)
+    ones = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    mean = lfa.class_sums(centre, ones, 1)[0] / len(x)
+    return {"mean": mean.float(), "text_mean": y.double().mean(0).float()}
+
+
+def _centred(rows: Any, mean: Tensor | None) -> Any:
+    """Unit rows; with a mean, less it and of unit norm again. A stream stays one."""
+    if isinstance(rows, Stream):
+        return rows.then(lambda part: _centred(part, mean))
+    rows = lfa.unit(rows / rows.abs().amax(-1, keepdim=True))  # first so that none underflows
+    return rows if mean is None else lfa.unit(rows - mean)
+
+
+def _in_memory(rows: Any) -> Any:
+    """A stream of few rows as a tensor."""
+    return rows[:] if isinstance(rows, Stream) and rows.is_small else rows
 
 
 def _strings(texts: Any) -> bool:
@@ -542,6 +588,22 @@ def _strings(texts: Any) -> bool:
 def _choice(name: str, value: Any, known: Sequence[str]) -> None:
     if value not in known:
         raise OptionError(f"{name}={value!r}: expected one of {', '.join(known)}.")
+
+
+def _recipe(
+    beta: Any, iterations: int, loss: Any, k: int, s: Any, safe: bool, seed: int
+) -> lfa.Recipe:
+    """The checked settings."""
+    if loss is not None:
+        _choice("loss", loss, lfa.LOSSES)
+    for name, value, low in (("iterations", iterations, 0), ("k", k, 1), ("seed", seed, 0)):
+        if not low <= value < 2**62:
+            raise OptionError(f"{name}={value!r}: expected a whole number, at least {low}.")
+    if not _number(s) or not 0 < s < float("inf"):
+        raise OptionError(f"s={s!r}: expected a positive number.")
+    if beta is not None and (not _number(beta) or not 0 <= beta <= 1):
+        raise OptionError(f"beta={beta!r}: expected a number from 0 to 1, or None.")
+    return lfa.Recipe(beta=beta, iterations=iterations, loss=loss, k=k, s=s, safe=safe, seed=seed)
 
 
 def _whole(name: str, value: Any) -> int:
@@ -567,7 +629,7 @@ def _marginals(values: Sequence[float] | None, classes: int) -> Tensor | None:
 
 
 def _onnx(state: Mapping[str, Tensor], y: Tensor) -> bytes:
-    """features -> - mean -> norm -> project -> W -> norm -> Y^T, as an ONNX file."""
+    """features -> norm -> - mean -> W -> norm -> Y^T, as an ONNX file."""
     try:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
@@ -589,18 +651,15 @@ def _onnx(state: Mapping[str, Tensor], y: Tensor) -> bytes:
         nodes.append(helper.make_node(operator, [last, *inputs], [out], **attributes))
         last = out
 
+    then("LpNormalization", axis=1, p=2)
     if "mean" in state:
         then("Sub", constant("mean", state["mean"].cpu().numpy()))
-    if "project_images" in state:
-        then("MatMul", constant("project", state["project_images"].cpu().numpy()))
     if "w" in state:
         then("MatMul", constant("w", state["w"].cpu().numpy()))
     then("LpNormalization", axis=1, p=2)
     then("MatMul", constant("texts", y.T.cpu().numpy()))
     nodes[-1].output[0] = "similarity"
-    width = next(
-        (len(state[name]) for name in ("mean", "project_images", "w") if name in state), y.shape[1]
-    )
+    width = len(state["w"]) if "w" in state else y.shape[1]
     graph = helper.make_graph(
         nodes,
         "lfa",

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from .lfa import BETAS, Recipe, identity, split
+from .lfa import BETAS, Recipe, interpolate, split
 
 
 def procrustes(x: Tensor, y: Tensor, labels: Tensor) -> Tensor:
@@ -34,15 +34,12 @@ def rerank_loss(u: Tensor, y: Tensor, labels: Tensor, k: int = 3, s: float = 4.0
 
 def choose_beta(x: Tensor, y: Tensor, labels: Tensor, seed: int) -> float:
     """b of the best mean accuracy over three splits, by a closed form for each b and split."""
-    _, folds = split(labels, len(y), seed)
+    _, folds = split(x, labels, len(y), seed)
     best, chosen = -1.0, 0.0
     for beta in torch.linspace(0, 1, BETAS).tolist():
         right = []
-        for held in folds:
-            rest = torch.ones(len(x), dtype=torch.bool)
-            rest[held] = False
-            w = procrustes(x[rest], y, labels[rest])
-            w = w - beta * (w - identity(len(w), len(w), w))
+        for held, rest in folds:
+            w = interpolate(procrustes(x[rest], y, labels[rest]), beta)
             z = x[held] @ w
             found = ((z / z.norm(dim=1, keepdim=True)) @ y.T).argmax(1)
             right.append(float((found == labels[held]).float().mean()))
@@ -76,6 +73,5 @@ def steps(
 
 def fit(x: Tensor, y: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     """W (d,d): b by cross-validation, closed form, refinement."""
-    beta = choose_beta(x, y, labels, recipe.seed)
-    w = procrustes(x, y, labels)
-    return steps(w - beta * (w - identity(len(w), len(w), w)), x, y, labels, recipe)
+    beta = choose_beta(x, y, labels, recipe.seed) if recipe.beta is None else recipe.beta
+    return steps(interpolate(procrustes(x, y, labels), beta), x, y, labels, recipe)

@@ -3,23 +3,18 @@
 *Shapes*: rendered pictures of 8 colours x 8 shapes and their names, with a small CLIP trained on
 them here, in about a CPU-minute; the target domain mixes colours, bends contrast, blurs and adds
 noise. *Faint*: features for which zero-shot is the best possible rule, so that whatever is learned
-harms. *Photographs*: CIFAR-10 through an encoder learned without labels, and class names as
-letters: two encoders that never met. *Large*: features of ImageNet's size, for speed.
+harms. *Large*: features of any size, for speed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from zoo.experiment import read_cifar
 
 from .lfa import unit
 
@@ -147,12 +142,10 @@ class Towers(nn.Module):
         """(C,6) word numbers; every text has six words."""
         return torch.tensor([[self.vocabulary[word] for word in text.split()] for text in texts])
 
-    def encode_words(self, embedded: Tensor) -> Tensor:
-        """(C,T,words) embedded words to (C,d), not normalised: what prompt learning learns into."""
-        return self.out(self.layers(embedded + self.place[: embedded.shape[1]])[:, -1])
-
     def encode_texts(self, texts: tuple[str, ...]) -> Tensor:
-        return self.encode_words(self.words(self.tokens(texts)))
+        """(C,d), not normalised."""
+        embedded = self.words(self.tokens(texts))
+        return self.out(self.layers(embedded + self.place[: embedded.shape[1]])[:, -1])
 
 
 def train_towers(seed: int = 0, images: int = 8000, epochs: int = 12) -> Towers:
@@ -271,161 +264,6 @@ def large(
     labels = torch.arange(classes).repeat_interleave(shots)
     test = torch.arange(classes).repeat_interleave(tests)
     return Task(draw(labels), labels, y, draw(test), test)
-
-
-# --- photographs ----------------------------------------------------------------------------------
-
-CIFAR = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
-
-
-def patch_encoder(pictures: Tensor, seed: int = 0, atoms: int = 128) -> Callable[[Tensor], Tensor]:
-    """Features without labels: whitened 6x6 patches against k-means directions (Coates, Ng 2011).
-
-    Two-sided soft threshold, 2x2 sums: 8 x atoms columns, standardised on these pictures.
-    """
-    dice = torch.Generator().manual_seed(seed)
-
-    def patches(x: Tensor) -> Tensor:
-        flat = functional.unfold(x, 6, stride=2).transpose(1, 2)  # (N,196,108)
-        flat = flat - flat.mean(-1, keepdim=True)
-        return flat / (flat.var(-1, keepdim=True) + 0.01).sqrt()
-
-    sample = patches(pictures).flatten(0, 1)
-    sample = sample[torch.randperm(len(sample), generator=dice)[:40000]]
-    mean = sample.mean(0)
-    values, vectors = torch.linalg.eigh((sample - mean).T @ (sample - mean) / len(sample))
-    whiten = vectors @ torch.diag((values + 0.1).rsqrt()) @ vectors.T
-    sample = (sample - mean) @ whiten
-    centres = unit(torch.randn(atoms, sample.shape[1], generator=dice))
-    for _ in range(10):
-        scores = sample @ centres.T
-        best = scores.abs().argmax(1)
-        own = scores.gather(1, best[:, None])
-        centres = unit(centres + torch.zeros_like(centres).index_add_(0, best, own * sample))
-
-    def raw(x: Tensor) -> Tensor:
-        made = []
-        for part in x.split(256):
-            code = ((patches(part) - mean) @ whiten) @ centres.T  # (n,196,atoms)
-            code = torch.cat([(code - 0.25).clamp_min(0), (-code - 0.25).clamp_min(0)], -1)
-            code = code.transpose(1, 2).unflatten(-1, (14, 14))
-            made.append(functional.adaptive_avg_pool2d(code, 2).flatten(1))
-        return torch.cat(made)
-
-    found = raw(pictures)
-    middle, spread = found.mean(0), found.std(0) + 0.01
-    return lambda x: (raw(x) - middle) / spread
-
-
-def letter_features(texts: tuple[str, ...], d: int = 384) -> Tensor:
-    """(C,d) unit rows: counts of the texts' three-letter pieces, each with a random direction.
-
-    A text encoder that has never seen an image, nor any meaning: it only tells names apart.
-    """
-    import zlib
-
-    rows = torch.zeros(len(texts), d)
-    for row, text in zip(rows, texts, strict=True):
-        padded = f"  {text} "
-        for i in range(len(padded) - 2):
-            dice = torch.Generator().manual_seed(zlib.crc32(padded[i : i + 3].encode()))
-            row += torch.randn(d, generator=dice)
-    return unit(rows)
-
-
-class Photographs:
-    """CIFAR-10 features and tasks: images and names through encoders that never met."""
-
-    def __init__(self, data: Path, train: int = 4000, tests: int = 2000) -> None:
-        pictures, self.labels = read_cifar(data / "train.parquet", train)
-        encode = patch_encoder(pictures[:2000])
-        self.x = encode(pictures)
-        pictures, self.test_labels = read_cifar(data / "test.parquet", tests)
-        self.test = encode(pictures)
-        self.y = letter_features(tuple(f"a photo of a {name}." for name in CIFAR))
-
-    def task(self, shots: int, seed: int) -> Task:
-        """``shots`` of each class; here rows are not of unit norm: they are not centred yet."""
-        dice = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.labels), generator=dice)
-        rows = torch.cat([order[self.labels[order] == c][:shots] for c in range(len(CIFAR))])
-        return Task(self.x[rows], self.labels[rows], self.y, self.test, self.test_labels)
-
-
-RENDERINGS = ("a photo of a", "a negative of a", "a grey picture of a", "a contour drawing of a")
-
-
-def rendered(pictures: Tensor, kind: int) -> Tensor:
-    """(N,3,32,32) as they are, negative, grey, or their contours, dark on light."""
-    if kind == 0:
-        return pictures
-    if kind == 1:
-        return 1 - pictures
-    grey = pictures.mean(1, keepdim=True).expand_as(pictures)
-    if kind == 2:
-        return grey
-    padded = functional.pad(grey, (0, 1, 0, 1), mode="replicate")
-    right, down = padded[..., :-1, 1:] - grey, padded[..., 1:, :-1] - grey
-    return 1 - (4 * (right.abs() + down.abs())).clamp(0, 1)
-
-
-class Renderings:
-    """CIFAR-10 objects x four renderings, 40 classes, by a weak pair of encoders that have met.
-
-    The image encoder is a linear map of ``patch_encoder`` into the texts' letter features, fitted
-    on the source domain: zero-shot is right for some two of five there. Tasks are in a target
-    domain (``shifted``). A world in which learning from few examples loses.
-    """
-
-    def __init__(self, data: Path, source: int = 3000, pool: int = 1500, tests: int = 500) -> None:
-        pictures, objects = read_cifar(data / "train.parquet", source + pool)
-        texts = tuple(f"{kind} {name}." for name in CIFAR for kind in RENDERINGS)
-        self.y = letter_features(texts, WIDTH)
-        self.encode = patch_encoder(pictures[:2000])
-        self.pool, self.pool_objects = pictures[source:], objects[source:]
-        self.tests, self.test_objects = read_cifar(data / "test.parquet", tests)
-        many = len(RENDERINGS)
-        rows, labels = self._rows([pictures[:source]] * many, [objects[:source]] * many, 0, 0)
-        rows, target = rows.double(), (self.y - self.y.mean(0)).double()
-        gram = rows.T @ rows
-        gram.diagonal().add_(0.3 * len(rows))
-        self.map = torch.linalg.solve(gram, rows.T @ target[labels]).float()
-        self._tested: dict[float, tuple[Tensor, Tensor]] = {}
-
-    def _rows(
-        self, parts: Sequence[Tensor], objects: Sequence[Tensor], strength: float, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        """Patch features and classes: the first part as it is, the second as negatives, ..."""
-        dice, many = torch.Generator().manual_seed(seed), len(RENDERINGS)
-        made = [
-            self.encode(shifted(rendered(part, k), strength, dice)) for k, part in enumerate(parts)
-        ]
-        return torch.cat(made), torch.cat([many * own + k for k, own in enumerate(objects)])
-
-    def task(self, strength: float, shots: int, seed: int) -> Task:
-        """``shots`` pictures of each of the 40 classes, no picture twice; 2,000 tests."""
-        dice = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.pool), generator=dice)
-        objects = self.pool_objects[order]
-        own = [order[objects == c] for c in range(len(CIFAR))]
-        parts = [
-            torch.cat([rows[k * shots : (k + 1) * shots] for rows in own])
-            for k in range(len(RENDERINGS))
-        ]
-        x, labels = self._rows(
-            [self.pool[rows] for rows in parts],
-            [self.pool_objects[rows] for rows in parts],
-            strength,
-            1000 + seed,
-        )
-        if strength not in self._tested:
-            self._tested[strength] = self._rows(
-                [self.tests] * len(RENDERINGS), [self.test_objects] * len(RENDERINGS), strength, 999
-            )
-        test, test_labels = self._tested[strength]
-        return Task(unit(x @ self.map), labels, self.y, unit(test @ self.map), test_labels)
 
 
 def parameters(module: Any) -> int:

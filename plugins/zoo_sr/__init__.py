@@ -1,6 +1,6 @@
-"""Shared ground of the super-resolution methods: no hooks and no models of its own.
+"""Code that the super-resolution methods share; it has no hooks and no models.
 
-``latent`` is the process in the papers' order, ``networks`` and ``pixels`` what it runs on;
-``upscaler`` is what a user touches (``tiles``, ``export``, ``cli``); ``training`` and ``measuring``
-are what recipes and benchmarks share.
+``latent`` is the diffusion process in the papers' order; ``networks`` and ``pixels`` have its
+networks and resizing; ``upscaler`` is the user's interface (with ``tiles``, ``export``, ``cli``);
+``training`` and ``measuring`` are for recipes and benchmarks.
 """

@@ -1,4 +1,4 @@
-"""Commands of the method, and those that both super-resolution methods have: ``zoo run MODEL``."""
+"""The commands that both super-resolution methods have: ``zoo run MODEL``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 
 def compare(model: LatentSR, args: list[str]) -> int:
-    """``compare IN -o OUT``: the picture enlarged by bicubic (left) and by the model (right)."""
+    """``compare IN -o OUT``: the image enlarged by bicubic (left) and by the model (right)."""
 
     @click.command(name="compare")
     @click.argument("source", type=click.Path(path_type=Path))
-    @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Picture.")
+    @click.option(
+        "-o", "--out", type=click.Path(path_type=Path), required=True, help="Image to write."
+    )
     @click.option("--force", is_flag=True, help="Replace what is already there.")
     def command(source: Path, out: Path, force: bool) -> None:
-        """Enlarge SOURCE by bicubic and by the model, side by side in one picture."""
+        """Enlarge SOURCE by bicubic and by the model, side by side in one image."""
         from PIL import Image
 
         from zoo import images
@@ -39,10 +41,10 @@ def compare(model: LatentSR, args: list[str]) -> int:
 
 
 def speed(model: LatentSR, args: list[str], full: Mapping[str, Any] | None = None) -> int:
-    """``speed``: parameters, FLOPs and time beside other upscalers, 128 to 512."""
+    """``speed``: parameters, FLOPs and time next to other upscalers, 128 to 512."""
 
     @click.command(name="speed")
-    @click.option("--quick", is_flag=True, help="Time only what takes seconds; count everything.")
+    @click.option("--quick", is_flag=True, help="Time only models that take seconds; count all.")
     @click.option("--no-progress", is_flag=True, help="No progress bar.")
     def command(quick: bool, no_progress: bool) -> None:
         """Measure the model and its peers in one run: on a CPU about five minutes, 4 GB."""
@@ -65,7 +67,7 @@ def speed(model: LatentSR, args: list[str], full: Mapping[str, Any] | None = Non
 
 
 def profile(model: LatentSR, args: list[str]) -> int:
-    """``profile [PICTURE]``: where the time of one enlargement goes."""
+    """``profile [IMAGE]``: where the time of one enlargement goes."""
 
     @click.command(name="profile")
     @click.argument("source", type=click.Path(path_type=Path), required=False)

@@ -1,4 +1,4 @@
-"""How LR images are made from HR images; parameters are drawn once, as data (YONOS-SR, eq. 6).
+"""Makes LR images from HR images; random parameters are drawn once, as data (YONOS-SR, eq. 6).
 
 Scale distillation needs an *easier* version of the *same* degradation for its teacher: draw the
 parameters once for the final scale, then apply them at both scales.
@@ -24,11 +24,12 @@ from .pixels import bicubic, bicubic_down
 
 
 class Degradation(Protocol):
-    """A law of making LR images. What ``sample`` draws is data: ``apply`` has no chance in it."""
+    """A way to make LR images. ``sample`` draws all random parameters; ``apply`` is
+    deterministic."""
 
     @property
     def share(self) -> float:
-        """Share of the images that are more than shrunk."""
+        """Share of the images that are degraded beyond shrinking."""
 
     def sample(self, rng: np.random.Generator, count: int) -> Sequence[Any]:
         """The parameters of ``count`` images."""
@@ -42,16 +43,16 @@ class Params:
     """One image's degradation. Lengths are in LR pixels of the final scale."""
 
     blur: float = 0.0
-    """Standard deviation of a Gaussian blur, LR pixels; 0 is none."""
+    """Standard deviation of a Gaussian blur, LR pixels; 0: no blur."""
     noise: float = 0.0
-    """Standard deviation of additive Gaussian noise, in [0, 1] image units; 0 is none."""
+    """Standard deviation of additive Gaussian noise, in [0, 1] image units; 0: no noise."""
     noise_seed: int = 0
     jpeg: int | None = None
     """JPEG quality, or None."""
 
 
 def round8(x: Tensor) -> Tensor:
-    """To the nearest of 256 levels in [0, 1]: a stored LR image has 8 bits."""
+    """Round to the nearest of 256 levels in [0, 1]: a stored LR image has 8 bits."""
     return (x.clamp(0, 1) * 255).round() / 255
 
 
@@ -71,10 +72,10 @@ class Bicubic:
 
 @dataclass(frozen=True)
 class RealLite:
-    """Bicubic, and for a share of the images a little blur, noise and JPEG besides."""
+    """Bicubic shrinking, with a little blur, noise and JPEG for a share of the images."""
 
     share: float = 1.0
-    """Which part of the images is degraded beyond bicubic, in [0, 1]."""
+    """The share of images that are degraded beyond bicubic, in [0, 1]."""
     blur: tuple[float, float] = (0.1, 1.2)
     noise: tuple[float, float] = (0.0, 8 / 255)
     jpeg: tuple[int, int] = (60, 95)
@@ -82,7 +83,7 @@ class RealLite:
     def sample(self, rng: np.random.Generator, count: int) -> list[Params]:
         drawn = []
         for _ in range(count):
-            # Always draw the same number of values, so that ``share`` does not shift the rest.
+            # Always draw the same number of values, so that ``share`` does not change the others.
             degraded = rng.random() < self.share
             params = Params(
                 blur=float(rng.uniform(*self.blur)),
@@ -121,9 +122,9 @@ class RealLite:
 class Blur:
     """A low-pass filter with the frequency response exp(-q^shape / 2), q = w' S w.
 
-    shape 1 is a Gaussian with covariance S; below 1 the kernel has a sharp peak and long tails;
-    far above 1 it is a cut at |w| = 1/spread that rings, as a sinc filter does. Our choice: the
-    usual lists of blur kernels in one formula.
+    shape 1 is a Gaussian with covariance S; below 1 the kernel has a sharp peak and long tails; far
+    above 1 it cuts off at |w| = 1/spread and rings like a sinc filter. Our choice, in place of the
+    usual lists of blur kernels.
     """
 
     spread: tuple[float, float]
@@ -139,57 +140,58 @@ MODES: tuple[Mode, ...] = ("bicubic", "bilinear", "area")
 
 @dataclass(frozen=True)
 class Resize:
-    """To another grid."""
+    """Resize to another grid."""
 
     factor: float
-    """Side of the new grid as a multiple of the LR image's; never finer than the HR image."""
+    """Side of the new grid as a multiple of the LR image's; at most as fine as the HR image."""
     mode: Mode = "bicubic"
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise, on the grid of the moment."""
+    """Gaussian noise, on the current grid."""
 
     std: float
-    """In [0, 1] image units; with ``shot`` at white."""
+    """In [0, 1] image units; with ``shot``, the value at white."""
     seed: int
     grey: bool = False
     """The same in all three colours."""
     shot: bool = False
-    """Grows with the square root of the brightness, as a count of photons does."""
+    """The noise grows with the square root of the brightness, like photon noise."""
 
 
 @dataclass(frozen=True)
 class Jpeg:
-    """Through a JPEG file, on the grid of the moment."""
+    """JPEG compression, on the current grid."""
 
     quality: int
 
 
 Chain: TypeAlias = tuple[Blur | Resize | Noise | Jpeg, ...]
-"""One image's degradation, in order; at the end stands a bicubic resize to the LR grid."""
+"""One image's degradation, in order, before a final bicubic resize to the LR grid."""
 
 
 @dataclass(frozen=True)
 class RealESRGAN:
     """Blur, resize, noise and JPEG in random order, once or twice, for a share of the images.
 
-    The idea of Real-ESRGAN (Wang, Xie, Dong, Shan 2021), with ranges of our own for what x4 meets
-    most: phone pictures and thumbnails of web pages. Noise and JPEG come after the first resize, so
-    their grids follow ``scale``: at a smaller one the noise field is the same, enlarged, and JPEG's
-    blocks cover less of the picture. That keeps the teacher's version the easier one.
+    The idea of Real-ESRGAN (Wang, Xie, Dong, Shan 2021), with our own ranges for the most frequent
+    inputs of x4: phone photos and thumbnails of web pages. Noise and JPEG come after the first
+    resize, so their grids depend on ``scale``: at a smaller scale the noise field is the same,
+    enlarged, and JPEG's blocks cover less of the image. So the teacher's version stays the easier
+    one.
     """
 
     share: float = 0.9
-    """Which part of the images is degraded beyond bicubic, in [0, 1]."""
+    """The share of images that are degraded beyond bicubic, in [0, 1]."""
     twice: float = 0.4
-    """Which part of those goes through a second round, in [0, 1]."""
+    """The share of these with a second round, in [0, 1]."""
     each: float = 0.75
-    """Chance of each blur, noise and JPEG step."""
+    """Probability of each blur, noise and JPEG step."""
     blur: tuple[float, float] = (0.1, 0.8)
     """LR pixels of the final scale."""
     factor: tuple[float, float] = (0.7, 2.5)
-    """Sides of the grids between, as multiples of the LR image's; drawn log-uniformly."""
+    """Sides of the intermediate grids, as multiples of the LR image's; drawn log-uniformly."""
     noise: tuple[float, float] = (0.0, 12 / 255)
     jpeg: tuple[int, int] = (30, 95)
 
@@ -205,7 +207,7 @@ class RealESRGAN:
         return drawn
 
     def _round(self, rng: np.random.Generator, first: bool, last: bool) -> Chain:
-        # Most pictures are saved at the size in which we find them: JPEG on the LR grid itself.
+        # Most images are saved at their final size: JPEG on the LR grid itself.
         fixed = last and rng.random() < 0.7
         factor = 1.0 if fixed else math.exp(rng.uniform(*np.log(self.factor)))
         mode = MODES[rng.integers(len(MODES))]
@@ -260,7 +262,7 @@ def _run(chain: Chain, x: Tensor, scale: int, final: int) -> Tensor:
         sides = (min(n, max(1, round(factor * n / scale))) for n in (height, width))
         return next(sides), next(sides)
 
-    at_final = (height, width)  # the grid of the moment, were this the final scale
+    at_final = (height, width)  # the current grid if this were the final scale
     for step in chain:
         match step:
             case Blur():
@@ -284,7 +286,7 @@ def _resize(x: Tensor, size: tuple[int, int], mode: Mode) -> Tensor:
 
 
 def _blur(x: Tensor, blur: Blur, unit: float) -> Tensor:
-    """(1,3,h,w); ``unit``: how many of its pixels are one LR pixel. Edges are replicated."""
+    """(1,3,h,w); ``unit``: pixels of x per LR pixel. Edges are replicated."""
     one, two = (s * unit for s in blur.spread)
     pad = math.ceil(3 * max(one, two))
     padded = functional.pad(x, (pad, pad, pad, pad), mode="replicate")
@@ -299,7 +301,7 @@ def _blur(x: Tensor, blur: Blur, unit: float) -> Tensor:
 
 
 def _noise(x: Tensor, noise: Noise, size: tuple[int, int]) -> Tensor:
-    """(1,3,h,w) with a field drawn on a grid of ``size`` and enlarged where x is finer."""
+    """(1,3,h,w) with noise drawn on a grid of ``size``, enlarged if x is finer."""
     generator = torch.Generator().manual_seed(noise.seed)
     field = torch.randn((1, 1 if noise.grey else 3, *size), generator=generator)
     field = _resize(field, (x.shape[-2], x.shape[-1]), "bicubic").to(x)
@@ -307,7 +309,7 @@ def _noise(x: Tensor, noise: Noise, size: tuple[int, int]) -> Tensor:
 
 
 def _gaussian_blur(x: Tensor, std: float) -> Tensor:
-    """(1,3,H,W), standard deviation in its own pixels; edges are replicated."""
+    """(1,3,H,W), standard deviation in pixels of x; edges are replicated."""
     radius = max(1, round(3 * std))
     taps = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (taps / std) ** 2)
@@ -318,7 +320,7 @@ def _gaussian_blur(x: Tensor, std: float) -> Tensor:
 
 
 def _jpeg(x: Tensor, quality: int) -> Tensor:
-    """(1,3,h,w) in [0,1] through a JPEG file of this quality."""
+    """(1,3,h,w) in [0,1], compressed as JPEG of this quality."""
     pixels = (x[0].permute(1, 2, 0) * 255).round().to(torch.uint8).cpu().numpy()  # (h,w,3)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)

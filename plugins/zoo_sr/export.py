@@ -1,7 +1,7 @@
 """ONNX export: one graph, image in, image out; onnxruntime runs it without torch.
 
 A model whose chain starts at noise gets a second input, ``noise``: standard normal, of the latents'
-shape. What a caller must know beside the graph stands in it as metadata: ``scale``, ``multiple``
+shape. The graph's metadata has what a caller must know: ``scale``, ``multiple``
 (sides of the input), ``factor`` (output pixels per latent), ``range`` of the values, ``precision``,
 ``model``.
 """
@@ -40,13 +40,13 @@ OPSET = 18
 LARGEST = 2**31
 """Bytes: more does not fit into one ONNX file."""
 CALIBRATION = ("coffee", "chelsea", "rocket")
-"""CC0 or public-domain photographs of scikit-image that set the ranges of int8."""
+"""CC0 or public-domain photographs from scikit-image that determine the ranges of int8."""
 MEASURED = "astronaut"
-"""The one that the report measures on; no range was set on it."""
+"""The photograph that the report measures on; it determines no range."""
 
 
 class Exportable(Protocol):
-    """What the export looks at of a ``LatentSR``."""
+    """The parts of a ``LatentSR`` that the export uses."""
 
     @property
     def entry(self) -> Entry: ...
@@ -61,7 +61,7 @@ class Exportable(Protocol):
 
 
 class Graph(nn.Module):
-    """The network as it is exported: result clamped."""
+    """The exported network: its result is clamped."""
 
     def __init__(self, network: LatentNetwork) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Graph(nn.Module):
 
 
 def inputs(model: Exportable, image: Tensor) -> dict[str, Tensor]:
-    """What the graph takes for this image (1,3,h,w), by name; the noise is that of seed 0."""
+    """The graph's inputs for this image (1,3,h,w), by name; the noise is that of seed 0."""
     if not model.noise_scale:
         return {"image": image}
     net = model.module
@@ -92,12 +92,12 @@ def export_onnx(
 ) -> Path:
     """Write the graph; ``size`` (a side, or height and width) fixes the shape, None leaves it free.
 
-    ``int8`` quantizes it (``quantize``). Raises OptionError for a size that the network cannot
-    take.
+    ``int8`` quantizes it (``quantize``). Raises OptionError for a size that the network does not
+    support.
     """
     try:
         import onnx
-        import onnxscript  # noqa: F401  (torch's exporter needs it and says so less clearly)
+        import onnxscript  # noqa: F401  (torch's exporter needs it; its own error is less clear)
     except ImportError as error:
         raise MissingDependencyError(
             "Export needs onnx and onnxscript. Run: pip install 'edgezoo[export]'", name="onnx"
@@ -149,13 +149,13 @@ def _trace(model: Exportable, shape: tuple[int, int] | None) -> Any:
     example = inputs(model, torch.rand(1, 3, height, width, device=model.device))
     free = None
     if shape is None:
-        # Free sizes are declared as multiple * n: then every level of the UNet divides evenly.
+        # Free sizes are declared as multiple * n, so that every level of the UNet divides evenly.
         rows, columns = torch.export.Dim("rows", min=2), torch.export.Dim("columns", min=2)
         free = {}
         for name, x in example.items():
             units = multiple * x.shape[2] // height  # multiple * scale / factor for the noise
             free[name] = {2: units * rows, 3: units * columns}
-    # The optimiser logs a warning for each operator that it leaves as it is: nothing to act on.
+    # The optimiser logs a harmless warning for each operator that it does not change.
     with _quiet("onnxscript.optimizer"), _norms_of_rank_4(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "# The axis name")  # the noise's sides follow the image's
         program = torch.onnx.export(
@@ -174,7 +174,7 @@ def _trace(model: Exportable, shape: tuple[int, int] | None) -> Any:
 
 @contextmanager
 def _quiet(name: str | None) -> Iterator[None]:
-    """Errors only from this logger (None: the root)."""
+    """Silence this logger (None: the root) below errors."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -188,11 +188,11 @@ def _quiet(name: str | None) -> Iterator[None]:
 def _norms_of_rank_4() -> Iterator[None]:
     """Group norms trace as norms over (1,groups,channels/groups,pixels).
 
-    torch's own way is three-dimensional, which phones' accelerators hand back to the CPU (9).
+    torch's own trace is three-dimensional, which phones' accelerators run on the CPU instead.
     """
 
     def forward(self: nn.GroupNorm, x: Tensor) -> Tensor:
-        """x (B,C,...), as torch has it."""
+        """x (B,C,...), as in torch."""
         x_g = x.reshape(x.shape[0], self.num_groups, self.num_channels // self.num_groups, -1)
         y = functional.instance_norm(x_g, eps=self.eps).reshape(x.shape)
         if self.affine:
@@ -211,19 +211,19 @@ def _norms_of_rank_4() -> Iterator[None]:
 # --- int8 -----------------------------------------------------------------------------------------
 
 QUANTIZED = ["Conv"]
-"""What computes. Sums, gates and norms between convolutions stay float: in 8 bits too they would
-nearly double the largest error (10 for 6 of 255) for about a third less time (edge-sd-sr before
-its decoder was tuned for texture, one photograph, timed once)."""
+"""The operators in 8 bits. Sums, gates and norms between convolutions stay float: in 8 bits they
+would nearly double the largest error (10 instead of 6 of 255) for about a third less time
+(edge-sd-sr before its decoder was tuned for texture, one photograph, timed once)."""
 ENDS = ("conv_in.", "conv_out.", "unet.linear.")
-"""Layers from and to images and latents. They stay float: they hold few operations, and 8 bits
-there cost two thirds of the total loss (0.2 dB, measured on edge-sd-sr)."""
+"""Layers from and to images and latents. They stay float: they have few operations, and in 8 bits
+they cause two thirds of the total loss (0.2 dB, measured on edge-sd-sr)."""
 
 
 def quantize(graph: Any, model: Exportable, shape: tuple[int, int] | None) -> Any:
     """The graph with 8-bit weights (per channel) and activations (static, from photographs).
 
-    The ranges are the extremes met on photographs, as they are and shrunk, so that both sharp and
-    soft inputs fit.
+    The ranges are the extremes on photographs at full size and shrunk, so that they cover sharp and
+    soft inputs.
     """
     try:
         import onnx
@@ -249,7 +249,7 @@ def quantize(graph: Any, model: Exportable, shape: tuple[int, int] | None) -> An
     with tempfile.TemporaryDirectory() as scratch, _quiet(None):
         traced, folded, made = (Path(scratch) / f"{name}.onnx" for name in ("a", "b", "c"))
         onnx.save_model(graph, str(traced))
-        # Folds constants, and what scales a convolution's output into its weights.
+        # Folds constants, and scales of a convolution's output into its weights.
         quant_pre_process(str(traced), str(folded), skip_symbolic_shape=True)
         nodes = onnx.load(folded).graph.node
         ends = [
@@ -272,12 +272,13 @@ def quantize(graph: Any, model: Exportable, shape: tuple[int, int] | None) -> An
 
 
 def photograph(name: str, height: int, width: int) -> Tensor:
-    """The middle (3,height,width) in [0,1] of a photograph of scikit-image, mirrored if small."""
+    """The centre (3,height,width) in [0,1] of a photograph from scikit-image, mirrored if it is
+    small."""
     try:
         import skimage.data
     except ImportError as error:
         raise MissingDependencyError(
-            "Photographs to calibrate with are scikit-image's. Run: pip install 'edgezoo[export]'",
+            "Calibration uses photographs from scikit-image. Run: pip install 'edgezoo[export]'",
             name="skimage",
         ) from error
     x = torch.from_numpy(getattr(skimage.data, name)().copy()).permute(2, 0, 1).float() / 255
@@ -292,7 +293,7 @@ def photograph(name: str, height: int, width: int) -> Tensor:
 
 
 def _calibration(scale: int, height: int, width: int) -> Iterator[Tensor]:
-    """Inputs (1,3,height,width): shrunk photographs, then the same ones as they are."""
+    """Inputs (1,3,height,width): shrunk photographs, then the same ones at full size."""
     for name in CALIBRATION:
         yield round8(bicubic_down(photograph(name, scale * height, scale * width)[None], scale))
     for name in CALIBRATION:
@@ -303,7 +304,7 @@ def _calibration(scale: int, height: int, width: int) -> Iterator[Tensor]:
 
 
 def report(model: Exportable, path: Path, *, patience: float = 20.0) -> list[str]:
-    """Lines: an exported file beside the model in torch, on one photograph.
+    """Lines that compare an exported file with the model in torch, on one photograph.
 
     Both take turns on one thread (``zoo.experiment``), for about ``patience`` seconds at most.
     """
@@ -357,7 +358,7 @@ def report(model: Exportable, path: Path, *, patience: float = 20.0) -> list[str
     if session.get_modelmeta().custom_metadata_map["precision"] == "int8":
         before, after = psnr_y(a[0], x_h, scale), psnr_y(b[0], x_h, scale)
         lines.append(
-            f"PSNR-Y on a photograph that set no range ({MEASURED}): int8 {after:.2f} dB, "
+            f"PSNR-Y on a photograph not used for calibration ({MEASURED}): int8 {after:.2f} dB, "
             f"float32 {before:.2f} dB: {after - before:+.2f} dB"
         )
     return lines

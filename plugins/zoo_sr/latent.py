@@ -12,10 +12,10 @@
     y   = stopgrad z^_phi(z_t', z_l', t) scale distillation: the teacher phi sees z_l', the same
                                          image at half the factor
 
-In this order: YONOS-SR, eq. 2, 3, 4 and 6; Edge-SD-SR, eq. 2, 4, 3, 5 and 10, of the pages in their
-plugins' README.md.
+In this order: YONOS-SR, eq. 2, 3, 4 and 6; Edge-SD-SR, eq. 2, 4, 3, 5 and 10, in the README.md of
+each plugin.
 
-The schedule is variance-preserving and linear in n, so it need not know which noise n is.
+The schedule is variance-preserving and linear in n, so it works for any noise n.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def _broadcast(t: Tensor, z: Tensor) -> Tensor:
 
 
 def alpha(t: Tensor) -> Tensor:
-    """Signal level of the cosine schedule, cos(pi t / 2); written so that alpha(1) is exactly 0."""
+    """Signal level of the cosine schedule, cos(pi t / 2); in a form for which alpha(1) is exactly
+    0."""
     return torch.sin((1 - t) * (math.pi / 2))
 
 
@@ -66,19 +67,19 @@ def forward(z_h: Tensor, n: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity(z_h: Tensor, n: Tensor, t: Tensor) -> Tensor:
-    """The true v of (z_h, n) at t. With shifted noise it is built from n, not from epsilon."""
+    """The true v of (z_h, n) at t. With shifted noise it uses n, not epsilon."""
     t = _broadcast(t, z_h)
     return alpha(t) * n - sigma(t) * z_h
 
 
 def x0_from_v(z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """The clean latent that v says z_t came from. At t=1 it is -v: no division by a small alpha."""
+    """The clean latent that v implies for z_t. At t=1 it is -v: no division by a small alpha."""
     t = _broadcast(t, z_t)
     return alpha(t) * z_t - sigma(t) * v
 
 
 def noise_from_v(z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """The noise n^ that v says z_t holds."""
+    """The noise n^ that v implies for z_t."""
     t = _broadcast(t, z_t)
     return sigma(t) * z_t + alpha(t) * v
 
@@ -86,8 +87,8 @@ def noise_from_v(z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
 def ddim(denoise: Denoiser, z_T: Tensor, steps: int = 1) -> Tensor:
     """Deterministic DDIM (eta=0) from t=1 to 0 in equal steps; returns z^ (B,C,h,w).
 
-    One step is the method: z^ = -v^(z_1, 1). Steps are spaced "trailing", that is they start at
-    t=1, the only level that one-step inference ever meets.
+    One step is the method: z^ = -v^(z_1, 1). Steps have "trailing" spacing: they start at t=1, the
+    only level of one-step inference.
     """
     z_t = z_T
     times = torch.linspace(1, 0, steps + 1, dtype=z_T.dtype, device=z_T.device)
@@ -98,17 +99,17 @@ def ddim(denoise: Denoiser, z_T: Tensor, steps: int = 1) -> Tensor:
     return z_t
 
 
-# --- forward noise: both methods in one class, so that the difference is a configuration ----------
+# --- forward noise: one class for both methods, which differ only in its configuration ------------
 
 
 @dataclass(frozen=True)
 class ForwardNoise:
-    """The law of the noise n given what the LR encoder says about the LR image."""
+    """The distribution of the noise n, given the LR encoder's output."""
 
     mean: Literal["zero", "lr"] = "zero"
     var: Literal["unit", "const", "learned"] = "unit"
     const: float = 0.3
-    """s where ``var`` is "const"."""
+    """s if ``var`` is "const"."""
 
     def n(self, eps: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
         """eps, mu_l and log sigma_l^2, each (B,C,h,w), to n (B,C,h,w)."""
@@ -124,19 +125,19 @@ class ForwardNoise:
 def kl_to_unit(log_var: Tensor) -> Tensor:
     """KL(N(0, sigma^2) || N(0, 1)), mean over elements.
 
-    Under a squared error a learned variance shrinks to nothing; this holds against it
-    (Edge-SD-SR, eq. 6).
+    A squared error alone would shrink a learned variance to zero; this prevents it (Edge-SD-SR, eq.
+    6).
     """
     return 0.5 * (log_var.exp() - log_var - 1).mean()
 
 
-# --- the denoising loss; its target is the true latent or a teacher's answer ----------------------
+# --- the denoising loss; its target is the true latent or a teacher's output ----------------------
 
 ConditionalDenoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(z_t (B,C,h,w), z_l (B,C,h,w), t (B,)) -> v^ (B,C,h,w)."""
 
 REVERSE_ONLY = ForwardNoise("zero", "unit")
-"""The usual process: the condition enters the network only."""
+"""The usual process: only the network sees the condition."""
 
 
 def denoising_loss(
@@ -149,7 +150,7 @@ def denoising_loss(
 ) -> Tensor:
     """omega(t) || z^ - y ||^2, mean over elements.
 
-    ``channels`` (C,): what an error in each latent channel counts, see ``channel_weights``.
+    ``channels`` (C,): the weight of an error in each latent channel, see ``channel_weights``.
     """
     v = denoise(z_t, z_l, t).to(z_t.dtype)
     error = (x0_from_v(z_t, v, t) - y).square()  # (B,C,h,w)
@@ -168,11 +169,11 @@ def teacher_target(
     z_l_easy: Tensor,
     noise: ForwardNoise = REVERSE_ONLY,
 ) -> Tensor:
-    """y: what the teacher makes of the same z_h, eps and t with its easier condition (B,C,h,w).
+    """y: the teacher's output for the same z_h, eps and t, with its easier condition (B,C,h,w).
 
-    With the teacher's noise law equal to the student's (YONOS-SR: zero, unit) both see the same
-    z_t. An Edge-SD-SR student has its own shifted noise; its teacher stays a reverse-only model
-    and shares z_h, eps and t (Edge-SD-SR, eq. 10).
+    If the teacher's noise has the student's distribution (YONOS-SR: zero, unit), both see the same
+    z_t. An Edge-SD-SR student has its own shifted noise; its teacher stays a reverse-only model and
+    shares z_h, eps and t (Edge-SD-SR, eq. 10).
     """
     z_t = forward(z_h, noise.n(eps, z_l_easy, torch.zeros_like(z_l_easy)), t)
     v = teacher(z_t, z_l_easy, t).to(z_t.dtype)
@@ -181,11 +182,11 @@ def teacher_target(
 
 @torch.no_grad()
 def channel_weights(decode: Callable[[Tensor], Tensor], z_h: Tensor, eps: Tensor) -> Tensor:
-    """How much an error in each latent channel shows in the picture: (C,), mean 1.
+    """The effect of an error in each latent channel on the image: (C,), mean 1.
 
-    All channels have unit variance, but one may carry brightness and another fine grain that
-    nobody can predict. Counted alike, the second would use up a small network. The weight is the
-    squared change of the decoded picture when 0.1 eps is added to one channel of z_h (B,C,h,w).
+    All channels have unit variance, but one may carry brightness and another unpredictable fine
+    grain. With equal weights, the second would take up a small network's capacity. The weight is
+    the squared change of the decoded image when 0.1 eps is added to one channel of z_h (B,C,h,w).
     """
     clean = decode(z_h)
     change = []

@@ -1,7 +1,8 @@
-"""The tiny denoiser. No norm over space, no attention: a pixel depends on its neighbourhood only.
+"""The tiny networks. Without norms over space and attention, a pixel depends on its neighbourhood
+only.
 
-GroupNorm and self-attention make a tile's result depend on all of the tile, which shows as
-brightness steps between tiles (YONOS-SR, eq. 13). Without them a tiled run equals an untiled one.
+GroupNorm and self-attention make a tile's result depend on the whole tile, which causes brightness
+steps between tiles (YONOS-SR, eq. 13). Without them a tiled run equals an untiled one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def conv3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 def zero(conv: nn.Conv2d) -> nn.Conv2d:
-    """The same layer with weights and bias 0, so that what it adds starts at nothing."""
+    """The same layer with weights and bias 0, so that it adds nothing at first."""
     nn.init.zeros_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
@@ -30,9 +31,8 @@ def zero(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class ResBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))), with a scale and shift per channel where there is a time.
-
-    The second convolution starts at zero: without norms that is what keeps a deep stack stable.
+    """x + conv(silu(conv(silu(x)))), with a scale and shift per channel if there is a time. The
+    second convolution starts at zero, which keeps a deep stack without norms stable.
     """
 
     def __init__(self, c_in: int, c_out: int, time: int = 0) -> None:
@@ -64,8 +64,8 @@ class TinyUNet(nn.Module):
         super().__init__()
         self.stride = 2 ** (len(widths) - 1)
         self.time = nn.Sequential(nn.Linear(32, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
-        # v^ at t=1 is -z_h, most of which stands in the input already: a linear path carries it,
-        # and the levels only have to learn the rest.
+        # v^ at t=1 is -z_h, which is mostly in the input already: a linear path carries it, and the
+        # levels learn only the rest.
         self.linear = nn.Conv2d(c_in, c_out, 1)
         self.conv_in = conv3(c_in, widths[0])
         self.down = nn.ModuleList()
@@ -113,11 +113,11 @@ def _embed(t: Tensor) -> Tensor:
 
 # --- autoencoder ----------------------------------------------------------------------------------
 #
-# The tiny autoencoder: factor 4, 8 channels. Latents of an HR image stand on the LR grid.
+# The tiny autoencoder: factor 4, 8 channels. Latents of an HR image are on the LR grid.
 #
-# Factor 8 with 4 channels, as Stable Diffusion has it, is too lossy at this size: even the best
-# linear code of that size reconstructs worse than bicubic x4 does. The rule: reconstruction at
-# least 4 dB above bicubic x4, or super-resolution cannot win whatever the denoiser does.
+# Factor 8 with 4 channels, as in Stable Diffusion, is too lossy at this size: even the best linear
+# code of that size reconstructs worse than bicubic x4. The rule: reconstruction must be at least 4
+# dB above bicubic x4, or no denoiser can make super-resolution better than bicubic.
 
 
 class TinyEncoder(nn.Module):
@@ -161,7 +161,7 @@ def normalise_latents(conv_out: nn.Conv2d, conv_ins: Sequence[nn.Conv2d], std: T
     """Give each latent channel unit variance, exactly, without a new parameter.
 
     ``std`` (C,) is the measured spread; the encoder's last layer is divided by it and the decoders'
-    first is multiplied. Without this s_l and the noise level would mean nothing
+    first layer multiplied. Without this, s_l and the noise level would have no meaning
     (Edge-SD-SR, eq. 1).
     """
     conv_out.weight /= std[:, None, None, None]
@@ -171,14 +171,14 @@ def normalise_latents(conv_out: nn.Conv2d, conv_ins: Sequence[nn.Conv2d], std: T
         conv_in.weight *= std[None, :, None, None]
 
 
-# --- what a method's network is -------------------------------------------------------------------
+# --- the base class of a method's network ---------------------------------------------------------
 
 
 class LatentNetwork(nn.Module, abc.ABC):
-    """What the networks of both methods have in common.
+    """The base class of both methods' networks.
 
-    ``decoder_base`` is D before it was fine-tuned on one-step outputs: where ``fidelity`` 0 leads
-    back to.
+    ``decoder_base`` is D before it was fine-tuned on one-step outputs, which ``fidelity`` 0
+    restores.
     """
 
     unet: nn.Module
@@ -199,7 +199,7 @@ class LatentNetwork(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def one_step(self, x_l: Tensor, eps: Tensor | None = None, steps: int = 1) -> Tensor:
-        """z^ (B,latent,h',w') from x_l (B,3,h,w) in [-1,1]; eps None is no noise at all."""
+        """z^ (B,latent,h',w') from x_l (B,3,h,w) in [-1,1]; eps None: no noise."""
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B,latent,h',w') to (B,3,f h',f w'), about in [-1,1]."""

@@ -1,4 +1,4 @@
-"""Bicubic resizing, the one that published tables mean; back-projection; colour correction."""
+"""Bicubic resizing as in published tables; back-projection; colour correction."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bicubic_down(x: Tensor, scale: int) -> Tensor:
 def back_project(x: Tensor, x_l: Tensor, scale: int, steps: int) -> Tensor:
     """Make x (B,3,H,W) shrink to x_l (B,3,h,w): each step adds the enlarged error of the shrunk x.
 
-    Right where x_l was made by bicubic shrinking; elsewhere it writes the input's artefacts back.
+    Use it only if x_l was made by bicubic shrinking; otherwise it restores the input's artefacts.
     """
     for _ in range(steps):
         x = x + bicubic_up(x_l - bicubic_down(x, scale), scale)
@@ -39,17 +39,16 @@ def back_project(x: Tensor, x_l: Tensor, scale: int, steps: int) -> Tensor:
 
 
 # --- colour correction ----------------------------------------------------------------------------
-#
-# Colours of the input for the result: the low frequencies of x^ become those of the LR image.
+# The result gets the colours of the input: the low frequencies of x^ become those of the LR image.
 #
 # Networks of Stable Diffusion's size shift colours, which users notice first. The a-trous wavelet
-# of five levels splits a picture into detail and what remains; only the remainder is exchanged.
+# of five levels splits an image into detail and a remainder; only the remainder is exchanged.
 
 LEVELS = 5
 
 
 def low_pass(x: Tensor, levels: int = LEVELS) -> Tensor:
-    """What an a-trous wavelet of B3 splines leaves after ``levels``: (B,C,H,W) to the same."""
+    """The remainder of an a-trous wavelet of B3 splines after ``levels``: (B,C,H,W) to the same."""
     taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=x.dtype, device=x.device) / 16
     kernel = taps.expand(x.shape[1], 1, 5)  # (C,1,5)
     for level in range(levels):

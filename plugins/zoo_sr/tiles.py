@@ -1,9 +1,9 @@
-"""Tiled inference: overlapping tiles, raised-cosine blending, finished rows as they come.
+"""Tiled inference: overlapping tiles, raised-cosine blending, finished rows yielded at once.
 
 The grid and the weights are YONOS-SR, eq. 13, and Edge-SD-SR, eq. 15.
 
 Memory is bounded by one row of tiles, not by the image: ``stream`` yields horizontal bands of the
-result from top to bottom and keeps only what the next row of tiles still has to be blended into.
+result from top to bottom and keeps only the part that the next row of tiles overlaps.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor
 
 
 def starts(length: int, tile: int, overlap: int, stride: int = 1) -> list[int]:
-    """Where tiles begin along one axis: evenly spread, neighbours sharing at least ``overlap``.
+    """Starts of the tiles along one axis: evenly spread, with neighbours sharing at least
+    ``overlap``.
 
-    All numbers are LR pixels. Every start is a multiple of ``stride``, as the network needs it;
-    ``length``, ``tile`` and ``overlap`` must be multiples already. (512, 128, 32): 0, 96, ... 384.
+    All numbers are LR pixels. Every start is a multiple of ``stride``, as the network requires;
+    ``length``, ``tile`` and ``overlap`` must be multiples too. (512, 128, 32): 0, 96, ... 384.
     """
     if length <= tile:
         return [0]
@@ -34,9 +35,9 @@ def starts(length: int, tile: int, overlap: int, stride: int = 1) -> list[int]:
 def window(size: int, low: bool, high: bool, halo: int, ramp: int) -> Tensor:
     """A tile's weight along one axis (size,): 1, falling to 0 towards edges inside the image.
 
-    ``low``, ``high``: whether there is a neighbour on that side. There the outermost ``halo``
-    pixels count nothing (they saw padding in place of the neighbour's pixels) and the next
-    ``ramp`` rise as a raised cosine.
+    ``low``, ``high``: is there a neighbour on that side? If so, the outermost ``halo`` pixels have
+    weight 0 (they depend on padding instead of the neighbour's pixels) and the next ``ramp`` pixels
+    rise as a raised cosine.
     """
     distance = torch.arange(size, dtype=torch.float32) + 0.5  # of pixel centres from the edge
     rise = 0.5 - 0.5 * torch.cos(math.pi * ((distance - halo) / max(ramp, 1)).clamp(0, 1))
@@ -65,7 +66,7 @@ def windows(
 
 
 def reflect(x: Tensor, multiple: int) -> Tensor:
-    """(C,h,w) mirrored at its right and bottom edge up to multiples; any size, 1x1 too."""
+    """(C,h,w) mirrored at its right and bottom edge up to multiples; any size, even 1x1."""
     for axis in (1, 2):
         n = x.shape[axis]
         index = torch.arange(math.ceil(n / multiple) * multiple, device=x.device)
@@ -126,14 +127,14 @@ def stream(
 ) -> Iterator[Tensor]:
     """Apply ``fn`` to the tiles of image (3,h,w); yield bands (3,rows,w*scale), top to bottom.
 
-    ``advance(n)`` is told of every n tiles that are done.
+    ``advance(n)`` is called for every n finished tiles.
     """
     padded = reflect(image, grid.stride)  # (3,h',w')
     tile_h, tile_w = grid.shape
     rows = windows(grid.rows, grid.padded[0], grid._tile(0), grid.overlap, grid.scale)
     columns = windows(grid.columns, grid.padded[1], grid._tile(1), grid.overlap, grid.scale)
     scale, wanted = grid.scale, grid.height * grid.scale
-    # Rows of the result that the tiles so far have touched and the next ones will touch again.
+    # Rows of the result that earlier tiles have written and the next ones will write too.
     band = torch.zeros(3, tile_h * scale, grid.padded[1] * scale)
     for i, (top, weight_y) in enumerate(rows):
         todo = [(grid.rows[i], x) for x in grid.columns]
@@ -162,7 +163,7 @@ _MASK = {k: (1 << (64 - k)) - 1 for k in (27, 30, 31, 40)}
 
 
 def _shift(x: Tensor, k: int) -> Tensor:
-    return (x >> k) & _MASK[k]  # a logical shift: torch's own one keeps the sign
+    return (x >> k) & _MASK[k]  # a logical shift: torch's shift keeps the sign
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def noise_field(seed: int, channels: int, y: int, x: int, height: int, width: int) -> Tensor:
-    """The part (channels, height, width) at row y, column x of the endless field of ``seed``.
+    """The part (channels, height, width) at row y, column x of the infinite field of ``seed``.
 
     Float32, standard normal, on the CPU. Any two parts agree where they overlap, bit for bit.
     """

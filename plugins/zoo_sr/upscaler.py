@@ -1,6 +1,6 @@
 """A latent super-resolution network as an ``SRModel``: images, tiles, seeds, estimates, export.
 
-YONOS-SR and Edge-SD-SR differ in their networks; everything a user touches is the same and is here.
+YONOS-SR and Edge-SD-SR differ in their networks; their interface for users is the same and is here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from zoo.progress import Progress
 
 PROBE_FLOPS = 150e9
-"""A tile of more is not computed just to estimate its time."""
+"""Tiles with more FLOPs are not run to estimate their time."""
 
 
 class LatentSR(SRModel):
@@ -44,9 +44,9 @@ class LatentSR(SRModel):
 
     module: LatentNetwork
     noise_scale: ClassVar[float] = 0.0
-    """What ``upscale`` takes where the caller names no noise scale."""
+    """The default of ``upscale(noise_scale=None)``."""
     color_fix: ClassVar[bool] = False
-    """What ``upscale`` takes where the caller does not say."""
+    """The default of ``upscale(color_fix=None)``."""
 
     @classmethod
     @abc.abstractmethod
@@ -60,7 +60,7 @@ class LatentSR(SRModel):
         self._tuned: dict[str, Tensor] = {}
         fidelity = request.options.get("fidelity", 1.0)
         if fidelity != 1:
-            # What was loaded is kept for ``state``: a blend that is saved would be blended again.
+            # ``state`` needs the loaded weights: a saved blend would be blended again when loaded.
             self._tuned = {
                 f"decoder.{k}": v.clone() for k, v in network.decoder.state_dict().items()
             }
@@ -70,11 +70,11 @@ class LatentSR(SRModel):
 
     @classmethod
     def build(cls, request: BuildRequest) -> Self:
-        """From the verified folder of a registry entry or of ``save_pretrained``."""
+        """Load from the verified folder of a registry entry or of ``save_pretrained``."""
         if request.folder is None:
             raise NotReadyError(
                 f"{request.entry.name} has no trained weights. Train it with "
-                f"`zoo train {request.entry.name}`, then load the folder that makes."
+                f"`zoo train {request.entry.name}`, then load the resulting folder."
             )
         network = load_module(
             lambda: cls.network(request.config),
@@ -86,7 +86,7 @@ class LatentSR(SRModel):
         return cls(request, network)
 
     def state(self) -> Mapping[str, Tensor]:
-        """All five parts of the network, the decoder as it was loaded."""
+        """All five parts of the network, with the decoder as loaded, before blending."""
         return {**self.module.state_dict(), **self._tuned}
 
     @property
@@ -120,18 +120,18 @@ class LatentSR(SRModel):
         """Enlarge images; see ``SRModel.upscale`` for what all such models share.
 
         ``overlap``: input pixels that neighbouring tiles share, at most half a tile (None: a
-        quarter of a tile, at most 32). ``tile_batch``: tiles evaluated at once; no pixel depends
-        on it. ``steps``: DDIM steps; the method is made for 1. ``noise_scale`` in [0, 1]: how much
-        noise the start of the chain gets (None: the model's own); with 0 ``seed`` has no effect.
-        ``consistency``: steps of back-projection, after which the result shrinks to the input
-        again; for inputs made by clean bicubic shrinking only (others have artefacts, which it
-        brings back). ``color_fix``: take the low frequencies of colour from the input (None: the
-        model's own). ``progress`` counts tiles, anew for each image.
+        quarter of a tile, at most 32). ``tile_batch``: tiles evaluated at once; no pixel depends on
+        it. ``steps``: DDIM steps; the method is designed for 1. ``noise_scale`` in [0, 1]: the
+        scale of the noise at the start of the chain (None: the model's own); with 0 ``seed`` has no
+        effect. ``consistency``: steps of back-projection, so that the result shrinks to the input;
+        only for inputs made by clean bicubic shrinking (it restores the artefacts of others).
+        ``color_fix``: take the low frequencies of colour from the input (None: the model's own).
+        ``progress`` counts tiles, anew for each image.
         """
         self._check(scale, prompt)
         noise_scale = self.noise_scale if noise_scale is None else noise_scale
         color_fix = self.color_fix if color_fix is None else color_fix
-        if not isinstance(color_fix, bool):  # any text would count as true, a typo too
+        if not isinstance(color_fix, bool):  # any text, even a typo, would count as true
             raise OptionError(f"color_fix={color_fix!r}: expected true, false or null.")
         noise_scale = number("noise_scale", noise_scale, 0, 1)
         steps = number("steps", steps, 1, 1000, whole=True)
@@ -180,7 +180,7 @@ class LatentSR(SRModel):
             )
         if first.device.type == "cpu":
             # The order of sums inside a convolution may depend on the batch size. On a CPU a batch
-            # gains nothing, so one by one: the same bits whatever ``tile_batch`` is.
+            # gains nothing, so tiles run one by one: the same bits for any ``tile_batch``.
             made = torch.cat([net(x_l[i : i + 1], _part(eps, i), steps) for i in range(len(x_l))])
         else:
             made = net(x_l, eps, steps)
@@ -191,10 +191,10 @@ class LatentSR(SRModel):
             known = ", ".join(map(str, self.scales))
             raise OptionError(f"{self.entry.name} has no scale {scale!r}; it has {known}.")
         if prompt is not None:
-            raise OptionError(f"{self.entry.name} takes no prompt; leave it out.")
+            raise OptionError(f"{self.entry.name} does not support prompts; leave it out.")
 
     def _tiling(self, tile: Any, overlap: int | None) -> tuple[int | None, int]:
-        """Side of a tile (None: no tiles) and what neighbours share, checked."""
+        """Side of a tile (None: no tiles) and overlap of neighbours, checked."""
         multiple = self.multiple
         side = self.tile if tile == "auto" else tile
         if side is None:
@@ -223,10 +223,10 @@ class LatentSR(SRModel):
         tile: int | Literal["auto"] | None = "auto",
         overlap: int | None = None,
     ) -> Estimate:
-        """What enlarging an image of ``size`` (height, width) in input pixels would cost.
+        """The estimated cost of enlarging an image of ``size`` (height, width) in input pixels.
 
-        Counts the FLOPs of one tile without computing, and times a tile on this device: the
-        very one where that is cheap, else a smaller one.
+        Counts the FLOPs of one tile without running it, and times a tile on this device: a smaller
+        one if a full tile is expensive.
         """
         sides: Sequence[Any] = size if isinstance(size, list | tuple) else ()
         if len(sides) != 2 or not all(
@@ -261,9 +261,9 @@ class LatentSR(SRModel):
     ) -> Path:
         """Write an ONNX graph: ``image`` (1,3,h,w) in [0,1] to ``enlarged`` (1,3,H,W) in [0,1].
 
-        ``size``: side, or (height, width), for a graph of fixed shape, as phones want it; without
-        it h and w are free, but must be multiples of ``multiple``. ``int8``: 8-bit weights and
-        activations. Needs no torch to run.
+        ``size``: side, or (height, width), for a graph of fixed shape, as phones need; without it h
+        and w are free multiples of ``multiple``. ``int8``: 8-bit weights and activations. Needs no
+        torch to run.
         """
         from .export import export_onnx
 
@@ -272,7 +272,8 @@ class LatentSR(SRModel):
         return export_onnx(self, Path(path), size=size, int8=int8)
 
     def export_report(self, path: str | Path) -> Sequence[str]:
-        """Size of an exported file, its pixels and its time beside this model's; int8: dB too."""
+        """Lines that compare an exported file with this model: size, pixels and time; for int8 also
+        dB."""
         from .export import report
 
         return report(self, Path(path))
@@ -283,7 +284,8 @@ def _part(eps: Tensor | None, i: int) -> Tensor | None:
 
 
 def number(name: str, value: Any, low: float, high: float, *, whole: bool = False) -> Any:
-    """The value, numpy's too, as int (whole) or float; OptionError where it is none in range."""
+    """The value, possibly numpy's, as int (whole) or float; OptionError if it is not a number in
+    range."""
     right = isinstance(value, numbers.Integral if whole else numbers.Real)
     if not right or isinstance(value, bool) or not low <= value <= high:
         kind = "a whole number" if whole else "a number"
@@ -292,7 +294,7 @@ def number(name: str, value: Any, low: float, high: float, *, whole: bool = Fals
 
 
 def count(network: LatentNetwork, height: int, width: int) -> tuple[int, int]:
-    """FLOPs of one evaluation on an LR tile (height, width), and the largest layer's numbers."""
+    """FLOPs of one evaluation on an LR tile (height, width), and the size of the largest output."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from .measuring.cost import count_flops

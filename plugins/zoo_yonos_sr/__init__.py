@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _full(entry: Entry) -> bool:
-    """Is it the paper's size, of diffusers classes?"""
+    """Is it the paper's size, from diffusers classes?"""
     return bool(entry.config["network"] == "diffusers")
 
 

@@ -1,7 +1,8 @@
-"""The claims of YONOS-SR at our size: one distilled step, its controls, and what it is up against.
+"""The claims of YONOS-SR at our size: one distilled step, its controls and its rivals.
 
-The bundled model against interpolation and a plain network of its size; short trainings that tell
-distillation from a curriculum (``controls``); the argument in a linear world (``linear``).
+The benchmark compares the bundled model with interpolation and a plain network of its size; short
+trainings separate distillation from a curriculum (``controls``); a linear world checks the theory
+(``linear``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .train import recipe
 
 def bench(request: BenchRequest) -> Results:
     """Run the experiment; see the module's docstring."""
-    load(request)  # refuses what has no weights, before minutes of training a baseline
+    load(request)  # fails without weights, before minutes of training a baseline
     sets = find_sets(request.data, request.quick, 4)
     photos = photos_below(request.data)
     book = Book(less_is_better)

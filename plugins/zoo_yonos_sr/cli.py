@@ -1,4 +1,4 @@
-"""The method's own commands, ``zoo run yonos-sr NAME ...``: those of all super-resolution."""
+"""The method's own commands, ``zoo run yonos-sr NAME ...``: those in ``zoo_sr``."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""What in the gain of scale distillation is distillation? The controls.
+"""Controls: how much of the gain of scale distillation comes from distillation?
 
-Small UNets on the frozen autoencoder of the bundled weights, photographs and steps as equal as can
-be. ``T`` steps make a x2 teacher; every student at x4 then takes ``S``:
+Small UNets are trained on the bundled weights' frozen autoencoder, with equal photographs and
+steps. The x2 teacher trains for ``T`` steps, and every x4 student for ``S``:
 
-    distilled             starts as the teacher, learns its answers            the method
-    direct, S             starts from nothing, learns the truth                (a)
-    direct, T + S         the same for as long as teacher and student together (b)
+    distilled             starts as the teacher, learns its outputs            the method
+    direct, S             starts untrained, learns the truth                   (a)
+    direct, T + S         the same, for the steps of teacher and student       (b)
     curriculum            starts as the teacher, learns the truth              (c)
-    distilled, fresh      starts from nothing, learns the teacher's answers    (d)
-    regression, t = 1     as (a), but only ever at t = 1: no diffusion at all  (e)
+    distilled, fresh      starts untrained, learns the teacher's outputs       (d)
+    regression, t = 1     as (a), but always at t = 1: no diffusion            (e)
 
-and at x8: taught by the x4 student (the chain), by the x2 teacher (a scale skipped), by the truth.
-Last, the decoder is tuned on what one step of the distilled student gives (eq. 8), with the
-texture term and without it.
+At x8, students learn from the x4 student (the chain), from the x2 teacher (skipping a scale) and
+from the truth. Finally, the decoder is tuned on one-step outputs of the distilled student (eq. 8),
+with and without the texture term.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .train import TINY_RECIPE, YonosRecipe, recipe, scale_loss
 
 WIDTHS = (32, 48, 64)
 OPTIONS: Mapping[str, Any] = {"scale": "4", "autoencoder": False, "texture": 0.0, "degraded": 0.0}
-"""Of ``zoo train``, where the controls differ from the recipe."""
+"""Options of ``zoo train`` in which the controls differ from the recipe."""
 X4_MANY = "held-out x4 PSNR-Y, best of 2, 4, 8 steps"
 X4_MANY_GDISTS = "held-out x4 G-DISTS, best of 2, 4, 8 steps"
 ERROR = "latent error"
@@ -50,7 +50,7 @@ STEPS = (2, 4, 8)
 
 @dataclass(frozen=True)
 class Budget:
-    """How long the controls train."""
+    """Training steps, batch size and seeds of the controls."""
 
     teacher: int = 800
     """T."""
@@ -65,10 +65,10 @@ QUICK = Budget(6, 4, 2, 2, 1)
 
 
 class Controls:
-    """One seed's worth of UNets on one frozen autoencoder."""
+    """The UNets of one seed, on one frozen autoencoder."""
 
     def __init__(self, job: YonosRecipe, autoencoder: Mapping[str, Tensor], budget: Budget) -> None:
-        """Take over E and D; ``budget`` is how long each stage runs."""
+        """Load E and D; ``budget``: steps of each stage."""
         self.job, self.budget, self.net = job, budget, job.net
         self.net.load_state_dict(autoencoder, strict=False)
         self.net.decoder.load_state_dict(self.net.decoder_base.state_dict())
@@ -88,7 +88,7 @@ class Controls:
     ) -> dict[str, Tensor]:
         """Train the UNet for ``stage`` and return its weights.
 
-        ``teacher`` was trained at scale ``easier``; None learns the truth.
+        ``teacher``: trained at scale ``easier``; None: learn the truth.
         """
         job, unet = self.job, self.net.unet
         unet.load_state_dict(self.drawn if start is None else start)
@@ -106,7 +106,7 @@ class Controls:
 
     @torch.no_grad()
     def scores(self, unet: Mapping[str, Tensor], scale: int) -> dict[str, float]:
-        """What this UNet reaches on the held-out photographs, from clean bicubic inputs."""
+        """The scores of this UNet on the held-out photographs, from clean bicubic inputs."""
         net = self.net
         net.unet.load_state_dict(unet)
         x_h = self.job.photos.validation()
@@ -140,7 +140,7 @@ class Controls:
         }
 
     def tuned(self, unet: Mapping[str, Tensor], texture: float) -> dict[str, float]:
-        """``scores`` of this UNet at x4 with a decoder that was tuned on its one step."""
+        """``scores`` of this UNet at x4, with a decoder tuned on its one-step outputs."""
         net, job = self.net, self.job
         net.unet.load_state_dict(unet)
         job.scale, job.easier, job.texture = 4, None, texture
@@ -194,7 +194,8 @@ def one_seed(run: Controls) -> dict[str, dict[str, float]]:
 def controls(
     book: Book, request: BenchRequest, folder: Path, autoencoder: nn.Module, budget: Budget
 ) -> None:
-    """Rows and claims over the seeds; ``folder``: photographs; ``autoencoder``: has E and D."""
+    """Rows and claims over the seeds; ``folder``: photographs; ``autoencoder``: contains E and
+    D."""
     photos = Photos(folder)
     frozen = {k: v for k, v in autoencoder.state_dict().items() if not k.startswith("unet.")}
     config = {**request.entry.config, "unet": {"widths": list(WIDTHS)}}

@@ -1,19 +1,19 @@
-"""The paper's size, on Stable Diffusion 1.x or 2.x: its UNet and VAE, of diffusers classes.
+"""The paper's size, on Stable Diffusion 1.x or 2.x: its UNet and VAE from diffusers classes.
 
                                              of SD 2.1, for 128 to 512 pixels
     E      AutoencoderKL's encoder, mean       34.2 M    1117 GFLOP
     UNet   UNet2DConditionModel, 8 channels   865.9 M     804 GFLOP
     D      AutoencoderKL's decoder             49.5 M    2515 GFLOP
 
-A base is a folder in diffusers' layout: ``unet/``, ``vae/``, ``scheduler/`` and, where the UNet was
-trained with text, ``text_encoder/`` and ``tokenizer/``, which are used once: nothing here reads a
-prompt, so the UNet sees the same tokens always. They start as those of the empty prompt and are
-trained with it (our choice; the paper says nothing).
+A base is a folder in diffusers' layout: ``unet/``, ``vae/``, ``scheduler/`` and, if the UNet was
+trained with text, ``text_encoder/`` and ``tokenizer/``, which are used once: the model has no
+prompt, so the UNet always sees the same tokens. They start as those of the empty prompt and are
+trained with the UNet (our choice; the paper does not mention it).
 
-One schedule serves both sizes: our t in [0, 1] becomes the timestep at which the base had the same
-signal-to-noise ratio (eq. 15); t=1, where we have no signal at all, its last one. The UNet's output
-is v (eq. 3). A base that was trained to predict epsilon learns v in the first stage: at t=1
-epsilon says nothing about z_h.
+One schedule serves both sizes: our t in [0, 1] becomes the timestep at which the base has the same
+signal-to-noise ratio (eq. 15); t=1, which has no signal, becomes its last one. The UNet's output is
+v (eq. 3). A base that predicts epsilon learns v in the first stage: at t=1 epsilon has no
+information about z_h.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from zoo.hookspecs import BuildRequest
 from .model import YonosNetwork, YonosSR
 
 TOKENS = 77
-"""What CLIP's text encoder gives, whatever the prompt."""
+"""The number of tokens of CLIP's text encoder, for any prompt."""
 LARGEST = 30.0
-"""Log-SNR beyond which there is only signal or only noise: keeps the arithmetic finite."""
+"""Bound of the log-SNR, beyond which there is only signal or only noise; keeps numbers finite."""
 NEEDED = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
 LAYOUT = "expected Stable Diffusion 1.x or 2.x in diffusers' layout"
 
@@ -50,7 +50,7 @@ LAYOUT = "expected Stable Diffusion 1.x or 2.x in diffusers' layout"
 
 
 class ConditionalUNet(nn.Module):
-    """``UNet2DConditionModel`` behind the call that the method makes: (x, t in [0, 1]) -> v^."""
+    """``UNet2DConditionModel`` with the method's interface: (x, t in [0, 1]) -> v^."""
 
     def __init__(self, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def _no_float16(x: Tensor) -> AbstractContextManager[Any]:
 def diffusers_network(config: Mapping[str, Any]) -> YonosNetwork:
     """The network of a configuration with the base's ``unet``, ``vae`` and ``scheduler``."""
     unet = ConditionalUNet(config["unet"], config["scheduler"])
-    vae: Any = AutoencoderKL(**config["vae"])  # diffusers sets its config without saying so
+    vae: Any = AutoencoderKL(**config["vae"])  # diffusers sets its config at run time
     decoder = VAEDecoder(vae)
     return YonosNetwork(
         VAEEncoder(vae),
@@ -124,7 +124,7 @@ def diffusers_network(config: Mapping[str, Any]) -> YonosNetwork:
 
 
 def log_nsr(scheduler: Mapping[str, Any]) -> tuple[float, ...]:
-    """log(sigma^2 / alpha^2) at each timestep of the base, rising. Raises WeightsError."""
+    """log(sigma^2 / alpha^2) at each timestep of the base, ascending. Raises WeightsError."""
     first, last, steps = (
         scheduler[key] for key in ("beta_start", "beta_end", "num_train_timesteps")
     )
@@ -145,7 +145,7 @@ def log_nsr(scheduler: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def timestep(t: Tensor, log_nsr: tuple[float, ...]) -> Tensor:
-    """t (B,) in [0,1] to the base's timestep of equal SNR, between whole ones too; (B,) float32."""
+    """t (B,) in [0,1] to the base's timestep of equal SNR, possibly fractional; (B,) float32."""
     t = t.float()
     table = torch.tensor(log_nsr, device=t.device)  # (T,)
     wanted = 2 * (torch.log(sigma(t)) - torch.log(alpha(t)))
@@ -161,8 +161,8 @@ def timestep(t: Tensor, log_nsr: tuple[float, ...]) -> Tensor:
 def read_base(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """``unet``, ``vae`` and ``scheduler`` of a configuration, and the network's tensors, float32.
 
-    ``folder``: verified, in diffusers' layout. Raises WeightsError where it is something else or
-    lacks a tensor: nothing is drawn by chance.
+    ``folder``: verified, in diffusers' layout. Raises WeightsError for anything else or a missing
+    tensor: no weights are random.
     """
     unet, unet_config = _part(UNet2DConditionModel, folder, "unet")
     vae, vae_config = _part(AutoencoderKL, folder, "vae")
@@ -201,13 +201,13 @@ def read_base(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def widened(unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A UNet's tensors with twice the input channels: what comes in by the new ones counts 0."""
+    """A UNet's tensors with twice the input channels; the new ones have zero weights."""
     old = unet["conv_in.weight"]  # (C,latent,3,3)
     return {**unet, "conv_in.weight": torch.cat([old, torch.zeros_like(old)], dim=1)}
 
 
 def empty_prompt(folder: Path, width: int) -> Tensor:
-    """What the base's text encoder makes of "": (1,77,width); zeros where it has none."""
+    """The base's text embedding of "": (1,77,width); zeros without a text encoder."""
     if not (folder / "text_encoder" / "config.json").is_file():
         return torch.zeros(1, TOKENS, width)
     try:
@@ -224,7 +224,7 @@ def empty_prompt(folder: Path, width: int) -> Tensor:
         local_files_only=True,
         use_safetensors=True,
         dtype=torch.float32,
-        output_loading_info=True,  # so that it returns the report beside the model
+        output_loading_info=True,  # so that it also returns the report
     )
     encoder, report = loaded
     _complete(folder / "text_encoder", report)
@@ -235,7 +235,7 @@ def empty_prompt(folder: Path, width: int) -> Tensor:
 
 
 def _part(kind: Any, folder: Path, name: str) -> tuple[Any, dict[str, Any]]:
-    """One model of the base, and the arguments that its class is built from."""
+    """One model of the base, and the arguments of its class."""
     given = _json(folder / name / "config.json")
     if given.get("_class_name") != kind.__name__:
         raise WeightsError(
@@ -261,7 +261,7 @@ def _complete(folder: Path, report: Mapping[str, Any]) -> None:
         if wrong := sorted(map(str, report[what])):
             raise WeightsError(
                 f"{folder}: {len(wrong)} tensors are {what.split('_')[0]}, such as {wrong[0]}: "
-                "it is damaged or not what its configuration says."
+                "it is damaged or does not match its configuration."
             )
 
 
@@ -271,9 +271,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsError(f"{path} is no JSON: {error}.") from None
+        raise WeightsError(f"{path} is not JSON: {error}.") from None
     if not isinstance(found, dict):
-        raise WeightsError(f"{path} is no JSON object; {LAYOUT}.")
+        raise WeightsError(f"{path} is not a JSON object; {LAYOUT}.")
     return found
 
 
@@ -281,11 +281,12 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
-# --- what zoo.load returns ---
+# --- what zoo.load returns ------------------------------------------------------------------------
 
 
 class YonosSRFull(YonosSR):
-    """On Stable Diffusion, whose norms look at a whole tile: colours come from the input."""
+    """YONOS-SR on Stable Diffusion, whose norms span a whole tile, so colours come from the
+    input."""
 
     noise_scale: ClassVar[float] = 1.0
     color_fix: ClassVar[bool] = True
@@ -298,7 +299,7 @@ class YonosSRFull(YonosSR):
     def build(cls, request: BuildRequest) -> Self:
         if request.base is not None:
             raise OptionError(
-                f"The weights of {request.entry.name} hold what was trained of their base already; "
-                "leave base= out."
+                f"The weights of {request.entry.name} already include their trained base; leave "
+                f"out base=."
             )
         return super().build(request)

@@ -4,12 +4,12 @@
     accelerate launch -m zoo train yonos-sr-full --base ORG/REPO --data PHOTOS -o OUT
 
 x2            the UNet, widened to see z_l, on the true latents; it learns v             (eq. 4)
-x4, x8        a copy of it, on the answers of the one before, up to the target scale     (eq. 6)
-decoder       D is tuned on what one step really gives                                   (eq. 8)
+x4, x8        a copy of it, on the previous one's outputs, up to the target scale        (eq. 6)
+decoder       D is tuned on the actual output of one step                                (eq. 8)
 
-E and the first D stay the base's. With ``-O micro=N`` a run is the same, up to the order of sums,
+E and the initial D are the base's. With ``-O micro=N`` a run is the same, up to the order of sums,
 on any number of processes. float32 weights, gradients, moments, averages and teacher of 866 M
-parameters take about 21 GB; ``-O micro`` and ``-O checkpointing`` decide what comes on top.
+parameters take about 21 GB; ``-O micro`` and ``-O checkpointing`` determine the additional memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FULL_RECIPE: Mapping[str, Stage] = {
 
 
 def recipe(request: TrainRequest, photos: Photos | None = None) -> YonosRecipe:
-    """What the stages train: ``--base``, or an earlier result with ``--init``."""
+    """The recipe of a request, from ``--base`` or from an earlier result with ``--init``."""
     if (request.base is None) == (request.init is None):
         raise UsageError(
             f"{request.entry.name} starts from a Stable Diffusion checkpoint: give either "
@@ -50,7 +50,7 @@ def recipe(request: TrainRequest, photos: Photos | None = None) -> YonosRecipe:
     if request.base is None:
         config, tensors = starting_point(request)
     else:
-        assert request.base.folder is not None  # of a base to train on, always
+        assert request.base.folder is not None  # a base to train on always has one
         read, tensors = read_base(request.base.folder)
         kept = {"id": request.base.id, "revision": request.base.revision}
         config = {**request.entry.config, **read, "base": kept}
@@ -71,9 +71,9 @@ def train(request: TrainRequest) -> Path:
 
 
 def recompute(network: nn.Module) -> None:
-    """Keep only the inputs of diffusers' blocks for the backward pass, which computes them again.
+    """Keep only the inputs of diffusers' blocks for the backward pass, which recomputes the rest.
 
-    By hand, for diffusers offers it for whole models and we hold the VAE's decoder alone.
+    diffusers supports this only for whole models, but our decoder is a part of the VAE.
     """
     for module in network.modules():
         if hasattr(module, "gradient_checkpointing"):

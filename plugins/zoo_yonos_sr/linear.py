@@ -1,22 +1,23 @@
-"""Scale distillation in a linear world, where all of it can be computed (eq. 9 to 11).
+"""Scale distillation in a linear world, where everything can be computed (eq. 9 to 11).
 
 Super-resolution by linear regression on photographs: a student predicts a block of N x N HR pixels
-from the LR pixels x around it, a teacher from those and the pixels x' of an LR image that is twice
-as fine. The method's argument, exactly:
+from the surrounding LR pixels x, and a teacher from these and the pixels x' of an LR image with
+twice the resolution. The method's argument:
 
-* The optimum stays. E[E[y|x'] | x] = E[y|x], as x is a function of x' (the tower property). Here
-  x' is a window, of which x is a function nearly; so teachers get (x, x').
-* Labels lose variance, Var[y|x] to Var[E[y|x']|x], and the student's excess risk on n samples falls
-  by that ratio. Strictly each block counts by its leverage, because the variance is not the same
-  everywhere: n R = sum over i of mean(h e_i^2) with h = x^T M_xx^-1 x and e the labels' residual.
+* The optimum does not change: E[E[y|x'] | x] = E[y|x], because x is a function of x' (the tower
+  property). Here x' is a window that determines x only nearly, so teachers get (x, x').
+* The variance of the labels falls from Var[y|x] to Var[E[y|x']|x], and the student's excess risk on
+  n samples by the same ratio. More exactly, each block is weighted by its leverage, because the
+  variance is not the same everywhere: n R = sum over i of mean(h e_i^2) with h = x^T M_xx^-1 x and
+  e the labels' residual.
 
-A teacher that is fitted on k n samples gives its student noise of its own: the ratio p becomes
-p + (1 - p) / k. At k = 1 nothing is gained, whatever the chain of teachers: regression on x of what
-regression on (x, x') says is regression on x, in a sample as in the world.
+A teacher fitted on k n samples adds its own noise: the ratio p becomes p + (1 - p) / k. At k = 1
+there is no gain, for any chain of teachers: regressing the predictions from (x, x') on x is
+regression on x, in a sample as in the population.
 
-Nearly everything follows from second moments. With a = (x, x', ..., y) in one row for each block
-and M = mean of a a^T, a fit reads M only, and labels that a teacher makes are linear in a: a matrix
-W (len(a), N*N) with labels a W. Photographs are read in small chunks.
+Nearly everything follows from second moments. With a = (x, x', ..., y) as one row for each block
+and M = mean of a a^T, a fit needs only M, and a teacher's labels are linear in a: labels a W with a
+matrix W (len(a), N*N). Photographs are read in small chunks.
 """
 
 from __future__ import annotations
@@ -45,19 +46,21 @@ TEACHERS: Mapping[int, tuple[int, ...]] = {4: (2,), 8: (4, 2)}
 """Scale of the student -> scales of its teachers, the next finer one first."""
 DIRECT = "truth"
 MORE = 4
-"""The data of teachers that know a little more than their student, as a multiple of n."""
+"""The data of teachers that see somewhat more than their student, as a multiple of n."""
 TOLERANCE = 0.15
-"""How near the measured ratio must come to the predicted one."""
-RIDGE = 1e-9  # of the mean square of an input: for the solver only, far below the eigenvalues
+"""The largest relative deviation of the measured from the predicted ratio."""
+RIDGE = (
+    1e-9  # relative to the mean square of an input: for the solver only, far below the eigenvalues
+)
 CHUNK = 4096  # blocks in memory at a time
-SIDE = 1280  # larger photographs are shrunk: at native size they are soft
+SIDE = 1280  # larger photographs are shrunk: they are blurred at full size
 
 
 # --- photographs and blocks -----------------------------------------------------------------------
 
 
 def photographs(folder: Path | None = None) -> list[NDArray[np.float32]]:
-    """Luminance (H,W) in [0,1] of a folder's photographs, or of five that scikit-image brings."""
+    """Luminance (H,W) in [0,1] of a folder's photographs, or of five from scikit-image."""
     if folder is None:
         from skimage import data
 
@@ -66,7 +69,7 @@ def photographs(folder: Path | None = None) -> list[NDArray[np.float32]]:
     else:
         paths = images.listed(folder)
         if not paths:
-            raise InputError(f"No pictures in {str(folder)!r}: nothing to fit on.")
+            raise InputError(f"No images in {str(folder)!r}: nothing to fit on.")
         pictures = [images.read(path) for path in paths]
     grey = []
     for picture in pictures:
@@ -77,13 +80,13 @@ def photographs(folder: Path | None = None) -> list[NDArray[np.float32]]:
 
 
 class Blocks:
-    """All blocks of some photographs at one scale, read by their number."""
+    """All blocks of some photographs at one scale, read by index."""
 
     def __init__(self, photos: Sequence[NDArray[np.float32]], scale: int) -> None:
         self.scale = scale
         self.sources = (scale, *TEACHERS[scale])
         self.views: dict[int, slice] = {}  # scale of an LR image -> columns of its own pixels
-        self.inputs: dict[int, slice] = {}  # and of all that a model of that scale sees
+        self.inputs: dict[int, slice] = {}  # and of all inputs of a model of that scale
         at = 0
         for source in self.sources:
             end = at + _window(scale // source) ** 2
@@ -103,7 +106,7 @@ class Blocks:
             ends.append(ends[-1] + (height - 6) * (width - 6))  # three pixels off the border
         if not self._photos:
             raise InputError(
-                f"No photograph is at least {7 * scale} pixels wide and high, the least for "
+                f"No photograph is at least {7 * scale} pixels wide and high, the minimum for "
                 f"x{scale}. Give larger ones."
             )
         self._ends = np.array(ends)
@@ -114,7 +117,7 @@ class Blocks:
     def read(self, numbers: NDArray[np.int64]) -> Iterator[Array]:
         """Rows (x, x', ..., y) of these blocks (sorted), in parts (<= CHUNK, width).
 
-        All values are relative to the LR pixel at the block's place: brightness is given.
+        All values are relative to the LR pixel at the block, so brightness is removed.
         """
         for photo, low, high in zip(self._photos, self._ends[:-1], self._ends[1:], strict=True):
             own = numbers[np.searchsorted(numbers, low) : np.searchsorted(numbers, high)] - low
@@ -144,7 +147,8 @@ class Blocks:
 
 
 def _window(side: int) -> int:
-    """What a model sees of an LR image on which the block has this side: 7, 10, 12 pixels."""
+    """Side of a model's window in an LR image on which the block has this side: 7, 10, 12
+    pixels."""
     return side + (6 if side == 1 else 8)
 
 
@@ -152,7 +156,7 @@ def _window(side: int) -> int:
 
 
 def fit(moments: Array, inputs: slice, labels: Array) -> Array:
-    """Least squares from these columns to the labels a W: the answers, also as a W."""
+    """Least squares from these columns to the labels a W: the predictions, also as a W."""
     answers = np.zeros_like(labels)
     answers[inputs] = np.linalg.solve(_square(moments, inputs), moments[inputs] @ labels)
     return answers
@@ -177,7 +181,7 @@ def teachers(moments: Array, blocks: Blocks, truth: Array) -> dict[str, Array]:
 def weighted_variance(
     blocks: Blocks, moments: Array, residuals: Mapping[str, Array]
 ) -> dict[str, float]:
-    """mean(h e^2), see the top of this file; e = a W for each W of ``residuals``."""
+    """mean(h e^2), see the module's docstring; e = a W for each W of ``residuals``."""
     own = blocks.inputs[blocks.scale]
     inverse = np.linalg.inv(_square(moments, own))
     total = dict.fromkeys(residuals, 0.0)
@@ -194,20 +198,20 @@ class Students:
     """Students of one scale, by the labels that they were fitted on; ``truth`` is direct."""
 
     blocks: int
-    """How many there are to draw from."""
+    """The number of blocks to draw from."""
     error: float
     """Mean squared error of the best linear model, in [0, 1] image units."""
     tower: float
-    """How much worse the best student of the next teacher's labels is, as a part of ``error``."""
+    """The excess error of the best student of the next teacher's labels, relative to ``error``."""
     variance: Mapping[str, float]
-    """Labels -> their variance given the student's input, as a part of the truth's."""
+    """Labels -> their variance given the student's input, relative to the truth's."""
     predicted: Mapping[str, float]
-    """Labels -> what the ratio of excess risks must be for large n."""
+    """Labels -> predicted ratio of excess risks for large n."""
     excess: Mapping[str, tuple[tuple[float, ...], ...]]
     """Labels -> count -> run: mean squared distance to the best linear model, over all blocks."""
 
     def ratios(self, labels: str, count: int) -> list[float]:
-        """Excess risk as a part of the direct student's on the same blocks, for each run."""
+        """Excess risk relative to the direct student's on the same blocks, for each run."""
         pairs = zip(self.excess[labels][count], self.excess[DIRECT][count], strict=True)
         return [own / direct for own, direct in pairs]
 
@@ -229,19 +233,19 @@ def run(
     runs: int = 10,
     scales: Sequence[int] = (4, 8),
 ) -> LinearWorld:
-    """Measure it on photographs, luminance (H,W) in [0,1].
+    """Measure the students on photographs, luminance (H,W) in [0,1].
 
-    For each scale and each count, ``runs`` times: draw so many blocks of all, with replacement,
-    and fit a student on the truth and on each teacher's labels. "x2 teacher" knows all blocks,
-    "x2 teacher, same n" the student's only, and "x2 teacher, 4 n" those and thrice as many more.
-    The x4 teacher of x8 is what a chain x2 -> x4 -> x8 has; the x2 teacher skips a link.
+    For each scale and each count, ``runs`` times: draw this many blocks with replacement, and fit a
+    student on the truth and on each teacher's labels. "x2 teacher" is fitted on all blocks, "x2
+    teacher, same n" only on the student's, and "x2 teacher, 4 n" on these and three times as many
+    others. The x4 teacher of x8 is that of a chain x2 -> x4 -> x8; the x2 teacher skips a link.
 
     Raises OptionError for counts below 400: an x2 teacher of x8 has 293 weights for each pixel.
     """
     if unknown := set(scales) - set(TEACHERS):
         raise OptionError(f"No linear world of scale {min(unknown)}: choose from {[*TEACHERS]}.")
     if min(counts) < 400:
-        raise OptionError(f"{min(counts)} blocks are too few to fit a teacher on: at least 400.")
+        raise OptionError(f"{min(counts)} blocks are too few to fit a teacher: give at least 400.")
     students = {
         scale: _measure(Blocks(photos, scale), np.random.default_rng([seed, scale]), counts, runs)
         for scale in scales
@@ -256,8 +260,10 @@ def _measure(
     truth[blocks.truth] = np.eye(blocks.scale**2)
     own = blocks.inputs[blocks.scale]
     everything = blocks.moments(np.arange(len(blocks)))
-    if everything.diagonal().max() < 1e-10:  # float32 resizing alone makes about 1e-15
-        raise InputError("The photographs are all of one grey: nothing to predict. Give others.")
+    if everything.diagonal().max() < 1e-10:  # float32 resizing alone gives about 1e-15
+        raise InputError(
+            "Each photograph has a single grey level: nothing to predict. Give others."
+        )
     expert = {DIRECT: truth, **teachers(everything, blocks, truth)}
     limits = {name: fit(everything, own, labels) for name, labels in expert.items()}
     best = limits[DIRECT]
@@ -291,11 +297,11 @@ def _measure(
     )
 
 
-# --- what the run says ----------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def enter(book: Book, world: LinearWorld) -> None:
-    """Rows (labels) of excess risks as parts of the direct student's, and what they decide."""
+    """Enter rows (labels) of excess risks relative to the direct student's, and the claims."""
     claims = book.claims
     for scale, students in world.students.items():
         for name, predicted in students.predicted.items():
@@ -379,7 +385,7 @@ def _as_predicted(scale: int, students: Students) -> Claim:
 
 
 def draw(world: LinearWorld, path: Path) -> None:
-    """Excess risk over n as a PNG: direct, distilled, and what theory says of the distilled."""
+    """Draw excess risk over n as a PNG: direct, distilled, and the prediction for distilled."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * len(world.students), 3.8), layout="constrained")
@@ -389,7 +395,7 @@ def draw(world: LinearWorld, path: Path) -> None:
         axis.loglog(world.counts, means[DIRECT], "o-", color="black", label="direct: the truth")
         for color, name in enumerate(students.predicted):
             if name.endswith("same n"):
-                continue  # on top of the direct one
+                continue  # it coincides with the direct one
             line = f"C{color}"
             axis.loglog(world.counts, means[name], "o", color=line, label=name)
             theory = np.multiply(means[DIRECT], students.predicted[name])

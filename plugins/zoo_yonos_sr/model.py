@@ -2,16 +2,16 @@
 
 M. Noroozi, I. Hadji, B. Martinez, A. Bulat, G. Tzimiropoulos: "You Only Need One Step: Fast
 Super-Resolution with Stable Diffusion via Scale Distillation", ECCV 2024, arXiv 2401.17258.
-Equations are numbered as in this plugin's README.md, which says what is the paper's and what is our
-reading of it.
+Equations are numbered as in this plugin's README.md, which separates the paper's statements from
+our reading.
 
     z_l = E(up_N(x_l))                      the LR image at HR size, by the HR encoder     (eq. 1)
     z_1 = eps                               the chain starts at pure noise: alpha_1 = 0    (eq. 7)
     v^  = UNet(concat[z_1, z_l], t=1)                                                      (eq. 3)
     z^  = -v^                               one DDIM step                                  (eq. 7)
-    x^  = D(z^)                             a decoder tuned on just these z^               (eq. 8)
+    x^  = D(z^)                             a decoder tuned on exactly these z^            (eq. 8)
 
-What makes one step enough is how the UNet learnt: see ``zoo_sr.latent`` and ``train``.
+One step is enough because of how the UNet is trained: see ``zoo_sr.latent`` and ``train``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from zoo_sr.upscaler import LatentSR
 
 
 class YonosNetwork(LatentNetwork):
-    """E, the UNet and D behind the verbs of the method; what they are made of is the caller's.
+    """E, the UNet and D, with the verbs of the method; the caller chooses the networks.
 
-    E and ``decoder_base`` are frozen from the first stage on; one UNet serves one ``scale``.
+    E and ``decoder_base`` are frozen after the first stage; a UNet is for one ``scale``.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class YonosNetwork(LatentNetwork):
         self.decoder = decoder
         self.decoder_base = decoder_base
         self.scale, self.factor, self.latent = scale, factor, latent
-        # Enlarged, an LR image must be a whole number of latents that the UNet can halve.
+        # The enlarged LR image must have a number of latents that the UNet can halve.
         self.stride = factor * unet_stride // gcd(factor * unet_stride, scale)
 
     def encode_hr(self, x_h: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class YonosNetwork(LatentNetwork):
         return z
 
     def encode(self, x_l: Tensor, scale: int | None = None) -> Tensor:
-        """z_l (B,latent,H/f,W/f) of x_l (B,3,H/scale,W/scale): enlarged first for any N (eq. 1)."""
+        """z_l (B,latent,H/f,W/f) of x_l (B,3,H/scale,W/scale), which is enlarged first (eq. 1)."""
         return self.encode_hr(bicubic_up(x_l, scale or self.scale))
 
     def denoise(self, z_t: Tensor, z_l: Tensor, t: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class YonosNetwork(LatentNetwork):
 
 
 def build_network(config: Mapping[str, Any]) -> YonosNetwork:
-    """The tiny network of a configuration (``network: tiny``); ``full`` has that of the paper."""
+    """The tiny network of a configuration (``network: tiny``); ``full`` has the paper's."""
     latent, widths = config["latent"], config["unet"]["widths"]
     return YonosNetwork(
         TinyEncoder(latent, config["encoder"]["widths"]),
@@ -95,8 +95,8 @@ def build_network(config: Mapping[str, Any]) -> YonosNetwork:
 class YonosSR(LatentSR):
     """YONOS-SR as an ``SRModel``.
 
-    The paper's chain starts at noise (``noise_scale=1``; ``seed`` chooses it). What one step gives
-    is the mean over that noise, nearly: the default starts at the noise's own mean, which measured
+    The paper's chain starts at noise (``noise_scale=1``; ``seed`` chooses it). One step gives
+    nearly the mean over that noise, so the default starts at the mean of the noise, which measured
     slightly better and needs no seed.
     """
 

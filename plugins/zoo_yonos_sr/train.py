@@ -1,10 +1,10 @@
-"""The recipe of YONOS-SR: learn the easy magnification, hand it on to the harder one.
+"""The recipe of YONOS-SR: learn an easy magnification, and distil it into a harder one.
 
 autoencoder   E and D learn to reconstruct; then both are frozen and the latents normalised
               (``-O autoencoder=false`` keeps those of ``--init``)
 x2            the first UNet, on the true latents                                        (eq. 4)
-x4, x8        a copy of it, on the answers of the one before, up to the target scale     (eq. 6)
-decoder       D is tuned on what one step really gives                                   (eq. 8)
+x4, x8        a copy of it, on the previous one's outputs, up to the target scale        (eq. 6)
+decoder       D is tuned on the actual output of one step                                (eq. 8)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TINY_RECIPE: Mapping[str, Stage] = {
     "x8": Stage(14000, 8e-4, 16, crop=64),
     "decoder": Stage(3000, 4e-4, 16, crop=64),
 }
-"""For ``yonos-sr``: about two hours on one CPU core that computes bfloat16 (AMX), else a day."""
+"""For ``yonos-sr``: about two hours on one CPU core with bfloat16 (AMX), else a day."""
 
 
 def factor_of(stage: str) -> int | None:
@@ -57,9 +57,10 @@ def scale_loss(
     *,
     last_only: bool = False,
 ) -> Tensor:
-    """Eq. 4 for one batch; the target is a teacher's answer (eq. 6), without a teacher the truth.
+    """Eq. 4 for one batch; the target is a teacher's output (eq. 6), or the truth without a
+    teacher.
 
-    ``last_only``: t = 1 always, which is plain regression, for comparison.
+    ``last_only``: always t = 1, which is plain regression, for comparison.
     """
     net = job.net
     with job.autocast():
@@ -84,12 +85,12 @@ def train_scale(job: YonosRecipe, scale: int) -> None:
     job.require_unet(easier)
     job.scale, job.easier = scale, easier
     teacher = None
-    if easier is not None:  # the teacher is what the chain has learnt
+    if easier is not None:  # the teacher is the chain's current UNet
         teacher = run.keep("teacher", lambda: copy.deepcopy(net.unet))
-    # Stable Diffusion's channels count alike, as in the paper; those of our own do not.
+    # Stable Diffusion's channels have equal weights, as in the paper; our own do not.
     channels = latent_metric(job) if job.config["network"] == "tiny" else None
     job.minimise({"unet": net.unet}, lambda batch: scale_loss(job, batch, channels, teacher))
-    run.drop("teacher")  # it has said all it knows; the decoder stage needs its memory
+    run.drop("teacher")  # no longer needed; the decoder stage needs its memory
     job.validate(
         f"x{scale}, frozen decoder",
         lambda x_h, x_l: net.decoder_base(net.one_step(x_l, scale=scale)),
@@ -98,7 +99,7 @@ def train_scale(job: YonosRecipe, scale: int) -> None:
 
 
 def tune_decoder(job: YonosRecipe) -> None:
-    """D on one step of the last UNet, always with the noise that inference begins at."""
+    """Tune D on one step of the last UNet, always with the noise at the start of inference."""
     job.require_unet(job.net.scale)
     train_decoder(job, noisy=1.0)
 
@@ -107,24 +108,25 @@ class YonosRecipe(Recipe):
     """The chain of magnifications, which ends at the configuration's scale."""
 
     unet_drawn = False
-    """Is the UNet drawn by chance, though there is an ``--init``?"""
+    """Is the UNet random although there is an ``--init``?"""
 
     def adopt(self, tensors: dict[str, Tensor]) -> None:
-        """Start from all of them, or from the autoencoder of another method, of this shape."""
+        """Start from all tensors, or from another method's autoencoder of the same shape."""
         own = self.net.state_dict()
         base = {k: v for k, v in tensors.items() if k.startswith(("hr_encoder.", "decoder_base."))}
-        if tensors.keys() == own.keys() or not base:  # or nothing of ours: refused
+        if tensors.keys() == own.keys() or not base:  # or no autoencoder: refused
             return self.start_from(tensors)
         self.unet_drawn = True
         tuned = {k.replace("_base", "", 1): v for k, v in base.items() if k.startswith("decoder")}
-        for made in self.run.before:  # the rest of what it learnt is not here
+        for made in self.run.before:  # only the autoencoder is used
             made["curve"] = [point for point in made["curve"] if point[0] == "autoencoder"]
         self.start_from({**own, **base, **tuned})
 
     def require_unet(self, needed: int | None) -> None:
-        """A link of the chain needs the UNet of the one before; the decoder that of the last."""
+        """Raise OptionError unless the UNet is for factor ``needed``: a link needs that of the
+        previous link, the decoder that of the last."""
         run = self.run
-        if needed is None or not run.fresh:  # gone on with: seen to be right before
+        if needed is None or not run.fresh:  # continued: checked when the stage began
             return
         earlier = (
             [] if self.unet_drawn else [stage for made in run.before for stage in made["done"]]
@@ -134,12 +136,12 @@ class YonosRecipe(Recipe):
             return
         has = f"is for x{known[-1]}" if known else "is not trained"
         raise OptionError(
-            f"Stage {run.stage!r} goes on from a UNet for x{needed}; that of --init {has}. "
+            f"Stage {run.stage!r} continues from a UNet for x{needed}; that of --init {has}. "
             f"Run stage 'x{needed}' first, or all of them without --stage."
         )
 
     def fit_chain(self) -> Path:
-        """Run all stages that were asked for."""
+        """Run all requested stages."""
         request = self.request
         begins = request.init is None and not request.resume
         if begins and not request.options.get("autoencoder", True):
@@ -158,7 +160,7 @@ class YonosRecipe(Recipe):
 
 
 def stages_left_out(stages: Mapping[str, Stage], options: Mapping[str, Any]) -> list[str]:
-    """The autoencoder where it is kept, and the links beyond the scale that was asked for."""
+    """The autoencoder if it is kept, and the links beyond the requested scale."""
     return [
         name
         for name in stages
@@ -168,7 +170,7 @@ def stages_left_out(stages: Mapping[str, Stage], options: Mapping[str, Any]) -> 
 
 
 def recipe(request: TrainRequest, photos: Photos | None = None) -> YonosRecipe:
-    """What the stages train, from nothing or from ``--init``, ours or another method's."""
+    """The recipe of a request, from scratch or from ``--init``, ours or another method's."""
     options = request.options
     config, tensors = starting_point(request)
     config |= {"scale": int(options["scale"])}

@@ -1,4 +1,4 @@
-"""Loading weights: ours (verified) against timm's usual way (not verified), CPU time in one run.
+"""CPU time of loading weights with zoo (verified) and with timm (not verified), in one run.
 
     python tests/benchmarks/load_time.py
 

@@ -1,11 +1,11 @@
-"""Start-up in CPU time, ours and others', in one run.
+"""CPU time of starting zoo and other programs, in one run.
 
     python tests/benchmarks/startup.py [--runs 9] [--skip-peers]
 
 CPU time is user + system of the child process; of N runs, taken in turns, the minimum counts. The
 table gives it above bare ``python -c pass``, and as a multiple of it. Aims: ``import zoo`` under
 0.05 s, ``zoo list`` under 0.15 s, with 300 more plugins under 0.5 s. timm and diffusers are those
-of this environment; llm gets an environment of its own, made here with pip. Byte code is cached,
+of this environment; llm gets a separate environment, made here with pip. Byte code is cached,
 as pip leaves it.
 """
 
@@ -71,7 +71,7 @@ def generate_plugins(folder: Path, count: int) -> None:
 
 
 def cpu_seconds(command: Sequence[str], env: Mapping[str, str]) -> float:
-    """User + system time of one run. Raises CalledProcessError where the command fails."""
+    """User + system time of one run. Raises CalledProcessError if the command fails."""
     before = getrusage(RUSAGE_CHILDREN)
     subprocess.run(command, env=env, check=True, capture_output=True, stdin=subprocess.DEVNULL)
     after = getrusage(RUSAGE_CHILDREN)
@@ -79,13 +79,13 @@ def cpu_seconds(command: Sequence[str], env: Mapping[str, str]) -> float:
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """Ours without what changes how Python starts."""
+    """The current environment without variables that change how Python starts."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "ZOO_"))}
     return {**kept, "HF_HUB_OFFLINE": "1", **more}
 
 
 def make_llm(folder: Path) -> Path | None:
-    """The command ``llm`` in an environment of its own, or None where pip cannot install it."""
+    """The command ``llm`` in a separate environment, or None if pip cannot install it."""
     venv.EnvBuilder(with_pip=True, symlinks=True).create(folder)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
     done = subprocess.run([*pip, "--quiet", "llm"], capture_output=True, text=True)

@@ -736,7 +736,7 @@ def _rounded(**changes: Any) -> Callable[[Any, Any], dict[str, Any]]:
 
 
 def _codes(change: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
-    """Other whole numbers in the layers."""
+    """Different integers in the layers."""
 
     def replaced(toy: Any) -> dict[str, Any]:
         class Broken(toy.Linear8):
@@ -1092,7 +1092,7 @@ returns("list_out_of_order", "Detector", "test_list", "detect",
 
 
 def _found(**changes: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Other fields in each ``Detections``."""
+    """Different fields in each ``Detections``."""
 
     def one(found: Any) -> Any:
         if isinstance(found, list):
@@ -1399,7 +1399,7 @@ def reader_of_nothing(toy: Any, cls: Any) -> type:
     return Broken
 
 
-# --- what is promised, and who breaks it ----------------------------------------------------------
+# --- promises, and the mutants that break them ----------------------------------------------------
 
 PROMISES: dict[str, dict[str, str]] = {
     "interfaces": {
@@ -1412,31 +1412,31 @@ PROMISES: dict[str, dict[str, str]] = {
         "train_reader_half_way train_reader_unstoppable",
         "the same seed gives the same result": "ignores_the_seed chance_without_seed "
         "goes_on_from_the_last_fit random_start random_rounding ignores_quantizes_seed",
-        "What is handed in is left as it was.": "writes_into_its_input fit_changes_the_data "
+        "Arguments are not modified.": "writes_into_its_input fit_changes_the_data "
         "centres_the_callers_features",
         "A verb prints nothing and opens no connection.": "talkative calls_home",
     },
     "hookspecs": {"so keep it light": "heavy_import"},
     "BuildRequest.device": {"A torch device": "deaf_to_the_device"},
-    "BuildRequest.dtype": {"that floating-point weights shall have": "deaf_to_the_dtype "
+    "BuildRequest.dtype": {"for floating-point weights": "deaf_to_the_dtype "
                            "half_precision"},
-    "Entry.class_": {"what ``zoo.load`` returns": "another_class"},
+    "Entry.class_": {"``module:Class`` of what ``zoo.load`` returns": "another_class"},
     "Model": {"device, saving and loading then work": "a_part_stays_behind in_training_mode"},
     "Model.interface": {"Name of the interface": "another_interface"},
     "Model.kind": {"what a saved folder holds": "reader_loads_as_generator"},
     "Model.options": {"The load options in force, defaults included.": "deaf_to_options"},
-    "Model.config": {"what a saved folder needs to build it again": "reader_forgets"},
+    "Model.config": {"from which a saved folder rebuilds it": "reader_forgets"},
     "Model.to": {"Move to a torch device; returns self.": "never_moves"},
     "Model.state": {"that ``save_pretrained`` writes": "saves_zeros saves_nothing"},
     "Model.save_pretrained": {"that ``zoo.load`` accepts": "loads_random_weights"},
     "Model.from_pretrained": {"same as ``zoo.load": "opens_something_else"},
-    "Model.export": {"where the method supports it": "exports_any_format"},
-    "Model.estimate": {"What a run on this input would cost": "estimates_in_words"},
+    "Model.export": {"if the method supports it": "exports_any_format"},
+    "Model.estimate": {"The cost of a run on this input": "estimates_in_words"},
     "Model.run_check": {"What ``zoo verify`` compares": "another_output_than_published"},
     # super-resolution
-    "SRModel": {"``estimate(size)`` is what enlarging": "estimates_one_size_for_all"},
-    "ScaleRange": {"any number from ``min`` to ``max``": "a_range_without_its_default"},
-    "SRModel.scales": {"whole numbers, or a range": "scales_are_a_list a_scale_it_cannot_do"},
+    "SRModel": {"``estimate(size)`` is the cost": "estimates_one_size_for_all"},
+    "ScaleRange": {"any scale from ``min`` to ``max``": "a_range_without_its_default"},
+    "SRModel.scales": {"integers, or a continuous range": "scales_are_a_list a_scale_it_cannot_do"},
     "SRModel.default_scale": {"The scale of ``upscale(scale=None)``": "another_default_scale"},
     "SRModel.multiple": {"Sides of a tile must be a multiple": "tiles_of_any_multiple"},
     "SRModel.tile": {"Side in input pixels of the tile": "any_tile_will_do"},
@@ -1445,26 +1445,26 @@ PROMISES: dict[str, dict[str, str]] = {
         "scale times as large": "one_row_less",
         "any of ``scales``, else OptionError": "takes_the_nearest_scale",
         "(None: ``default_scale``)": "another_default no_seed",
-        "where it takes one (else OptionError)": "drops_the_prompt",
-        "None for one evaluation whatever the size": "tiles_are_cut_off",
-        "Alpha is enlarged beside the colours": "nearly_opaque",
-        "Raises InputError naming what is wrong": "mends_nan takes_float_arrays",
+        "if it accepts one (else OptionError)": "drops_the_prompt",
+        "None for a single evaluation of the whole image": "tiles_are_cut_off",
+        "Alpha is enlarged with the colours": "nearly_opaque",
+        "Raises InputError for unusable images": "mends_nan takes_float_arrays",
     },
-    "SRModel.run_check": {"the check image enlarged, all options default": "checks_another_scale"},
+    "SRModel.run_check": {"the check image, enlarged with default options": "checks_another_scale"},
     # vision-language alignment
     "VLAligner.align": {
         "Fit on pairs; returns self, fitted.": "returns_none untrained_answers "
         "pairs_what_there_is",
-        "what a method cannot take is an InputError": "any_features stumbles_over_raw_rows",
-        "One that takes raw images also takes": "takes_lists_alone numbers_the_folders",
-        "integers into ``texts``": "no_labels labels_the_other_way_round labels_from_the_end",
+        "a kind that the method does not support": "any_features stumbles_over_raw_rows",
+        "A method for raw images also accepts": "takes_lists_alone numbers_the_folders",
+        "indices into ``texts``": "no_labels labels_the_other_way_round labels_from_the_end",
     },
     "VLAligner.similarity": {
         "(N, M) float32": "double_precision transposed",
         "higher is better": "distances normalised_over_texts",
     },
-    "VLAligner.classes": {"The texts of a fit that had labels": "forgets_its_classes",
-                          "as these number them": "sorts_its_classes"},
+    "VLAligner.classes": {"The texts of a fit with labels": "forgets_its_classes",
+                          "in the order of the labels": "sorts_its_classes"},
     "VLAligner.predict_proba": {
         "Each row sums to 1": "scores_for_probabilities",
         "softmax of ``similarity / temperature``": "probabilities_of_the_opposite",
@@ -1473,12 +1473,12 @@ PROMISES: dict[str, dict[str, str]] = {
     "VLAligner.embed_texts": {"float32 of unit norm": "any_norm_of_texts another_space"},
     # quantization
     "QuantizedModel": {"``interface`` stays None": "quantized_is_a_quantizer"},
-    "QuantizedModel.tokenizer": {"it is saved beside the weights": "ignores_the_tokenizer"},
+    "QuantizedModel.tokenizer": {"it is saved with the weights": "ignores_the_tokenizer"},
     "QuantizedModel.source_model": {
-        "What was quantized": "forgets_what_it_was",
+        "The model that was quantized": "forgets_what_it_was",
         "``license``: as the original states it": "forgets_the_licence",
     },
-    "QuantizedModel.save_files": {"The tokenizer's files": "keeps_no_tokenizer"},
+    "QuantizedModel.save_files": {"Write the tokenizer's files": "keeps_no_tokenizer"},
     "QuantizedModel.__call__": {"same arguments and outputs": "only_logits no_keywords "
                                 "too_few_bits"},
     "QuantizedModel.generate": {"same arguments and outputs": "new_tokens_only"},
@@ -1488,26 +1488,26 @@ PROMISES: dict[str, dict[str, str]] = {
         "``bytes_after``: all that ``save_pretrained`` writes": "bytes_after_1",
         "``layers``": "report_without_layers",
     },
-    "Quantizer": {"into one of few bits": "rounds_nothing"},
+    "Quantizer": {"to a few bits": "rounds_nothing"},
     "Quantizer.schemes": {
         "Weight and activation bits": "schemes_are_a_list",
-        "that ``quantize`` can give": "a_scheme_it_cannot_do",
+        "that ``quantize`` supports": "a_scheme_it_cannot_do",
     },
     "Quantizer.quantize": {
         "Hub id, folder, or the module itself": "takes_modules_alone "
         "stumbles_over_what_is_no_model",
         "``calibration``: texts, or (N, T) token ids": "ignores_ids ignores_texts any_calibration",
-        "None is the host's own short texts": "texts_of_its_own",
-        "None is the one beside the model": "leaves_the_folders_tokenizer",
-        "Texts without a tokenizer are an InputError": "texts_without_a_tokenizer",
+        "None: zoo's short texts": "texts_of_its_own",
+        "None: the one next to the model": "leaves_the_folders_tokenizer",
+        "Texts without a tokenizer raise InputError": "texts_without_a_tokenizer",
         "one of ``schemes``, else OptionError": "some_scheme",
-        "None is the first": "the_last_scheme_is_the_default",
-        "its weights, its modes, its hooks": "quantizes_in_place changes_the_originals_mode "
+        "None: the first": "the_last_scheme_is_the_default",
+        "keeps its weights, modes and hooks": "quantizes_in_place changes_the_originals_mode "
         "freezes_the_original leaves_a_hook shares_the_embedding",
         "The result is in eval mode": "result_in_training_mode",
     },
     # data selection
-    "DataSelector.ids": {"(N,) what the rows of ``train`` are called": "ids_of_a_few_rows"},
+    "DataSelector.ids": {"(N,) ids of the rows of ``train``": "ids_of_a_few_rows"},
     "DataSelector.fit": {
         "that serve the small ``target`` set": "the_far_weigh_more nothing_is_enough",
         "Returns self, fitted.": "fit_returns_the_weights",
@@ -1517,19 +1517,19 @@ PROMISES: dict[str, dict[str, str]] = {
     "DataSelector.select": {
         "(k,) int64 indices": "indices_of_32_bits half_for_every_fraction",
         "heaviest first, ties by index": "lightest_first ties_from_the_end",
-        "Give one of the two": "takes_what_there_is",
+        "Give one of fraction and k": "takes_what_there_is",
         "as many as the method estimates": "estimates_the_first_rows",
     },
     # detection
     "Detections.boxes": {
         "(N, 4) float32": "half_pixels",
         "x1 y1 x2 y2": "centre_and_size corner_and_size rows_before_columns",
-        "in pixels of the image given": "in_another_scale boxes_beyond_the_image "
+        "in pixels of the given image": "in_another_scale boxes_beyond_the_image "
         "shrinks_pil_images",
     },
     "Detections.scores": {
         "(N,) float32 in [0, 1]": "scores_of_double_precision",
-        "falling": "scores_that_rise",
+        "descending": "scores_that_rise",
     },
     "Detections.labels": {"(N,) int64 into ``names``": "labels_of_32_bits labels_without_a_name"},
     "Detector.names": {"as in the ``names`` of its ``Detections``": "names_are_a_list "
@@ -1539,25 +1539,25 @@ PROMISES: dict[str, dict[str, str]] = {
         "list_out_of_order stumbles_where_nothing_is",
         "no scores below ``threshold``": "its_own_threshold",
         "Raises OptionError for a threshold outside [0, 1]": "any_threshold",
-        "InputError for what is no image": "looks_at_nan",
+        "InputError for unusable images": "looks_at_nan",
     },
     "Detector.pretrain": {
         "returns a JSON-like report": "report_of_arrays pretrained_by_chance",
         "at least 1, not both (OptionError)": "any_number_of_epochs",
     },
     "Detector.finetune": {
-        "Learn to find what the labels say": "learns_nothing writes_into_the_labels "
+        "Learn from labelled images": "learns_nothing writes_into_the_labels "
         "tuned_by_chance forgets_what_it_learnt",
         "returns self": "finetune_returns_none",
         "one ``Detections`` for each image of a list": "labels_for_some",
         "or a COCO JSON": "reads_no_files",
-        "``names`` are the labels' names afterwards": "keeps_its_own_names",
+        "Afterwards ``names`` are the labels' names": "keeps_its_own_names",
         "``epochs``, ``steps``: as in ``pretrain``": "ignores_steps",
     },
     # question-answer generation
     "QAPair.nodes": {"Ids of the graph's nodes": "a_node_that_is_not"},
     "QAPair.kind": {"The question's type": "a_pair_of_no_kind"},
-    "QAPair.edge": {"Index into the graph's ``edges``": "an_edge_that_is_not"},
+    "QAPair.edge": {"Index of the edge": "an_edge_that_is_not"},
     "QAPair.step": {"from 0": "a_step_before_the_first"},
     "QAPair.end": {
         "``text[start:end] == answer``": "an_answer_elsewhere",
@@ -1565,18 +1565,18 @@ PROMISES: dict[str, dict[str, str]] = {
     },
     "QASet.graph": {'"edges"': "an_edge_to_nowhere"},
     "QASet.coverage": {"Share of the graph's nodes": "coverage_of_pairs"},
-    "QASet.text": {"as it was given": "loses_the_text"},
+    "QASet.text": {"The given text":  "loses_the_text"},
     "QAGenerator.generate": {
         "the questions that the text's graph supports": "an_empty_answer stumbles_over_nothing "
         "questions_by_chance",
         "a list for a list": "one_for_a_list sets_out_of_order",
-        "No question comes twice": "a_pair_twice",
-        "Raises InputError for what is no text": "any_text",
+        "All questions differ": "a_pair_twice",
+        "Raises InputError for anything but text": "any_text",
     },
     "QAGenerator.train_reader": {
         "a ``Model`` with ``answer(question, text) -> str``": "reader_is_no_model "
         "reader_by_chance",
-        "Raises InputError where there is no question": "reader_of_nothing",
+        "Raises InputError if there are no questions": "reader_of_nothing",
     },
     "QAGenerator.answer": {"Answer with the bundled reader": "answers_with_none"},
 }  # fmt: skip
@@ -1605,7 +1605,7 @@ def _suite(
 
 
 def _define() -> None:
-    """The test classes: the six as they are, their variants, then the mutants."""
+    """The test classes: the six models, their variants, then the mutants."""
     for interface, model in TOYS.items():
         toy = import_module(model.replace("-", "_") + ".model")
         globals()[f"TestGood{interface}"] = _suite(interface, model, {}, toy)
@@ -1622,7 +1622,7 @@ def _define() -> None:
 
 
 class Outcomes:
-    """Notes what every test said of every model."""
+    """Records the outcome of every test for every model."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, str]] = {}

@@ -16,7 +16,7 @@ NEAREST = overlay.ROOT / "tests" / "third_party" / "zoo-nearest"
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where it all lies."""
+    """The folder for all of these."""
     return tmp_path_factory.mktemp("workshop")
 
 

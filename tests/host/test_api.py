@@ -1,4 +1,4 @@
-"""``zoo.load`` and its neighbours: each step does its part, or fails in its own words."""
+"""``zoo.load`` and related functions: each step works, or fails with its own error."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def tiny(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_public_names() -> None:
-    """What zoo promises: a name more or less is a decision, not an accident."""
+    """The public names of zoo change only on purpose."""
     assert zoo.__all__ == [
         "__version__",
         "load",
@@ -178,7 +178,7 @@ def test_the_public_names() -> None:
 def test_list_models(tiny: Path) -> None:
     names = zoo.list_models()
     assert {"tiny-sr", "tiny-sr-full", "vladva"} <= set(names)
-    assert names.index("vladva") < names.index("tiny-sr")  # ours first
+    assert names.index("vladva") < names.index("tiny-sr")  # zoo's own first
     assert zoo.list_models("tiny-*") == ["tiny-sr", "tiny-sr-full"]
     assert zoo.list_models("TINY-*") == []
     assert zoo.list_models(interface="Quantizer") == ["mobilequant"]
@@ -293,21 +293,21 @@ def test_the_request(tiny: Path) -> None:
             "tiny-sr",
             {"base": "x"},
             OptionError,
-            "tiny-sr works on no base model; leave base='x' out",
+            "tiny-sr uses no base model; leave out base='x'",
         ),
         (
             "tiny-sr",
             {"device": "gpu"},
             DeviceError,
-            "device='gpu' is not there. This machine has cpu",
+            "device='gpu' is not available. This machine has cpu",
         ),
-        ("tiny-sr", {"device": "meta"}, DeviceError, "device='meta' is not there"),
-        ("tiny-sr", {"device": "cuda:99"}, DeviceError, "device='cuda:99' is not there"),
-        ("tiny-sr", {"device": "xla"}, DeviceError, "device='xla' is not there"),
-        ("tiny-sr", {"device": "vulkan"}, DeviceError, "device='vulkan' is not there"),
-        ("tiny-sr", {"device": "privateuseone"}, DeviceError, "'privateuseone' is not there"),
-        ("tiny-sr", {"device": ""}, DeviceError, "device='' is not there"),
-        ("tiny-sr", {"device": None}, DeviceError, "device='None' is not there"),
+        ("tiny-sr", {"device": "meta"}, DeviceError, "device='meta' is not available"),
+        ("tiny-sr", {"device": "cuda:99"}, DeviceError, "device='cuda:99' is not available"),
+        ("tiny-sr", {"device": "xla"}, DeviceError, "device='xla' is not available"),
+        ("tiny-sr", {"device": "vulkan"}, DeviceError, "device='vulkan' is not available"),
+        ("tiny-sr", {"device": "privateuseone"}, DeviceError, "'privateuseone' is not available"),
+        ("tiny-sr", {"device": ""}, DeviceError, "device='' is not available"),
+        ("tiny-sr", {"device": None}, DeviceError, "device='None' is not available"),
         ("tiny-sr", {"dtype": "int8"}, DeviceError, "dtype='int8': expected float32, float16"),
         ("tiny-sr", {"dtype": torch.float64}, DeviceError, "dtype='torch.float64': expected"),
         ("tiny-sr", {"dtype": "half"}, DeviceError, "dtype='half': expected float32"),
@@ -326,7 +326,9 @@ def test_each_step_fails_in_its_own_words(
 
 def test_cuda_where_there_is_none(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match=r'device=\'cuda\' is not there. .*"auto" takes the best'):
+    with pytest.raises(
+        DeviceError, match=r'device=\'cuda\' is not available. .*"auto" chooses the best'
+    ):
         zoo.load("tiny-sr", device="cuda")
 
 
@@ -370,7 +372,7 @@ def test_bases(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_saved_folder_comes_back(tiny: Path, tmp_path: Path) -> None:
-    """Weights, configuration and options of the folder; the caller's options win."""
+    """Weights, configuration and options of the folder; the caller's options take precedence."""
     model = zoo.load("tiny-sr", gain=0.5)
     model.module.weight.data.fill_(0.8)
     path = model.save_pretrained(tmp_path / "mine")
@@ -389,9 +391,9 @@ def test_a_saved_folder_comes_back(tiny: Path, tmp_path: Path) -> None:
         zoo.Detector.from_pretrained(path)
     with pytest.raises(OptionError, match="gain=3 is out of range"):
         zoo.load(path, gain=3)
-    with pytest.raises(UsageError, match=r"brings its own weights; leave weights='./x' out"):
+    with pytest.raises(UsageError, match=r"has its own weights; leave out weights='./x'"):
         zoo.load(path, weights="./x")
-    with pytest.raises(OptionError, match="works on no base model"):
+    with pytest.raises(OptionError, match="uses no base model"):
         zoo.load(path, base="x")
     with pytest.raises(OutputError):
         model.save_pretrained(path)
@@ -424,7 +426,7 @@ def test_a_saved_folder_of_a_plugin_that_is_gone(tiny: Path, here: Site, tmp_pat
 
 
 def test_weights_of_ones_own(tiny: Path, tmp_path: Path) -> None:
-    """weights= takes a saved folder of the same method, or a plain folder that fits."""
+    """weights= accepts a saved folder of the same method, or a plain folder that fits."""
     zoo.load("tiny-sr").save_pretrained(tmp_path / "saved")
     model = zoo.load("tiny-sr-full", weights="./saved")
     assert (model.source, model.entry.name) == ("folder", "tiny-sr-full")
@@ -499,16 +501,16 @@ def test_train_makes_what_load_takes(
     assert zoo.load(again).module.weight.max() == 2.75
     named = actions.train(entry, tmp_path / "named", init="tiny-sr", device="cpu")
     assert zoo.load(named).module.weight.max() == 1.0
-    with pytest.raises(OutputError, match=r"already holds something. Go on with --resume"):
+    with pytest.raises(OutputError, match=r"is not empty. Continue with --resume"):
         actions.train(entry, out, device="cpu")
     refused: list[tuple[dict[str, Any], type[ZooError], str]] = [
         ({"data": tmp_path / "none"}, InputError, "there is no such file or folder"),
         ({"steps": 0}, OptionError, "steps=0: expected at least 1"),
         ({"init": "./none"}, InputError, "there is no such folder"),
         ({"init": "unknown"}, UnknownModelError, "no model is called"),
-        ({"base": "org/x"}, OptionError, "tiny-sr works on no base model"),
+        ({"base": "org/x"}, OptionError, "tiny-sr uses no base model"),
         ({"options": {"rat": 1}}, OptionError, "no option 'rat' for train; did you mean 'rate'"),
-        ({"device": "gpu"}, DeviceError, "is not there"),
+        ({"device": "gpu"}, DeviceError, "is not available"),
     ]
     for given, error, words in refused:
         with pytest.raises(error, match=words):

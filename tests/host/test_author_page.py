@@ -1,4 +1,4 @@
-"""The author's page, ``plugins/README.md``, does what it says: every block of it is executed."""
+"""The author's page, ``plugins/README.md``, is right: every block of it is executed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 @dataclass
 class Page:
-    """The page, carried out."""
+    """The results of executing the page."""
 
     site: Site
     output: str
@@ -67,7 +67,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 def run(site: Site, code: str) -> str:
-    """Run code in the folder of the project; what it prints."""
+    """Run code in the folder of the project; returns its output."""
     start = f"import os; os.chdir({str(site.path)!r})\n"
     done = site.run("-W", "error", "-c", start + code)
     assert done.returncode == 0, done.stderr

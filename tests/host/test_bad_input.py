@@ -51,7 +51,7 @@ def command(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int,
 
 
 def bomb(path: Path) -> None:
-    """A PNG of a few bytes that says it is 60,000 x 60,000."""
+    """A PNG of a few bytes whose header says 60,000 x 60,000."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
@@ -111,7 +111,7 @@ USAGE: list[tuple[str, list[str], int, str]] = [
     ("wrong scale", ["upscale", MODEL, "PHOTO", "--scale", "3"], 2, "4"),
     ("wrong tile", ["upscale", MODEL, "PHOTO", "--tile", "big"], 2, "--tile 'big'"),
     ("unknown suffix", ["upscale", MODEL, "PHOTO", "-o", "DIR/out.xyz"], 1, ".png"),
-    ("no folder", ["upscale", MODEL, "PHOTO", "-o", "DIR/gone/out.png"], 1, "gone"),
+    ("not a folder", ["upscale", MODEL, "PHOTO", "-o", "DIR/gone/out.png"], 1, "gone"),
     ("a file as folder", ["upscale", MODEL, "PHOTO", "-o", "PHOTO/out.png"], 1, "photo.png"),
     ("existing output", ["upscale", MODEL, "PHOTO", "-o", "PHOTO"], 1, "--force"),
     ("missing folder of a model", ["verify", "DIR/gone"], 1, "gone"),
@@ -230,7 +230,7 @@ def spoil(kind: str, file: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["cut short", "missing", "extra", "misshapen", "wrong dtype"])
 def test_spoilt_weights(tmp_path: Path, kind: str) -> None:
-    """In a plain folder, where no hash shows it first: the file is compared with the network."""
+    """A plain folder has no hashes, so the file is compared with the network."""
     entry = zoo.info(MODEL)
     from zoo.actions import pull
 
@@ -273,7 +273,7 @@ def test_saving_never_replaces_what_is_not_a_saved_folder(
 
 
 def test_every_error_is_one_of_ours_and_a_built_in() -> None:
-    """What people catch without knowing zoo catches it."""
+    """Each error can be caught as a built-in exception."""
     with pytest.raises(LookupError):
         zoo.load("no-such-model")
     with pytest.raises(ValueError, match="fidelity"):

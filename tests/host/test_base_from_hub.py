@@ -1,4 +1,4 @@
-"""``base="org/x"``: somebody's sharded checkpoint, from the Hub to a model that works on it."""
+"""``base="org/x"``: a sharded checkpoint, from the Hub to a model that works on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ models:
   rider:
     interface: SRModel
     status: ready
-    summary: works on somebody's base
+    summary: works on a base
     class: "zoo_rider.model:Model"
     base: {kind: transformers, default: null, needed: [build, load]}
 """
@@ -101,7 +101,7 @@ def test_a_base_is_resolved_once_recorded_and_found_again(
     assert [r for r in hub.requests if r.path.endswith(".bin")] == []
     assert list(home.rglob("*.bin")) == []
 
-    # The owner moves on; what was saved keeps its commit, in a fresh cache too.
+    # The branch moves on; a saved model keeps its commit, even with a new cache.
     hub.add("org/base", checkpoint(0.75))
     kept = hub.run(AGAIN.format(out=out), home=tmp_path / "elsewhere", **more)
     assert kept.returncode == 0, kept.stderr

@@ -1,4 +1,4 @@
-"""Models from elsewhere: several by name, kept beside what was saved, needed or not."""
+"""Bases: several by name, recorded in saved folders, needed or not."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def two(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def test_a_base_of_another_kind_is_refused(two: Entry) -> None:
-    """By the host, in words: the plugin is not blamed for it."""
-    words = r"base='clip' is no transformers model: it has no config\.json"
+    """The host refuses it with an error that does not blame the plugin."""
+    words = r"base='clip' is not a model of kind transformers: it has no config\.json"
     with pytest.raises(UsageError, match=words):
         zoo.load("two", base="./clip")
-    with pytest.raises(UsageError, match=r"'llm' is no open_clip model"):
+    with pytest.raises(UsageError, match=r"'llm' is not a model of kind open_clip"):
         zoo.load("two", base={"lvlm": "./llm", "ranker": "./llm"})
 
 
@@ -98,14 +98,14 @@ def test_a_missing_base_is_refused_by_the_host(two: Entry) -> None:
 def test_training_without_a_base_names_both_ways_to_start(two: Entry) -> None:
     spec = replace(two.bases["lvlm"], needed=("train",))
     entry = replace(two, bases={"lvlm": spec})
-    with pytest.raises(NotReadyError, match=r"--base ORG/NAME\). Or go on .* --init FOLDER"):
+    with pytest.raises(NotReadyError, match=r"--base ORG/NAME\). Or start .* --init FOLDER"):
         bases.find(entry, None, "train")
     assert bases.find(entry, None, "build") == {}
 
 
 @pytest.mark.parametrize("given", ["org/x", {"base": "org/x"}])
 def test_a_base_for_a_model_without_one_is_named_as_it_was_given(given: Any) -> None:
-    with pytest.raises(OptionError, match="works on no base model; leave base='org/x' out"):
+    with pytest.raises(OptionError, match="uses no base model; leave out base='org/x'"):
         bases.asked(zoo.info("edge-sd-sr"), given)
 
 
@@ -147,7 +147,7 @@ def test_what_is_needed_to_load_must_be_there_and_what_is_not_may_be_gone(
     shutil.rmtree("clip")
     model = zoo.load(saved.resolve())
     assert [*model.request.bases] == ["lvlm"]
-    assert model.bases["ranker"].folder is None  # what it was is remembered
+    assert model.bases["ranker"].folder is None  # its record is kept
     assert model.bases["ranker"].sha256 is not None
     model.save_pretrained(tmp_path / "again")
     kept = json.loads((tmp_path / "again" / "zoo.json").read_text())["bases"]

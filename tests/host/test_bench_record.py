@@ -1,4 +1,4 @@
-"""results.json: what is written can be read again, and nothing else can."""
+"""results.json: written records can be read again, and nothing else can."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_metric_of_runs() -> None:
 
 
 BREAK = [
-    # where, what is put there, words of the message
+    # path, new value, words of the message
     (("model",), "", "model cannot be ''"),
     (("model",), 3, "model cannot be 3"),
     (("date",), "today", "date cannot be 'today'"),
@@ -135,7 +135,7 @@ def test_nothing_may_be_missing(found: dict[str, Any], key: str) -> None:
 
 
 def test_nothing_may_be_missing_inside(found: dict[str, Any]) -> None:
-    """And every mistake is told at once."""
+    """All mistakes are reported at once."""
     parts = [
         (found["claims"][0], Claim),
         (found["table"]["ours"]["PSNR"], Metric),
@@ -173,7 +173,7 @@ def test_a_record_that_cannot_be_written(found: dict[str, Any], tmp_path: Path) 
 
 
 def test_every_record_in_the_repository_is_good() -> None:
-    """And no claim in it was typed: its cells decide it again."""
+    """No claim in it was typed by hand: its cells decide it again."""
     for path in (ROOT / "hub_cards").rglob("results.json"):
         found = bench.read(path)
         assert found["model"] == path.parent.name
@@ -320,13 +320,32 @@ def test_a_plugin_that_breaks_the_schema(
         bench.run(zoo.info(name), command="c", out=tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("--data", "--data"),
+        ("given/cifar10", "PATH/cifar10"),
+        ("/far/away/cifar10", "PATH/cifar10"),
+        ("image=/far/away/lite0", "image=PATH/lite0"),
+        ("--base=image=/far/away/lite0", "--base=image=PATH/lite0"),
+        ("text=org/encoder", "text=org/encoder"),
+        ("--write", "--write"),
+        ("hub_cards", "hub_cards"),
+    ],
+)
+def test_the_command_that_is_kept_names_no_place_of_this_machine(word: str, kept: str) -> None:
+    from zoo.cli.bench import _for_others
+
+    assert _for_others(word, Path("given/cifar10")) == kept
+
+
 def test_the_command_keeps_results(
     measured: Site,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With --write: pictures and results.json by model; the data's place here is left out."""
+    """With --write: pictures and results.json by model; the location of the data is left out."""
     from zoo.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -352,7 +371,7 @@ def test_the_command_keeps_results(
 
 @pytest.mark.slow
 def test_the_common_metrics(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every model of a kind on the same data; what cannot be measured is said and left out."""
+    """Every model of a kind on the same data; models that cannot be measured are reported."""
     pytest.importorskip("piq")
     monkeypatch.setenv("ZOO_PLUGINS_DISABLE", "zoo_edge_sd_sr,zoo_yonos_sr")
     here.plugin("twice")
@@ -387,7 +406,7 @@ def test_the_common_metrics(here: Site, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_table_of_nothing_is_refused(here: Site, tmp_path: Path) -> None:
-    """lfa takes features alone where it has no base."""
+    """lfa accepts only features if it has no base."""
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name / "0.png")
@@ -396,7 +415,7 @@ def test_a_table_of_nothing_is_refused(here: Site, tmp_path: Path) -> None:
 
 
 def test_models_are_timed_on_one_thread(tmp_path: Path) -> None:
-    """Threads that wait for each other compute nothing and count all the same."""
+    """Threads that wait for each other use CPU time without computing."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("piq")
     Image.new("RGB", (64, 64), (90, 90, 90)).save(tmp_path / "a.png")
@@ -422,7 +441,7 @@ def test_models_are_timed_on_one_thread(tmp_path: Path) -> None:
 
 
 def test_a_flat_picture_has_a_finite_score(tmp_path: Path) -> None:
-    """Its enlargement is exact; names are those below the folder, and so no two are alike."""
+    """Its enlargement is exact; names are relative to the folder, so all differ."""
     pytest.importorskip("piq")
     protocol = protocols.of("SRModel")
     for name in ("one", "two"):

@@ -1,4 +1,4 @@
-"""Calibration data: the host's own texts, and rows of token ids of whatever is given."""
+"""Calibration data: zoo's own texts, and rows of token ids from any input."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ Command = Callable[..., Done]
 
 @pytest.fixture
 def run(here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object) -> Command:
-    """``zoo *args`` in this process, in an empty folder, beside a plugin that doubles images."""
+    """``zoo *args`` in this process, in an empty folder, with a plugin that doubles images."""
     here.plugin("doubler", init=MINIMAL_INIT, registry=REGISTRY, model=MODEL)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (4, 3), (10, 20, 30)).save("in.png")
@@ -105,7 +105,7 @@ def look(path: str) -> tuple[tuple[int, int], str]:
 
 
 def one_line(done: Done, code: int, words: str) -> None:
-    """It failed, and said so in one line that starts with zoo:."""
+    """Assert that it failed with one line that starts with zoo:."""
     assert done.code == code, done
     assert done.out == ""
     assert re.fullmatch(r"zoo: .+\n", done.err), done.err
@@ -156,7 +156,7 @@ def test_every_verb_explains_itself(run: Command, verb: str) -> None:
 
 
 def test_the_same_word_means_the_same_everywhere() -> None:
-    """An option that several verbs have takes the same kind of value in each."""
+    """An option of several verbs has the same type in each."""
     seen: dict[str, tuple[str, bool]] = {}
     for verb in cli.VERBS:
         command = cli.cli.get_command(click.Context(cli.cli), verb)
@@ -179,7 +179,7 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("--nope", 2, "No such option.*--nope"),
         ("list --nope", 2, r"No such option.*--nope.* \(`zoo list --help` explains\)"),
         ("list a b", 2, "unexpected extra argument"),
-        ("list --interface SR", 2, "'SR' is none of SRModel"),
+        ("list --interface SR", 2, "'SR' is not one of SRModel"),
         ("info", 2, "Missing argument 'MODEL'"),
         ("info doublr", 2, "no model is called 'doublr'; did you mean 'doubler'"),
         ("info ./nowhere", 1, "there is no folder nowhere"),
@@ -191,14 +191,14 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("upscale doubler none.png", 1, "none.png"),
         ("upscale doubler in.png --scale x", 2, "'x' is not a valid float"),
         ("upscale doubler in.png --tile x", 2, "--tile 'x': expected a number of pixels, auto"),
-        ("upscale doubler in.png --device gpu", 2, "device='gpu' is not there"),
+        ("upscale doubler in.png --device gpu", 2, "device='gpu' is not available"),
         ("upscale doubler in.png -O gain", 2, "-O 'gain': expected KEY=VALUE"),
         ("upscale doubler in.png -O =1", 2, "-O '=1': expected KEY=VALUE"),
         ("upscale doubler in.png -O gain=1 -O gain=1", 2, "-O gain is given twice"),
         ("upscale doubler in.png -O gian=1", 2, "no option 'gian'; did you mean 'gain'"),
         ("upscale doubler in.png -O zzz=1", 2, "It takes: gain, scale, prompt, seed, tile"),
         ("upscale doubler in.png -O gain=2", 2, "gain='2' is out of range"),
-        ("upscale doubler in.png -o out.xyz", 1, "'.xyz' is no image format that zoo writes"),
+        ("upscale doubler in.png -o out.xyz", 1, "'.xyz' is not an image format that zoo writes"),
         ("upscale doubler in.png -o no/where.png", 1, "cannot write no/where.png"),
         ("upscale doubler in.png in.jpg -o one.png", 1, "one.png is one file, but there are 2"),
         ("upscale doubler in.png in.jpg", 1, "two inputs would both become in-x2.png"),
@@ -207,7 +207,7 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("train doubler -o out --data nope", 1, "--data nope: there is no such file or folder"),
         ("train doubler -o out -O rate=1", 2, "no option 'rate' for train. It takes: none"),
         ("bench doubler", 1, "doubler has no bench"),
-        ("bench doubler --quick --write out", 2, "--quick measures too little to be kept"),
+        ("bench doubler --quick --write out", 2, "--quick measures too little to be saved"),
         ("bench fam-diffusion", 1, "is planned"),
         ("bench Detector", 1, "no common metrics"),
         ("run doubler nope", 2, "has no command 'nope'. It has: count, fails"),
@@ -216,7 +216,7 @@ def test_the_same_word_means_the_same_everywhere() -> None:
         ("export fam-diffusion -o x.onnx", 1, "is planned"),
         ("verify sleeper", 1, "sleeper has no trained weights"),
         ("pull sleeper", 1, "Train some with `zoo train sleeper"),
-        ("uninstall numpy", 2, "brings no third-party plugin"),
+        ("uninstall numpy", 2, "has no third-party plugin"),
         ("demo --model vladva", 1, "is planned"),
     ],
     ids=lambda value: value if isinstance(value, str) and value[0] not in "'n-" else "",
@@ -229,7 +229,7 @@ def test_errors_are_one_line_and_an_exit_code(
 
 
 def test_debug_shows_a_traceback_wherever_it_stands(run: Command) -> None:
-    """And only then; it changes no exit code."""
+    """Tracebacks appear only with --debug, which changes no exit code."""
     words = ["upscale", "doublr", "in.png", "-o", "x.png"]
     assert "Traceback" not in run(*words).err
     for at in range(len(words) + 1):
@@ -280,19 +280,19 @@ def test_upscale(run: Command) -> None:
 
 
 def test_an_unreadable_input_does_not_stop_the_others(run: Command) -> None:
-    """Alone it is refused before anything is made; among others it is named at the end."""
+    """A single one is refused before anything is made; among others it is reported at the end."""
     Path("bad.png").write_bytes(b"no picture")
     one_line(run("upscale", "doubler", "bad.png", "-o", "many/"), 1, "bad.png")
     assert not Path("many").exists()
     done = run("upscale", "doubler", "bad.png", "in.png", "-o", "many")
     assert (done.code, done.out.startswith(str(Path("many/in-x2.png")))) == (1, True)
-    assert re.search(r"^zoo: 1 of 2 pictures could not be used: .*bad\.png", done.err, re.MULTILINE)
+    assert re.search(r"^zoo: 1 of 2 images could not be used: .*bad\.png", done.err, re.MULTILINE)
     done = run("upscale", "doubler", "bad.png", "in.png", "-o", "other", "--json")
     assert (done.code, len(json.loads(done.out))) == (1, 1)
 
 
 def test_a_warning_is_a_line(run: Command) -> None:
-    """Without file and line of our code."""
+    """A warning has no file and line of zoo's code."""
     Path("all").mkdir()
     Image.new("RGB", (2, 2)).save("all/a.png")
     Path("all/notes.txt").write_text("no picture")
@@ -305,7 +305,7 @@ def test_a_warning_is_a_line(run: Command) -> None:
 
 
 def test_folders_and_patterns_are_inputs(run: Command) -> None:
-    """A folder's folders are kept; hidden files and what is no picture are left out."""
+    """Subfolders are kept; hidden files and files that are not images are left out."""
     for name in ("all/a.png", "all/deep/a.png", "all/.hidden.png", "all/deep/b [1].png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (2, 2)).save(name)
@@ -315,9 +315,9 @@ def test_folders_and_patterns_are_inputs(run: Command) -> None:
     one_line(run("upscale", "doubler", "all"), 2, "-o FOLDER")
     assert run("upscale", "doubler", "all/**/b*.png", "all/deep/b [1].png").code == 0  # once
     assert Path("all/deep/b [1]-x2.png").is_file()
-    one_line(run("upscale", "doubler", "all/*.gif"), 1, "no file has such a name")
+    one_line(run("upscale", "doubler", "all/*.gif"), 1, "no file matches")
     Path("empty").mkdir()
-    one_line(run("upscale", "doubler", "empty", "-o", "out"), 1, "no picture in this folder")
+    one_line(run("upscale", "doubler", "empty", "-o", "out"), 1, "no images in this folder")
 
 
 def test_what_is_there_is_skipped(run: Command) -> None:
@@ -331,7 +331,7 @@ def test_what_is_there_is_skipped(run: Command) -> None:
 
 
 def test_a_missing_input_is_refused_before_the_model_is_imported(run: Command, here: Site) -> None:
-    """Importing torch takes seconds: what can be said without it comes first."""
+    """Importing torch takes seconds, so checks without it come first."""
     (here.path / "doubler" / "model.py").write_text("raise ValueError('imported')", "utf-8")
     one_line(run("upscale", "doubler", "gone.png"), 1, "gone.png: there is no such file")
     Path("out.png").write_text("mine")
@@ -388,7 +388,7 @@ def test_keywords_are_read_by_their_type(
 
 @pytest.mark.parametrize("verb", ["upscale", "align", "fit", "quantize", "detect", "generate"])
 def test_progress_is_no_setting(verb: str) -> None:
-    """--quiet says it; a second place would be one too many."""
+    """Only --quiet sets it, not -O."""
     owner = next(cls for cls in INTERFACES.values() if hasattr(cls, verb))
     with pytest.raises(OptionError, match="no option 'progress'"):
         options.split_settings({"progress": "true"}, zoo.info("edge-sd-sr"), getattr(owner, verb))
@@ -425,7 +425,7 @@ def test_json_is_json(run: Command, words: str) -> None:
 
 
 def test_json_is_ascii(run: Command) -> None:
-    """Whatever the terminal's encoding, it arrives as it was."""
+    """JSON is unchanged for any encoding of the terminal."""
     Image.new("RGB", (2, 2)).save("größe 漢.png")
     done = run("upscale", "doubler", "größe 漢.png", "--json")
     assert done.out.isascii()
@@ -450,7 +450,7 @@ def test_list_and_info(run: Command) -> None:
 
 
 def test_a_folder_that_is_meant_is_named(run: Command) -> None:
-    """Text without ./ is a model's name; the message says what to type."""
+    """Text without ./ is a model's name; the error says how to write the folder."""
     zoo.load("doubler").save_pretrained("mine")
     for words in ("upscale mine in.png", "info mine", "verify mine", "export mine -o x.onnx"):
         one_line(run(*words.split()), 2, r"there is a folder 'mine'\. Write './mine'")
@@ -478,7 +478,7 @@ def test_list_finds_parts_of_names_and_shows_what_is_ready_first(run: Command) -
 def test_a_terminal_of_80_columns_is_wide_enough(
     run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elsewhere each model is one line, for grep."""
+    """Outside of a terminal each model is one line, for grep."""
     assert max(map(len, run("list").out.splitlines())) > 80
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
@@ -489,7 +489,7 @@ def test_a_terminal_of_80_columns_is_wide_enough(
 
 
 def test_info_lists_what_the_verbs_take(run: Command) -> None:
-    """Read from the source: the plugin is not imported."""
+    """The verbs' keywords are read from the source; the plugin is not imported."""
     assert "upscale       tile: int | Literal['auto'] | None = 'auto'" not in run("info", "lfa").out
     facts = json.loads(run("info", "edge-sd-sr", "--json").out)["keywords"]
     assert "consistency: int = 0" in facts["upscale"]  # of a base class, in another package
@@ -524,7 +524,7 @@ def test_doctor_json(run: Command) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(run: Command, here: Site) -> None:
-    """In the middle of the second image: exit code 130, one line, no half-written file."""
+    """In the middle of the second image: exit code 130, one line, no partial file."""
     command = [sys.executable, "-c", "from zoo.cli import main; main()"]
     with subprocess.Popen(
         [*command, "upscale", "doubler", "in.png", "-o", "big.png", "--seed", "77", "--quiet"],
@@ -557,7 +557,7 @@ def test_a_terminal_without_the_characters(zoo_command: Callable[..., object]) -
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# --- what is promised in words --------------------------------------------------------------------
+# --- documented promises --------------------------------------------------------------------------
 
 ERRORS = [
     cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Exception)
@@ -565,7 +565,7 @@ ERRORS = [
 
 
 def test_the_tree_of_errors_is_the_one_that_is_drawn() -> None:
-    """Each class, under its parent, beside its built-in, with its exit code."""
+    """Each class, under its parent, with its built-in exception and its exit code."""
     drawn: dict[str, tuple[str | None, str | None]] = {}
     above: list[str] = []
     for line in (errors.__doc__ or "").splitlines():

@@ -51,7 +51,7 @@ def publish_with_wrong_output(package: Path) -> None:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[str, str]]:
-    """What each test said of each model, from one process that runs them all."""
+    """The outcome of each test for each model, from one process that runs them all."""
     from tests.conftest import Site
 
     made = tmp_path_factory.mktemp("conformance")
@@ -110,7 +110,7 @@ def test_a_model_that_breaks_the_contract_is_caught(
 
 
 def documented(module: ModuleType) -> dict[str, str]:
-    """What a module says of itself, of each class, and of each of its methods and fields."""
+    """The docstrings of a module, its classes, and their methods and fields."""
     tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
     found = {module.__name__.removeprefix("zoo."): ast.get_docstring(tree) or ""}
     for cls in tree.body:
@@ -134,14 +134,14 @@ KEPT_BY_THE_HOST = {
     ),
     *("Model.export_report", "Detections.to_supervision", "Detections.to_coco", "QASet.to_squad"),
 }
-"""What a plugin inherits as it is: tests of the host's own look at it."""
+"""Members that a plugin inherits unchanged: the host's own tests cover them."""
 UNSAID = {
     *("ScaleRange.min", "ScaleRange.max", "ScaleRange.default", "Detections.names"),
     "VLAligner.temperature",
     *("QAPair.question", "QAPair.answer", "QAPair.start", "QASet.pairs"),
     *(f"Estimate.{name}" for name in ("evaluations", "flops", "memory", "seconds")),
 }
-"""Fields whose promise stands beside another one, or with their class."""
+"""Fields that the docstring of another field or of the class describes."""
 
 
 def test_each_promise_is_in_the_text_and_has_a_model_that_breaks_it() -> None:

@@ -1,4 +1,4 @@
-"""The kit of benchmarks: what decides a claim, what a run costs, what pictures show."""
+"""The tools for benchmarks: decisions of claims, costs, charts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_cells_keep_the_order_and_six_digits() -> None:
     assert book.columns("b") == ["seconds"]
     assert book.columns("c") == []
     assert book.table()["b"]["seconds"] == Metric.of([0.123457, 2.0])
-    assert book.table()["a"]["accuracy"] == Metric(0.5)  # the spread of items is none of runs
+    assert book.table()["a"]["accuracy"] == Metric(0.5)  # the spread of items is not that of runs
     results = book.results(seeds=[3, -1])
     assert results.higher_is_better == {"seconds": False, "accuracy": True}
     assert Book.of(book.cells()).cells() == book.cells()
@@ -76,8 +76,8 @@ def test_cells_keep_the_order_and_six_digits() -> None:
     [
         (math.nan, 1, "nan is not a finite number"),
         (math.inf, 1, "inf is not a finite number"),
-        (1.0, 0, "there already is a number for 0"),
-        (1.0, "7", "'7' reads as a seed; name it 'item 7'"),
+        (1.0, 0, "there is already a number for 0"),
+        (1.0, "7", "'7' looks like a seed; name it 'item 7'"),
         (1.0, "a.png", "'a.png' would mix seeds with items"),
     ],
 )
@@ -196,7 +196,7 @@ def test_columns_are_averaged_by_seed_and_pooled_over_items() -> None:
     assert found.value == pytest.approx((2 * 6 + 3 * 11) / 5)
     assert "over 5 items (2 columns pooled)" in found.rule
     sets.add("a", "large", 3.0, "two")
-    with pytest.raises(ValueError, match="share some seeds or items only"):
+    with pytest.raises(ValueError, match="share only some seeds or items"):
         decided(sets, sets.better("a", "b", ("small", "large")))
 
 
@@ -219,7 +219,7 @@ def test_columns_of_both_directions_are_refused() -> None:
 
 
 def right_and_wrong(mine: int, theirs: int, both: int) -> Book:
-    """So many items that a alone, b alone, and both have right."""
+    """Items that only a, only b, and both have right."""
     kinds = [(1, 0)] * mine + [(0, 1)] * theirs + [(1, 1)] * both
     return book_of(
         a={f"item {i}": a for i, (a, _) in enumerate(kinds)},
@@ -337,7 +337,7 @@ def test_a_claim_of_several_parts_fails_with_one_and_shows_the_first() -> None:
 
 
 def test_of_many_comparisons_alike_the_closest_is_shown() -> None:
-    """One harm decides, not the mean."""
+    """The worst comparison decides, not the mean."""
     book = Book()
     for column, lead in (("a", 5.0), ("b", -0.4), ("c", 0.1)):
         for seed in range(3):
@@ -459,7 +459,7 @@ OPTIONS = """    options:
 
 @pytest.fixture
 def request_for(here: Site, tmp_path: Path) -> BenchRequest:
-    """Of a plugin whose model can be trained, beside one that is untrained."""
+    """The request for a plugin with a trainable model and an untrained one."""
     head, _, block = MINIMAL_REGISTRY.partition("models:\n")
     raw = block.format(name="raw", package="learns").replace("ready", "untrained")
     text = f"{head}models:\n{block.format(name='learner', package='learns')}{OPTIONS}{raw}"
@@ -485,7 +485,7 @@ def test_the_bases_of_the_request_are_used_as_they_are(
     on = "    base: {kind: transformers, default: null, needed: build}\n"
     raw = block.replace("upon:", "rawer:").replace("ready", "untrained")
     here.plugin("upon", registry=f"{head}models:\n{block}{on}{raw}{on}")
-    base = Base("org/model", tmp_path, "c" * 40)  # found already: nobody asks the Hub for it
+    base = Base("org/model", tmp_path, "c" * 40)  # already resolved: no request to the Hub
     request = BenchRequest(zoo.info("upon"), tmp_path, bases={"base": base})
     assert experiment.load(request).bases["base"] is base
     assert experiment.training(request, tmp_path / "run").bases == {"base": base}
@@ -508,7 +508,7 @@ def test_a_recipe_is_run(request_for: BenchRequest, tmp_path: Path) -> None:
     folder = experiment.train(request_for, tmp_path / "run", seed=2, steps=4, rate=0.75)
     model = experiment.load(request_for, folder)
     assert model.config["seen"] == [2, 4, 0.75]
-    with pytest.raises(OutputError, match="already holds something"):
+    with pytest.raises(OutputError, match="is not empty"):
         experiment.train(request_for, tmp_path / "run")
 
 

@@ -126,7 +126,7 @@ def test_check_files(tmp_path: Path) -> None:
         assert hashlib.sha256(data).hexdigest() in str(content.value)
     with pytest.raises(WeightsError, match=r"b\.json is not there"):
         hub.check_files(tmp_path, [spec("b.json", b"abc")])
-    with pytest.raises(WeightsError, match="is not there"):  # a folder is no file
+    with pytest.raises(WeightsError, match="is not there"):  # a folder is not a file
         hub.check_files(tmp_path, [spec("sub", b"abc")])
 
 
@@ -154,7 +154,7 @@ def test_bundled_files(tmp_path: Path) -> None:
 
 
 def test_files_that_no_entry_lists_are_named(tmp_path: Path) -> None:
-    """An author added one and forgot the registry."""
+    """An author added a file but not to the registry."""
     (tmp_path / "model.safetensors").write_bytes(b"abc")
     (tmp_path / "extra").mkdir()
     (tmp_path / "extra" / "more.safetensors").write_bytes(b"abc")
@@ -175,7 +175,7 @@ def test_files_that_are_nowhere(tmp_path: Path, repo: str | None) -> None:
     assert isinstance(error.value, FileNotFoundError)
 
 
-# --- which files of a stranger's repository -------------------------------------------------------
+# --- which files of a third-party repository ------------------------------------------------------
 
 
 def chosen(*names: str, patterns: list[str] | None = None) -> list[str]:
@@ -222,7 +222,7 @@ def test_the_command_that_converts_a_pickle_works(tmp_path: Path) -> None:
         chosen("sub/pytorch_model.bin")
     command = str(error.value).splitlines()[-1].strip()
     assert command.startswith('python -c "')
-    # In one process of its own: importing torch here would cost every later test.
+    # In a separate process: importing torch here would slow down every later test.
     code = (
         "import os, torch; from safetensors.torch import load_file; os.mkdir('sub')\n"
         "tied = torch.arange(6.0).reshape(2, 3)\n"
@@ -278,7 +278,7 @@ def test_the_timeout_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_an_endpoint_that_is_no_address(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", text)
-    with pytest.raises(UsageError, match=re.escape(f"HF_ENDPOINT={text!r} is no address")):
+    with pytest.raises(UsageError, match=re.escape(f"HF_ENDPOINT={text!r} is not an address")):
         hub._endpoint()
 
 
@@ -289,7 +289,7 @@ def test_an_endpoint(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dead_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the Hub: that may be well. Hosts in NO_PROXY are asked directly."""
+    """The error names the proxy, not the Hub. Hosts in NO_PROXY are requested directly."""
     proxy = f"http://127.0.0.1:{closed_port()}"
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, proxy)

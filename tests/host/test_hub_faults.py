@@ -1,8 +1,8 @@
 """Everything that can go wrong between a user and the Hub, with the real huggingface_hub client.
 
-``CASES`` is data: the docs' table of faults is made from it by ``rows``, and each ``sees`` is what
-its test finds in the message. Cases of one group run in one process, two processes at a time, so
-that the whole takes seconds.
+``CASES`` is data: ``rows`` makes the docs' table of faults from it, and each ``sees`` is text that
+the message must contain. Cases of one group run in one process, two processes at a time, so that
+the whole takes seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from zoo.entry import Entry, FileSpec, HubSpec
 from huggingface_hub import get_session, get_token, hf_raise_for_status
 import huggingface_hub.errors, huggingface_hub.utils
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
-get_session()  # what is timed below is the call, not the imports
+get_session()  # below, only the call is timed, not the imports
 
 def entry(repo, commit, files):
     return Entry(
@@ -68,7 +68,7 @@ def case(name, call):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call came to, as its process printed it."""
+    """The outcome of a call, as its process printed it."""
 
     name: str
     seconds: float
@@ -119,7 +119,7 @@ Call = Callable[[World, str], str]
 
 
 def published(fault: str | None = None, **how: Any) -> Call:
-    """The usual case: a published repository, and at most one fault in its weights."""
+    """A published repository with at most one fault in its weights."""
 
     def call(world: World, name: str) -> str:
         commit = world.add(name)
@@ -135,7 +135,7 @@ USUAL = published()
 
 @dataclass(frozen=True)
 class Case:
-    """One situation and what the user then sees."""
+    """One situation and the text that the user then sees."""
 
     name: str
     situation: str
@@ -194,7 +194,7 @@ def part_kept(world: World, out: Outcome) -> None:
 
 
 def left_over(content: bytes, fault: str | None = None) -> Call:
-    """A part in the cache, left by a download that was killed."""
+    """A partial file in the cache, left by a download that was killed."""
 
     def call(world: World, name: str) -> str:
         blobs = world.storage(name) / "blobs"
@@ -206,7 +206,7 @@ def left_over(content: bytes, fault: str | None = None) -> Call:
 
 
 def registry_says(changed: dict[str, bytes]) -> Call:
-    """The registry was made from other files than the Hub has."""
+    """The registry was made from different files than the Hub has."""
     return lambda world, name: locate(name, world.add(name), {**FILES, **changed})
 
 
@@ -221,7 +221,7 @@ def moved_branch(world: World, name: str) -> str:
 
 
 def answering(kind: str, **how: Any) -> Call:
-    """The fault is in the very first answer."""
+    """The fault is in the first answer."""
 
     def call(world: World, name: str) -> str:
         commit = world.add(name)
@@ -267,7 +267,7 @@ def bundle(files: dict[str, bytes]) -> Call:
 
 
 def foreign(files: dict[str, bytes], revision: str | None = None, fault: str | None = None) -> Call:
-    """Somebody's repository, by ``fetch``."""
+    """A repository that is not in the registry, with ``fetch``."""
 
     def call(world: World, name: str) -> str:
         world.add(name, files)
@@ -317,7 +317,7 @@ CASES = [
     Case(
         "flipped-byte",
         "one bit of a file is wrong",
-        ("model.safetensors has sha256", "Nothing of it was kept; try again."),
+        ("model.safetensors has sha256", "Nothing was kept; try again."),
         "WeightsError",
         call=published("flip"),
         check=nothing_kept,
@@ -348,7 +348,7 @@ CASES = [
     Case(
         "cut-always",
         "the connection breaks half way each time",
-        ("broke off after 153,600 of 307,200 bytes", "the next try goes on from there"),
+        ("broke off after 153,600 of 307,200 bytes", "the next attempt continues from there"),
         "HubError",
         call=published("cut"),
         check=part_kept,
@@ -356,7 +356,7 @@ CASES = [
     Case(
         "stalled",
         "the server stops in the middle and keeps the line open",
-        ("broke off after 153,600 of 307,200 bytes", "the next try goes on from there"),
+        ("broke off after 153,600 of 307,200 bytes", "the next attempt continues from there"),
         "HubError",
         call=published("stall"),
         check=part_kept,
@@ -427,7 +427,7 @@ CASES = [
     Case(
         "login-page",
         "a captive portal answers instead of the Hub",
-        ("gave an answer that is not a Hub's", "login page"),
+        ("gave an answer that is not from a Hub", "login page"),
         "HubError",
         call=answering("html"),
     ),
@@ -474,7 +474,7 @@ CASES = [
     Case(
         "wrong-small",
         "a small file of the Hub is not the registry's",
-        ("config.json has sha256", "Nothing of it was kept"),
+        ("config.json has sha256", "Nothing was kept"),
         "WeightsError",
         call=registry_says({"config.json": CONFIG[::-1]}),
         check=no_config_kept,
@@ -549,7 +549,7 @@ CASES = [
     Case(
         "forbidden",
         "the token may not read the repository",
-        ("is forbidden to you", "Use a token that may read it"),
+        ("denies access", "Use a token that may read it"),
         "HubError",
         call=answering("status", status=403),
         group="token",
@@ -654,7 +654,7 @@ CASES = [
         call=bundle({"config.json": CONFIG}),
         check=whole,
     ),
-    # strangers' repositories: base="org/x", weights="org/x"
+    # third-party repositories: base="org/x", weights="org/x"
     Case(
         "foreign",
         "a repository that no registry knows",
@@ -665,7 +665,7 @@ CASES = [
     Case(
         "foreign-flipped",
         "a foreign file differs from what the Hub says of it",
-        ("model.safetensors has sha256", "Nothing of it was kept"),
+        ("model.safetensors has sha256", "Nothing was kept"),
         "WeightsError",
         call=foreign(FILES, fault="flip"),
         check=nothing_kept,
@@ -720,7 +720,7 @@ CASES = [
     Case(
         "name-outside",
         "a file name that leads out of its folder",
-        ("gave an answer that is not a Hub's", "could leave its folder"),
+        ("gave an answer that is not from a Hub", "could leave its folder"),
         "HubError",
         call=foreign({**FILES, "../../../../evil.safetensors": DATA}),
         check=nothing_outside,
@@ -728,10 +728,10 @@ CASES = [
 ]
 
 
-# What needs more than one call to show has a test of its own below.
+# Cases that need several calls have separate tests below.
 FURTHER = [
     ("two processes want the same files at once", "works, from the hub", "downloaded once"),
-    ("a download is killed", "works, from the hub", "the next try goes on from there"),
+    ("a download is killed", "works, from the hub", "the next attempt continues from there"),
     ("HF_HOME or HF_HUB_CACHE names another place", "works, from the hub", "kept there"),
     ("a redirect leads to another host", "works, from the hub", "your token is not sent there"),
     ("a branch that was used before, and the Hub is dead", "works, from the cache", "a warning"),
@@ -742,7 +742,7 @@ FURTHER = [
 
 
 def rows() -> list[tuple[str, str, str]]:
-    """The docs' table: what happens, which error (or where the files come from), what it says."""
+    """The docs' table: the situation, the error (or where the files come from), the message."""
     works = "works, from the {}".format
     cases = [
         (case.situation, case.error or works(case.source), " … ".join(case.sees)) for case in CASES
@@ -752,7 +752,7 @@ def rows() -> list[tuple[str, str, str]]:
 
 # --- running them ---------------------------------------------------------------------------------
 
-# What is different about a group's processes: environment, and code that runs before its cases.
+# The environment of each group's processes, and code that runs before its cases.
 ENVIRONMENTS: dict[str, dict[str, str]] = {
     "stall": {"HF_HUB_DOWNLOAD_TIMEOUT": "1"},
     "token": {"HF_TOKEN": "hf_loopback"},
@@ -760,7 +760,7 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     "offline": {"HF_HUB_OFFLINE": "1"},
 }
 PREPARE = {
-    # Import what is imported when needed, lock the folders, give up root's right to write anyway.
+    # Import lazy modules, lock the folders, and drop root's permission to write anyway.
     "read-only": "hub.fetch('org/warm-up')\n"
     "for f, *_ in os.walk(os.environ['HF_HOME']): os.chmod(f, 0o555)\n"
     "os.geteuid() == 0 and os.seteuid(65534)",
@@ -798,7 +798,7 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Outcome]:
 
 
 def call(world: World, name: str, source: str, **more: str) -> Outcome:
-    """One call in a process of its own."""
+    """One call in a separate process."""
     return finish(start(world, script_of({name: source}), **more))[name]
 
 
@@ -971,7 +971,7 @@ def test_a_repository_keeps_its_first_commit_until_asked_for_another(
     assert (Path(out.folder) / "config.json").read_bytes() == b"{}"
     # only the file that differs was fetched: the other is the same blob
     assert [str(r) for r in hub.requests if "model.safetensors" in r.path] == []
-    # a branch whose Hub is gone: the last known commit, and it says so
+    # a branch without a Hub: the last known commit, with a warning
     with closed_port() as closed:
         gone = call(world, "gone", "hub.fetch('org/pinned', 'main')", HF_ENDPOINT=closed)
         offline = call(world, "off", "hub.fetch('org/pinned', 'main')", HF_HUB_OFFLINE="1")
@@ -1036,7 +1036,7 @@ PAGE = Path(__file__).with_name("hub-faults.md")
 
 
 def page() -> str:
-    """``hub-faults.md``, from the cases above: what each test has seen is what the page says."""
+    """``hub-faults.md``, from the cases above, which the tests check."""
     head = (
         "# When the Hub fails\n\n"
         "What a user sees, case by case. Generated from the tests that hold it: "

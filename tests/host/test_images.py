@@ -1,4 +1,4 @@
-"""Images: what comes in comes out as the same kind, and only the size changes."""
+"""Images: the output is of the input's kind, and only the size changes."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_the_first_frame_of_an_animation(tmp_path: Path, suffix: str) -> None:
 
 
 def test_no_dark_fringe_around_what_is_transparent() -> None:
-    """A white disc on black that nobody sees: enlarged, all that is visible stays white."""
+    """A white disc on invisible black: all visible pixels stay white after enlarging."""
     yy, xx = np.mgrid[:32, :32]
     disc = ((yy - 16) ** 2 + (xx - 16) ** 2 < 100).astype(np.uint8) * 255
     cases = [np.stack([disc] * 4, 2), np.stack([disc] * 2, 2)]
@@ -303,16 +303,16 @@ def test_alpha_is_as_smooth_as_bicubic() -> None:
 # --- bands ----------------------------------------------------------------------------------------
 
 BAD_RESULTS = {
-    "too few rows": (lambda x: x[:, :-1], "returned 3 rows where 4 were due"),
+    "too few rows": (lambda x: x[:, :-1], "returned 3 rows, expected 4"),
     "too many rows": (lambda x: torch.cat([x, x], 1), "more than 4 rows"),
     "too many bands": (lambda x: itertools.repeat(x), "more than 4 rows"),
-    "too narrow": (lambda x: x[:, :, 1:], "(3, 4, 4) where (3, rows, 5)"),
-    "one channel": (lambda x: x[:1], "(1, 4, 5) where (3, rows, 5)"),
+    "too narrow": (lambda x: x[:, :, 1:], "(3, 4, 4), expected (3, rows, 5)"),
+    "one channel": (lambda x: x[:1], "(1, 4, 5), expected (3, rows, 5)"),
     "a batch": (lambda x: x[None], "(1, 3, 4, 5)"),
     "flat": (lambda x: x.flatten(), "(60,)"),
     "an array": (lambda x: x.numpy(), "ndarray"),
     "nothing": (lambda x: None, "NoneType"),
-    "an empty band": (lambda x: [x[:, :0], x], "(3, 0, 5) where (3, rows, 5)"),
+    "an empty band": (lambda x: [x[:, :0], x], "(3, 0, 5), expected (3, rows, 5)"),
     "infinity": (lambda x: torch.where(x == x.max(), torch.inf, x), "NaN or infinity"),
     "one NaN": (lambda x: torch.where(x == x.max(), torch.nan, x), "NaN or infinity"),
     "no bands": (lambda x: [], "returned 0 rows"),
@@ -371,11 +371,11 @@ def test_save_and_read(tmp_path: Path, suffix: str) -> None:
 
 
 BAD_OUTPUTS = {
-    "unknown ending": ("a.xyz", r"'\.xyz' is no image format.*\.png, \.jpg"),
-    "a document": ("a.pdf", r"'\.pdf' is no image format"),
-    "no ending": ("a", r"'' is no image format"),
-    "no folder": ("none/a.png", "none is no folder"),
-    "below a file": ("file/a.png", "file is no folder"),
+    "unknown ending": ("a.xyz", r"'\.xyz' is not an image format.*\.png, \.jpg"),
+    "a document": ("a.pdf", r"'\.pdf' is not an image format"),
+    "no ending": ("a", r"'' is not an image format"),
+    "not a folder": ("none/a.png", "none is not a folder"),
+    "below a file": ("file/a.png", "file is not a folder"),
     "a folder": ("folder.png", "is a folder"),
 }
 
@@ -409,7 +409,7 @@ def test_importing_costs_nothing() -> None:
 
 
 def test_alpha_is_enlarged_alike_whatever_the_container() -> None:
-    """The same picture as PIL image and as tensor: alphas differ by rounding alone."""
+    """The same picture as PIL image and as tensor: alphas differ only by rounding."""
     # Far from 0 and 255: PIL clips between its two passes, torch only at the end.
     noise = np.random.default_rng(0).integers(80, 176, (9, 7, 4), dtype=np.uint8)
 
@@ -422,7 +422,7 @@ def test_alpha_is_enlarged_alike_whatever_the_container() -> None:
     assert np.abs(as_pil.astype(float) - as_tensor).max() <= 1.01  # PIL rounds twice: rows, columns
 
 
-# --- scales that are no whole number, sizes without decoding --------------------------------------
+# --- fractional scales, sizes without decoding ----------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1.5, 0.3, 2.0])

@@ -105,9 +105,9 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     "float HWC tensor": (lambda: torch.rand(6, 5, 3), "looks like HWC; pass CHW"),
     "float NHWC tensor": (lambda: torch.rand(2, 6, 5, 3), "looks like HWC; pass CHW"),
     "two channels": (lambda: torch.rand(2, 7, 7), "has 2 channels; pass 1, 3 or 4"),
-    "a plane": (lambda: torch.rand(4, 5), "float32 tensor of shape (4, 5) is no image"),
-    "five dimensions": (lambda: torch.rand(1, 1, 3, 4, 5), "(1, 1, 3, 4, 5) is no image"),
-    "a number": (lambda: torch.tensor(0.5), "shape () is no image"),
+    "a plane": (lambda: torch.rand(4, 5), "float32 tensor of shape (4, 5) is not an image"),
+    "five dimensions": (lambda: torch.rand(1, 1, 3, 4, 5), "(1, 1, 3, 4, 5) is not an image"),
+    "a number": (lambda: torch.tensor(0.5), "shape () is not an image"),
     "no rows": (lambda: torch.rand(3, 0, 5), "has no pixels"),
     "an empty batch": (lambda: torch.rand(0, 3, 4, 5), "has no pixels"),
     "uint8 tensor": (lambda: torch.zeros(SHAPE, dtype=torch.uint8), "divide it by 255"),
@@ -127,21 +127,24 @@ VALUES: dict[str, tuple[Callable[[], Any], str]] = {
     "array of text": (lambda: np.array([["a"]]), "array of shape (1, 1) cannot be used"),
     "CHW array": (lambda: np.zeros(SHAPE, np.uint8), "looks like CHW; arrays are HWC"),
     "batch of arrays": (lambda: np.zeros((2, 4, 5, 3), np.uint8), "pass a list of its images"),
-    "5-D array": (lambda: np.zeros((1, 2, 4, 5, 3), np.uint8), "is no image"),
-    "1-D array": (lambda: np.zeros(9, np.uint8), "is no image"),
-    "nine channels": (lambda: np.zeros((8, 8, 9), np.uint8), "is no image"),
+    "5-D array": (lambda: np.zeros((1, 2, 4, 5, 3), np.uint8), "is not an image"),
+    "1-D array": (lambda: np.zeros(9, np.uint8), "is not an image"),
+    "nine channels": (lambda: np.zeros((8, 8, 9), np.uint8), "is not an image"),
     "zero-sized array": (lambda: np.zeros((0, 5, 3), np.uint8), "has no pixels"),
     "zero-sized PIL image": (lambda: Image.new("RGB", (0, 3)), "its size is 0 x 3"),
     "mode F": (lambda: pil("F", 0.5), "mode F"),
     "mode I above 16 bits": (lambda: pil("I", 70_000), "values from 70000 to 70000"),
     "mode I below zero": (lambda: pil("I", -1), "from -1 to -1"),
-    "None": (lambda: None, "NoneType is no image"),
-    "a plain number": (lambda: 3, "int is no image"),
-    "a numpy number": (lambda: np.float32(3), "float32 is no image"),
-    "a mapping": (lambda: {"image": 1}, "dict is no image"),
+    "None": (lambda: None, "NoneType is not an image"),
+    "a plain number": (lambda: 3, "int is not an image"),
+    "a numpy number": (lambda: np.float32(3), "float32 is not an image"),
+    "a mapping": (lambda: {"image": 1}, "dict is not an image"),
     "bytes": (lambda: b"\x89PNG", "io.BytesIO"),
-    "a generator": (lambda: (x for x in ()), "generator is no image"),  # type: ignore[var-annotated]
-    "a list in a list": (lambda: [[torch.rand(SHAPE)]], "image 0 of the list: list is no image"),
+    "a generator": (lambda: (x for x in ()), "generator is not an image"),  # type: ignore[var-annotated]
+    "a list in a list": (
+        lambda: [[torch.rand(SHAPE)]],
+        "image 0 of the list: list is not an image",
+    ),
     "the second of two": (lambda: [torch.rand(SHAPE), "none.png"], "image 1 of the list: there is"),
 }
 
@@ -366,7 +369,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
 
 def test_what_is_no_folder_of_pictures(tmp_path: Path) -> None:
     for path in (tmp_path / "none", filled(tmp_path, "a.png") / "a.png"):
-        with pytest.raises(InputError, match="is no folder"):
+        with pytest.raises(InputError, match="is not a folder"):
             images.listed(path)
 
 

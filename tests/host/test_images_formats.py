@@ -1,4 +1,4 @@
-"""What is written is what was computed: every mode of Pillow in every format that zoo writes."""
+"""Written files equal the computed images: every Pillow mode in every format that zoo writes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LOSSY = {".jpg", ".jpeg", ".webp"}
 
 
 def ramp(mode: str, transparent: bool = False) -> Image.Image:
-    """A smooth picture: what a lossy format changes is small, what a wrong mode changes is not."""
+    """A smooth image: lossy formats change it little, a wrong mode much."""
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.uint8) * 12 + 30
     colours = Image.fromarray(np.stack([x, y, 255 - x // 2 - y // 2], 2))
     alpha = Image.fromarray(np.where(x > 100, 255, 160).astype(np.uint8))
@@ -63,7 +63,7 @@ def ramp(mode: str, transparent: bool = False) -> Image.Image:
 
 
 def seen(image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (H,W,3) and opacity (H,W) in [0,1], by Pillow alone and not by what is tested."""
+    """Colours (H,W,3) and opacity (H,W) in [0,1], by Pillow alone, without the tested code."""
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.float64) / 65535
         return np.stack([grey] * 3, 2), np.ones(grey.shape)
@@ -236,7 +236,7 @@ def test_a_bitmap_of_sixteen_bits_a_pixel_is_no_deep_one(tmp_path: Path) -> None
 
 def test_a_transparent_grey_of_sixteen_bits_is_said_to_be_lost(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 700, np.uint16)).save(tmp_path / "a.png", transparency=700)
-    with pytest.warns(UserWarning, match="transparent grey of an image of 16 bits"):
+    with pytest.warns(UserWarning, match="transparent grey of a 16-bit image"):
         images.transform(tmp_path / "a.png", lambda x: x)
 
 
@@ -244,7 +244,7 @@ def test_a_transparent_grey_of_sixteen_bits_is_said_to_be_lost(tmp_path: Path) -
 
 
 def profile(space: bytes) -> bytes:
-    """The header of a profile of this colour space; of no use to a converter."""
+    """The header of a profile of this colour space; not usable for conversion."""
     body = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     body[16:20] = space
     return bytes(body)

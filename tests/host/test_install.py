@@ -1,4 +1,4 @@
-"""What is built is what is here, and it works where it is installed: ours, a stranger's, split."""
+"""Built wheels are complete and work where installed: zoo's, third-party and split ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FIRST = "edge-sd-sr"
 
 OWN = plugins.own_registry()
 LISTED = sorted(OWN.models, key=lambda name: spec.STATUSES.index(OWN.models[name].status))
-"""Our models as ``zoo list`` shows them: what is ready comes first."""
+"""zoo's models as ``zoo list`` shows them: ready ones come first."""
 PRESENT = {name: entry for name, entry in OWN.models.items() if entry.status != "planned"}
 BUNDLED = {n: e for n, e in PRESENT.items() if e.files and not (e.hub and e.hub.revision)} | {
     n: b for n, b in OWN.bases.items() if not (b.hub and b.hub.revision)
@@ -45,7 +45,7 @@ sys.addaudithook(refuse)
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """The files of a wheel but for its ``dist-info``."""
+    """The files of a wheel without its ``dist-info``."""
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if ".dist-info/" not in n]
         return {name: archive.read(name) for name in names}
@@ -61,7 +61,7 @@ def entry_points(wheel: Path) -> dict[str, dict[str, str]]:
 
 
 def tree(sources: Path) -> dict[str, bytes]:
-    """What the wheel should hold."""
+    """The expected content of the wheel."""
     roots = [sources / "zoo", *(p for p in (sources / "plugins").iterdir() if p.is_dir())]
     found = {
         path.relative_to(root.parent).as_posix(): path.read_bytes()
@@ -74,7 +74,7 @@ def tree(sources: Path) -> dict[str, bytes]:
     return {**found, "zoo/registry.yaml": (sources / "registry.yaml").read_bytes()}
 
 
-# --- what is built --------------------------------------------------------------------------------
+# --- built files ----------------------------------------------------------------------------------
 
 
 def test_the_wheel_holds_every_file_of_the_tree_and_no_other(sources: Path, wheel: Path) -> None:
@@ -116,7 +116,7 @@ def test_every_extra_of_a_model_exists() -> None:
 
 
 def brought(*extras: str) -> set[str]:
-    """The names of the distributions that extras of ours ask for."""
+    """The names of the distributions in zoo's extras."""
     return {
         canonicalize_name(Requirement(need).name)
         for extra in extras
@@ -187,7 +187,7 @@ def test_the_wheel_built_from_the_sdist_is_the_same(
 
 @pytest.fixture(scope="module")
 def bare(environment: Callable[[str], Environment], wheel: Path) -> Environment:
-    """What ``pip install edgezoo`` gives: no torch."""
+    """The environment after ``pip install edgezoo``: no torch."""
     made = environment("base")
     made.install(wheel)
     return made
@@ -203,7 +203,7 @@ def test_the_bare_host_lists_and_informs(bare: Environment) -> None:
     facts = json.loads(bare.zoo("info", FIRST, "--json").stdout)
     assert facts["bundled"] is True
     assert len(facts["limits"]) > 1  # from the card in the wheel
-    # the package that runs is the installed one, and its registry lies inside it
+    # the package that runs is the installed one, with its registry inside
     where = bare.code("from zoo import plugins; print(plugins.first_party_registry())").strip()
     assert Path(where) == bare.site / "zoo" / "registry.yaml"
 
@@ -233,7 +233,7 @@ def test_the_bare_host_says_which_extra_is_missing(bare: Environment) -> None:
 
 @pytest.fixture(scope="module")
 def full(environment: Callable[[str], Environment], wheel: Path) -> Environment:
-    """What ``pip install edgezoo[all]`` gives."""
+    """The environment after ``pip install edgezoo[all]``."""
     made = environment("all")
     made.install(f"{wheel}[all]")
     return made
@@ -255,16 +255,16 @@ def test_the_first_model_works_from_its_bundle_without_network(full: Environment
     assert Path(file).is_relative_to(full.site)
 
 
-# --- a stranger's plugin --------------------------------------------------------------------------
+# --- a third-party plugin -------------------------------------------------------------------------
 
 
 def names(env: Environment, **variables: str) -> list[str]:
-    """What ``zoo list`` lists."""
+    """The names that ``zoo list`` shows."""
     return [m["name"] for m in json.loads(env.zoo("list", "--json", **variables).stdout)]  # type: ignore[arg-type]
 
 
 def states(env: Environment, *args: str, **variables: str) -> dict[str, str]:
-    """The strangers that ``zoo plugins`` shows."""
+    """The third-party plugins that ``zoo plugins`` shows."""
     found = json.loads(env.zoo("plugins", "--json", *args, **variables).stdout)  # type: ignore[arg-type]
     return {p["package"]: p["state"] for p in found if p["distribution"] != "edgezoo"}
 
@@ -318,7 +318,7 @@ def test_a_strangers_editable_install_is_found(bare: Environment, nearest: Path)
     assert states(bare) == {}
 
 
-# --- our own plugins as strangers -----------------------------------------------------------------
+# --- zoo's plugins as third-party ones ------------------------------------------------------------
 
 
 def test_there_is_something_to_split() -> None:

@@ -1,4 +1,4 @@
-"""What the interfaces do by themselves: scales, optional verbs, spans to SQuAD, kept tokenizers."""
+"""The code of the interfaces: scales, optional verbs, spans to SQuAD, saved tokenizers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_only_detect_and_names_are_asked_of_a_detector() -> None:
             return []
 
     made = Spotter(REQUEST)
-    with pytest.raises(NotReadyError, match="mine does not learn from images alone"):
+    with pytest.raises(NotReadyError, match="mine does not learn from images without labels"):
         made.pretrain([])
     with pytest.raises(NotReadyError, match="mine cannot be fine-tuned"):
         made.finetune([], [])
@@ -105,7 +105,7 @@ def test_a_set_as_squad() -> None:
     (article,) = made["data"]
     (paragraph,) = article["paragraphs"]
     assert (article["title"], paragraph["context"]) == ("cake", TEXT)
-    (question,) = paragraph["qas"]  # the other answer does not stand in the text
+    (question,) = paragraph["qas"]  # the other answer is not in the text
     (answer,) = question["answers"]
     assert (question["question"], answer["text"]) == ("How long?", "5 minutes")
     assert TEXT[answer["answer_start"] :].startswith(answer["text"])

@@ -1,4 +1,4 @@
-"""What the caller has set up in torch changes no pixel, and is there again afterwards."""
+"""The caller's torch settings change no pixel, and are restored afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plugins that are broken, hostile or in each other's way: one line of output, and no more."""
+"""Plugins that are broken, hostile or in conflict: one line of output, and no more."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def broken(here: Site) -> Site:
 
 @pytest.mark.parametrize("package", [*CODE, *BUILD])
 def test_broken_code_shows_when_a_model_is_loaded(here: Site, package: str) -> None:
-    """In the plugin's own words, with the cause chained, each time anew; and others still load."""
+    """The error is the plugin's, with the cause chained, each time; others still load."""
     if package in CODE:
         init, words, cause = CODE[package]
     else:
@@ -160,7 +160,7 @@ def test_errors_that_zoo_knows_pass_unchanged(here: Site) -> None:
 
 @pytest.mark.slow
 def test_broken_plugins_leave_the_rest_alone(broken: Site) -> None:
-    """`zoo list` lists all, as data goes nothing is wrong; --check finds each, and ends in time."""
+    """`zoo list` shows all, because their data is valid; --check finds each, and ends in time."""
     listed = broken.zoo("list", "--json")
     assert listed.returncode == 0
     names = {entry["name"] for entry in json.loads(listed.stdout)}
@@ -189,7 +189,7 @@ def test_broken_plugins_leave_the_rest_alone(broken: Site) -> None:
 def test_a_check_does_not_wait_for_what_a_plugin_leaves_behind(
     here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does it take a talkative plugin for a broken one, or import what lies in this folder."""
+    """It also accepts plugins that print, and imports nothing from the current folder."""
     start = "import subprocess, sys, atexit\nsubprocess.Popen(['sleep', '9'])\n"
     noise = "atexit.register(print, 'bye')\nprint('x', end='')\nsys.stdout = sys.stderr\n"
     here.plugin("leaves", init=start + noise + MINIMAL_INIT)
@@ -218,7 +218,7 @@ def test_zoo_plugins_check_says_it_all(here: Site) -> None:
 DATA: dict[str, tuple[dict[str, Any], str]] = {
     "no_registry": (
         {"registry": None},
-        "no registry.yaml beside no_registry/__init__.py. If it is in the project, its build "
+        "no registry.yaml next to no_registry/__init__.py. If the project has one, the build "
         "leaves it out: setuptools ships it only with [tool.setuptools.package-data] no_registry = "
         '["registry.yaml"]',
     ),
@@ -282,7 +282,7 @@ def test_broken_data_shows_without_importing_anything(
     assert run("list") == 0
     out, err = capsys.readouterr()
     assert "healthy" in out
-    assert err == f"{len(DATA)} plugins have a fault; `zoo plugins` says which.\n"
+    assert err == f"{len(DATA)} plugins have a fault; see `zoo plugins`.\n"
     assert run("info", "healthy") == 0
     assert not [*here.path.rglob("*imported")]
     assert "healthy" not in sys.modules
@@ -306,7 +306,7 @@ def run(*args: str) -> int:
 
 
 def test_damaged_metadata_of_one_distribution(here: Site) -> None:
-    """Another project's broken metadata is its own affair; that of a plugin is one line."""
+    """Broken metadata of other projects is ignored; that of a plugin is one line."""
     here.plugin("healthy")
     here.plugin("nameless")
     (here.path / "nameless-1.0.dist-info" / "METADATA").unlink()
@@ -343,7 +343,7 @@ def test_a_stranger_cannot_answer_for_another(here: Site) -> None:
 
 
 def test_a_stranger_cannot_take_a_name_of_ours(here: Site) -> None:
-    """It is a fault that shows, the name stays ours, and the stranger's is there as dist:name."""
+    """It is a visible fault, zoo keeps the name, and the third-party model is dist:name."""
     ours = next(iter(plugins.own_registry().models))
     here.plugin(
         "thief", distribution="Thief.Dist", registry=entries(ours, "own-one", package="thief")
@@ -359,7 +359,7 @@ def test_a_stranger_cannot_take_a_name_of_ours(here: Site) -> None:
     own = next(p for p in registry.catalogue().plugins if p.package == entry.plugin)
     assert (own.state, own.reason) == (
         "ok",
-        f"{ours} is claimed by thief-dist too; this one is {ours}",
+        f"{ours} is also claimed by thief-dist; this one is {ours}",
     )
     assert zoo.load(f"thief-dist:{ours}").entry.distribution == "thief-dist"
     assert zoo.load(f"Thief_Dist:{ours}").entry.distribution == "thief-dist"
@@ -377,14 +377,14 @@ def test_two_strangers_with_one_name(here: Site, capsys: pytest.CaptureFixture[s
         "left:same",
         "right:same",
     ]
-    words = r"'same' is claimed by two plugins. Say which: 'left:same' or 'right:same'"
+    words = r"'same' is claimed by two plugins. Write 'left:same' or 'right:same'"
     for ask in (zoo.load, zoo.info):
         with pytest.raises(UnknownModelError, match=words):
             ask("same")
     found = by_package()
     for package, other in (("left", "right"), ("right", "left")):
         assert found[package].state == "conflict"
-        words = f"same is claimed by {other} too; this one is {package}:same"
+        words = f"same is also claimed by {other}; this one is {package}:same"
         assert found[package].reason == words
     assert zoo.load("right:same").entry.plugin == "right"
     assert zoo.load("left:same").entry.plugin == "left"
@@ -414,7 +414,7 @@ def test_one_distribution_claims_a_name_twice(here: Site) -> None:
 
 
 def test_one_package_from_two_distributions(here: Site) -> None:
-    """Which code would run is chance, so neither does."""
+    """Which code would run is undefined, so neither runs."""
     here.plugin("shared", distribution="first")
     info = here.path / "second-1.0.dist-info"
     info.mkdir()
@@ -439,7 +439,7 @@ def test_a_blocked_plugin_is_never_imported(
     monkeypatch.setenv("ZOO_PLUGINS", "wanted, denied ,")
     monkeypatch.setenv("ZOO_PLUGINS_DISABLE", " denied,unknown")
     forget()
-    with pytest.warns(UserWarning, match=r"ZOO_PLUGINS_DISABLE names unknown, which no installed"):
+    with pytest.warns(UserWarning, match=r"ZOO_PLUGINS_DISABLE names unknown, but no installed"):
         found = by_package()
     assert {p: found[p].state for p in found} == {
         "wanted": "ok",
@@ -494,7 +494,7 @@ def test_ours_are_blocked_by_the_deny_list(here: Site, monkeypatch: pytest.Monke
     assert (found.state, found.reason) == ("blocked", "named in ZOO_PLUGINS_DISABLE")
 
 
-# --- what is missing ------------------------------------------------------------------------------
+# --- missing packages and hooks -------------------------------------------------------------------
 
 
 def test_a_missing_package_names_the_extra(here: Site) -> None:
@@ -602,7 +602,7 @@ def test_our_own_registry_is_found_in_a_wheel_first(
     package = tmp_path / "zoo"
     package.mkdir()
     monkeypatch.setattr(plugins, "__file__", str(package / "plugins.py"))
-    with pytest.raises(RegistryError, match=r"registry.yaml is missing beside .*; reinstall zoo"):
+    with pytest.raises(RegistryError, match=r"registry.yaml is missing next to .*; reinstall zoo"):
         plugins.first_party_registry()
     (tmp_path / "registry.yaml").touch()
     assert plugins.first_party_registry() == tmp_path / "registry.yaml"
@@ -617,7 +617,7 @@ def test_forgetting_finds_what_was_installed_since(here: Site) -> None:
 
 
 def test_bases_of_two_strangers_are_told_apart(here: Site) -> None:
-    """No silent winner among bases either; ours would win, as models do."""
+    """Bases have no silent winner either; zoo's own take precedence, as for models."""
     for package, dist in (("zoo_one", "one"), ("zoo_two", "two")):
         here.plugin(
             package,
@@ -651,7 +651,7 @@ def test_a_blocked_model_is_listed_as_blocked(site: Site) -> None:
 
 
 def test_packages_without_metadata_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As PyInstaller and vendoring leave them: there, but named by nothing."""
+    """As after PyInstaller or vendoring: packages without metadata that declares them."""
     monkeypatch.setattr(plugins, "entry_points", lambda group: ([], []))
     forget()
     try:

@@ -80,7 +80,8 @@ print(m.source, float(x[0, 0, 0]))
 
 @pytest.fixture
 def project(site: Site) -> Path:
-    """A stranger's project with weights that its registry does not know yet; its package folder."""
+    """A third-party project with weights that its registry does not list yet; its package
+    folder."""
     folder = site.plugin(
         "zoo_gain", registry=REGISTRY.format(old="0" * 64), init=MINIMAL_INIT, model=MODEL
     )
@@ -132,7 +133,7 @@ def test_publish_then_load_elsewhere(hub: LoopbackHub, site: Site, project: Path
     assert commit == hub.head("them/gain")
     weights = (project / "weights" / "gain" / "model.safetensors").read_bytes()
     there = hub.files("them/gain")
-    # Hub repositories are born with a .gitattributes; beside it exactly what was listed.
+    # Hub repositories start with a .gitattributes; the rest is exactly the listing.
     assert set(there) - {".gitattributes"} == set(listed)
     assert there["model.safetensors"] == weights
 
@@ -159,7 +160,7 @@ def test_publish_then_load_elsewhere(hub: LoopbackHub, site: Site, project: Path
 
     # The published repository also is a saved folder: its own zoo.json is enough.
     by_id = LOAD.replace('zoo.load("gain")', 'zoo.load("gain", weights="them/gain")')
-    # (Another program that shares the cache has left a pickle beside it: not our affair.)
+    # (Another program that shares the cache has left a pickle in it, which is ignored.)
     (cached.parent / "pytorch_model.bin").write_bytes(b"never opened")
     direct = hub.run(by_id, home=home, PYTHONPATH=str(site.path), HF_HUB_OFFLINE="0")
     assert direct.stdout.split()[1] == "0.25", direct.stderr
@@ -257,7 +258,7 @@ def test_a_saved_folder_is_published_without_touching_a_registry(
     assert wrong.returncode == 2
     assert "are for a saved folder" in wrong.stderr
 
-    # The card's own snippet, as somebody with the plugin and an empty cache runs it; the command.
+    # The card's own snippet, as run by a user with the plugin and an empty cache; the command.
     (snippet,) = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
     assert 'zoo.load("me/mine")' in snippet
     Image.new("RGB", (4, 4), (200, 100, 0)).save(site.path / "small.png")

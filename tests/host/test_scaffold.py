@@ -1,4 +1,5 @@
-"""``zoo new``: six projects that build, install, pass their own tests, load, and go away again."""
+"""``zoo new``: six projects that build, install, pass their own tests, load, and can be
+uninstalled."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     }
 
 
-# --- what is written ------------------------------------------------------------------------------
+# --- written files --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
@@ -98,11 +99,11 @@ def test_every_template_ends_so_that_no_tool_reads_it() -> None:
         ("größe", "lower-case"),
         ("", "lower-case"),
         ("a" * 65, "64 characters"),
-        ("lambda", "word of Python"),
-        ("match", "word of Python"),
-        ("json", "already is a Python package"),
-        ("numpy", "already is a Python package"),
-        ("zoo", "already is a Python package"),
+        ("lambda", "Python keyword"),
+        ("match", "Python keyword"),
+        ("json", "is already a Python package"),
+        ("numpy", "is already a Python package"),
+        ("zoo", "is already a Python package"),
         ("edge-sd-sr", "taken"),
     ],
 )
@@ -125,7 +126,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="already exists"):
         scaffold.create("my-other", "Detector", tmp_path / "made")
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
-    with pytest.raises(OutputError, match="no folder"):
+    with pytest.raises(OutputError, match="not a folder"):
         scaffold.create("my-model", "SRModel", tmp_path / "no" / "where")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made"]
 
@@ -167,7 +168,7 @@ def test_the_command(zoo_command: Callable[..., subprocess.CompletedProcess[str]
     assert zoo_command("new", "my-other").returncode == 2
 
 
-# --- installed beside the host's wheel ------------------------------------------------------------
+# --- installed with the host's wheel --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_all_six_are_found(installed: Environment) -> None:
 def test_each_passes_its_own_tests_where_it_is_installed(
     installed: Environment, projects: Mapping[str, Path]
 ) -> None:
-    # one process for all six saves five starts of torch; so each file needs a name of its own
+    # one process for all six saves five starts of torch; so each file needs a unique name
     tests = installed.home / "tests"
     tests.mkdir()
     for interface, project in projects.items():

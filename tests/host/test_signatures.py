@@ -1,4 +1,4 @@
-"""What verbs take, read from source that is never run."""
+"""The keywords of verbs, read from source that is never run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registry files: what a good one says, and every way in which one can be wrong."""
+"""Registry files: the content of a valid one, and every kind of mistake."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ JSON = st.recursive(
 @settings(deadline=None, max_examples=100)
 @given(config=st.dictionaries(st.text("abcxyz_", min_size=1, max_size=6), JSON, max_size=4))
 def test_a_configuration_comes_back_as_it_went_in(config: dict[str, Any]) -> None:
-    """Through JSON, which is YAML, and through a YAML writer in block style."""
+    """The configuration is written as JSON, which is YAML, and by a YAML writer in block style."""
     content = {
         "schema": 1,
         "zoo_api": 1,
@@ -185,7 +185,7 @@ def test_a_configuration_comes_back_as_it_went_in(config: dict[str, Any]) -> Non
 # --- one mistake in a good file -------------------------------------------------------------------
 
 ONE = [
-    # what is replaced, by what, words of the message
+    # old text, new text, words of the message
     (COMMIT, COMMIT[:39], "hub: revision: '0123456789abcdef012301234"),
     (COMMIT, COMMIT.upper(), "40 lower-case hex digits"),
     (COMMIT, "main", "hub: revision: 'main' must be a commit of 40 lower-case hex digits"),
@@ -203,7 +203,7 @@ ONE = [
     ("    extra: sr", "    extras: sr", "unknown key 'extras'; did you mean 'extra'?"),
     ("    extra: sr", "    wibble: sr", "unknown key 'wibble'; known: interface, plugin"),
     ("    extra: sr", "    summary: again", "duplicate key 'summary'"),
-    ("    extra: sr", "    plugin: zoo_other", "plugin is for zoo's own file; leave it out"),
+    ("    extra: sr", "    plugin: zoo_other", "plugin is only for zoo's own registry file"),
     ("    extra: sr", "    extra: [sr]", "extra: expected text"),
     ("params: 12", "params: 12.5", "params: expected a whole number, not '12.5'"),
     ("params: 12", "params: '12'", "params: expected a whole number"),
@@ -231,8 +231,8 @@ ONE = [
     ('run: "pkg.cli:compare"', 'run: "shutil:rmtree"', "is not in the entry's own package pkg"),
     ('run: "pkg.cli:compare", ', "", "commands: compare: run is missing"),
     ("gain: {type: float", "gain: {type: flaot", "did you mean 'float'?"),
-    ("gain: {type: float", "tile: {type: float", "'tile' already is a keyword of the same call"),
-    ("gain: {type: float", "weights: {type: float", "'weights' already is a keyword"),
+    ("gain: {type: float", "tile: {type: float", "'tile' is already a keyword of the same call"),
+    ("gain: {type: float", "weights: {type: float", "'weights' is already a keyword"),
     ("gain: {type: float", "Gain: {type: float", "'Gain' must be a lower-case identifier"),
     ("gain: {type: float", "gain: {typ: float", "unknown key 'typ'; did you mean 'type'?"),
     ("default: 1e-3", "default: 1.5", "default '1.5' is not a number from 0 to 1"),
@@ -249,7 +249,7 @@ ONE = [
     ("{type: str}", "{}", "either type (float, int, bool, str) or choices"),
     ("choices: [no, yes]", "choices: [yes]", "default 'no' is not one of yes"),
     ("      train:", "      trian:", "unknown key 'trian'; did you mean 'train'?"),
-    ("rate: {", "seed: {", "'seed' already is a keyword of the same call"),
+    ("rate: {", "seed: {", "'seed' is already a keyword of the same call"),
     ("2.5, 1e-3]", "2.5, 1e999]", "config: '1e999' is too large for a number"),
     ("summary: repeats pixels", r'summary: "red \e[31m"', "printable characters"),
     ("summary: repeats pixels", r'summary: "two\nlines"', "one line of at most 500"),
@@ -355,7 +355,7 @@ def test_a_flood_of_mistakes_is_cut() -> None:
         ("? {a: b}\n: c", "a key must be plain text"),
         ("\ud800", "not YAML"),
         ("a: b\n\n\x00", "not YAML: control characters are not allowed"),
-        ("schema: 1\nzoo_api: 1\n---\nschema: 1", "a second document; a registry file is one"),
+        ("schema: 1\nzoo_api: 1\n---\nschema: 1", "a second document; a registry file has one"),
         ("schema: 1\nzoo_api: 1\n" + "#" * spec.MAX_BYTES, "longer than 262,144"),
         ("- " * 30_000, "nested deeper than 16 levels"),
         ("{a: " * 30_000, "nested deeper than 16 levels"),

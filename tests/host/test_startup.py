@@ -1,4 +1,4 @@
-"""Starting is quick because little is imported; what plugins add grows with their number."""
+"""Starting is fast because little is imported; the cost of plugins is linear in their number."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CPU_BOUND = 1.5
 
 
 def modules_after(code: str, *args: str) -> set[str]:
-    """What a new Python has imported when some code is done, or has left by SystemExit."""
+    """The modules of a new Python after some code has ended, possibly by SystemExit."""
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\ntry:\n    {code}\nfinally:\n    {REPORT}", *args],
         env=clean_environment(),

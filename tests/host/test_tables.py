@@ -1,4 +1,4 @@
-"""Rows of every form in: what they give, and what each refusal says."""
+"""Rows from all sources: the resulting tables, and the errors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def frame(folder: Path) -> Any:
 
 
 def filtered(folder: Path) -> Any:
-    """With the index that a filter leaves."""
+    """A DataFrame with the index after filtering."""
     found = frame(folder)
     return found.set_index(found.index + 5)
 
@@ -86,7 +86,7 @@ def hub_set(folder: Path) -> Any:
 
 
 class Pairs:
-    """A data set of torch with labels that it changes on the way."""
+    """A torch data set that changes its labels on access."""
 
     def __init__(self, changed: bool = False) -> None:
         self.targets, self.changed = torch.tensor(Y), changed
@@ -328,9 +328,9 @@ def test_columns_are_matched_by_name() -> None:
     [
         (FLAT, [{**r, "d": 1} for r in FLAT], "train lacks d"),
         (FLAT, [{"a": 1.0, "d": 0.0, "label": "ant"}], "target lacks b, c and train lacks d"),
-        (FLAT, (X, NAMES), "have no names"),
-        ((X, Y), (X[:, :2], Y), "rows of 3 numbers, target of 2"),
-        (FLAT, [("a", "ant")], "train holds features, target text"),
+        (FLAT, (X, NAMES), "has no column names"),
+        ((X, Y), (X[:, :2], Y), "3 numbers in each row, but target has 2"),
+        (FLAT, [("a", "ant")], "train holds features, but target holds text"),
         ([{"text": "a"}], [("a", 1)], "train lost its labels"),
         ((X, Y), (X, [*map(str, Y)]), r"train are 0, 1, those of target '0', '1'; they share no"),
         ((X, Y), (X, Y + 1), r"only train has 0, only target 2"),
@@ -383,7 +383,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no columns that are known": (lambda: [{"what": "?"}], "the columns what: expected"),
     "two labels by capitals": (lambda: [{"a": 1, "Label": 1, "label": 1}], "Label, label"),
     "rows of numbers beside numbers": (
-        lambda: {"arr_0": X, "arr_1": Y}, "arr_0 has rows of numbers, arr_1 one number",
+        lambda: {"arr_0": X, "arr_1": Y}, "arr_0 holds vectors, but arr_1 one number",
     ),
     "ragged": (lambda: [*VECTORS, {"features": [1.0], "label": "ant"}], "shapes.*row 0.*row 8"),
     "no vector": (lambda: [*VECTORS, {"features": None, "label": "ant"}], "null in row 8"),
@@ -403,11 +403,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "masked": (lambda: (np.ma.masked_array(X, X > 1), Y), "filled"),
     "on meta": (lambda: (torch.empty(8, 3, device="meta"), Y), "has no values"),
     "an iterator": (lambda: iter(FLAT), "no length"),
-    "a set": (lambda: {1, 2}, "by index"),
+    "a set": (lambda: {1, 2}, "cannot be indexed"),
     "a text": (lambda: b"abc", "no length"),
     "half a character": (lambda: [("a\ud800", "x")], "surrogate"),
-    "text and number labels": (lambda: (X, [1.5, *NAMES[1:]]), "some numbers"),
-    "text and whole labels": (lambda: (X, [1, *NAMES[1:]]), "some numbers"),
+    "text and number labels": (lambda: (X, [1.5, *NAMES[1:]]), "some are numbers"),
+    "text and whole labels": (lambda: (X, [1, *NAMES[1:]]), "some are numbers"),
     "an infinite label": (lambda: (X, [*(Y + 0.5)[:7], float("inf")]), "infinite in row 7"),
     "dates": (lambda: DATES, "dates, not numbers"),
     "dates alone": (lambda: {"t": DATES, "label": Y}, "the columns t, label: expected"),
@@ -483,7 +483,7 @@ def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
     found = pyarrow.Table.from_arrays([pyarrow.array([1])] * 3, ["a", "a", "y"])
     parquet.write_table(found, tmp_path / "a.parquet")
     for source in (found, tmp_path / "a.parquet"):
-        with pytest.raises(InputError, match="the column 'a' is there twice"):
+        with pytest.raises(InputError, match="the column 'a' occurs twice"):
             tables.read(source)
 
 
@@ -500,7 +500,7 @@ def test_containers_of_libraries_are_refused_in_words() -> None:
     pandas = pytest.importorskip("pandas")
     with pytest.raises(InputError, match="DataFrame"):
         tables.read(pandas.Series([1, 2]))
-    with pytest.raises(InputError, match="column 'a' is there twice"):
+    with pytest.raises(InputError, match="column 'a' occurs twice"):
         tables.read(pandas.DataFrame([[1, 2]], columns=["a", "a"]))
     holes = pandas.DataFrame({"a": pandas.array([1, None], "Int64"), "label": [0, 1]})
     with pytest.raises(InputError, match="a is null in row 1"):
@@ -511,13 +511,13 @@ def test_an_array_has_no_labels_and_no_names() -> None:
     found = tables.read(X)
     with pytest.raises(InputError, match=r"train has no label.*pair"):
         found.require_labels()
-    with pytest.raises(OptionError, match="no columns"):
+    with pytest.raises(OptionError, match="no named columns"):
         tables.read((X, Y), label="y")
     with pytest.raises(InputError, match=r"features='aa'.*columns a, b, c, label.*mean 'a'"):
         tables.read(FLAT, features="aa")
     with pytest.raises(InputError, match="label has no numbers"):
         tables.read(FLAT, features=["a", "label"], label="b")
-    with pytest.raises(OptionError, match="names of columns"):
+    with pytest.raises(OptionError, match="column names"):
         tables.read(FLAT, features=[])
 
 
@@ -556,22 +556,22 @@ def test_text_is_split_at_newlines_only(tmp_path: Path, odd: str, encoding: str)
         ("a.jsonl", b" \n", "train is empty"),
         ("a.json", b'{"a": 1}', "list of objects"),
         ("a.json", b"{", "cannot be read as JSON"),
-        ("a.csv", b"a,b,label\n1,2,x\n3,y", "line 3: 2 cells, the first line has 3"),
+        ("a.csv", b"a,b,label\n1,2,x\n3,y", "line 3: 2 cells, but the first line has 3"),
         ("a.csv", b"a,a\n1,2", "column 'a' twice"),
-        ("a.csv", b"a,label\n", "line of names and no rows"),
+        ("a.csv", b"a,label\n", "header but no rows"),
         ("a.csv", b"a,label\n1,x\n,y\n", "a is null in row 1"),
         ("a.csv", b'a,label\n"1,x\n', "a.csv, line"),
-        ("a.csv", b"1,2\n3,x", "line 2: 'x' is no number"),
-        ("a.csv", b"0,1,2\n.5,.6,.7", "names, as pandas writes them, or a row"),
-        ("a.csv", b"1.5,2,cat\n3,4,dog", "starts with 1.5 among names"),
+        ("a.csv", b"1,2\n3,x", "line 2: 'x' is not a number"),
+        ("a.csv", b"0,1,2\n.5,.6,.7", "a header from pandas or a row"),
+        ("a.csv", b"1.5,2,cat\n3,4,dog", "has 1.5 in its first line"),
         ("a.csv", b"a,b,label\n1,NA,0\n2,3,1", "b is null in row 0"),
         ("a.csv", b"a,label\n1,0\n2,n/a", "1 of 2 rows have no label: row 1"),
         ("a.csv", b"a;b;label\n1,5;2;0\n3;4;1", "a holds '1,5', a number with a comma"),
         ("a.json", b'{"a": {"0": 1}}', "orient='records'"),
         ("a.pt", b"x", "pickled"),
-        ("a.xlsx", b"x", "none of .csv"),
-        ("a.npy", b"x", "no plain .npy"),
-        ("a.npz", b"x", "no plain .npz"),
+        ("a.xlsx", b"x", "neither a file of type .csv"),
+        ("a.npy", b"x", "not a plain .npy"),
+        ("a.npz", b"x", "not a plain .npz"),
         ("a.parquet", b"x", "cannot be read"),
         ("a.safetensors", b"x", "a.safetensors"),
     ],
@@ -587,7 +587,7 @@ def test_files_are_refused_by_name_and_line(
 
 
 def test_a_file_or_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="there is no file or folder"):
         tables.read(tmp_path / "no.jsonl")
     with pytest.raises(InputError, match="has no rows"):
         tables.read(tmp_path)
@@ -683,7 +683,7 @@ def test_images_of_a_file_start_at_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_wide_parquet_is_a_slice(tmp_path: Path) -> None:
-    """No column is looked at once the table is read."""
+    """No column is read after the table is made."""
     import pyarrow
     from pyarrow import parquet
 

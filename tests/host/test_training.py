@@ -1,4 +1,4 @@
-"""The training loop on a tiny recipe: what it draws, averages, keeps, refuses and goes on from."""
+"""The training loop on a tiny recipe: random draws, averages, checkpoints, errors, resuming."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, often: None, stage: str, s
         if (run.stage, run.step) == (stage, step):
             raise MemoryError("as good as kill -9")
 
-    if (stage, step) == ("first", 0):  # nothing is there to go on from
+    if (stage, step) == ("first", 0):  # there is no checkpoint to continue from
         with pytest.raises(MemoryError):
             recipe(tmp_path / "cut", die).fit()
         with pytest.raises(InputError, match="no checkpoint in"):
@@ -146,14 +146,14 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, often: None, stage: str, s
 
 def test_ctrl_c_keeps_a_whole_step_though_no_checkpoint_is_due(tmp_path: Path) -> None:
     whole = recipe(tmp_path / "whole").fit()
-    with pytest.raises(KeyboardInterrupt, match=r"Step 2 of 4 of stage 'second' is kept in .*cut"):
+    with pytest.raises(KeyboardInterrupt, match=r"Step 2 of 4 of stage 'second' is saved in .*cut"):
         recipe(tmp_path / "cut", ctrl_c("second", 1)).fit()
     assert json.loads((tmp_path / "cut" / "train.json").read_text())["step"] == 2
     assert equal(whole, recipe(tmp_path / "cut", resume=True).fit())
 
 
 def test_dropout_is_drawn_again_as_it_was(tmp_path: Path) -> None:
-    """A network that draws for itself draws from torch's own generator."""
+    """A network's own random numbers come from torch's global generator."""
 
     class Dropping(Recipe):
         def first(self) -> None:
@@ -211,9 +211,11 @@ def test_what_differs_is_named(tmp_path: Path, changes: dict[str, Any], words: s
 
 
 def test_a_stage_that_has_run_keeps_its_numbers(tmp_path: Path) -> None:
-    """The report tells of the steps that were taken, not of those asked for afterwards."""
+    """The report has the steps that were run, not those requested later."""
     recipe(tmp_path, stage="first", steps=2).fit()
-    with pytest.raises(OptionError, match=r"'first' .* has run with steps=2, not 3: name what is"):
+    with pytest.raises(
+        OptionError, match=r"'first' .* has run with steps=2, not 3: choose the remaining"
+    ):
         recipe(tmp_path, resume=True, steps=3).fit()
     recipe(tmp_path, resume=True).fit()
     found = json.loads((tmp_path / "train.json").read_text())["stages"]
@@ -237,7 +239,7 @@ def test_how_a_step_is_computed_may_change(tmp_path: Path) -> None:
 def test_stages_one_by_one(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"no stage 'third'\. Stages: first, second"):
         recipe(tmp_path, stage="third")
-    with pytest.raises(OptionError, match="'second' goes on from earlier ones: give --init"):
+    with pytest.raises(OptionError, match="'second' continues from earlier ones: give --init"):
         recipe(tmp_path, stage="second").fit()
     first = recipe(tmp_path / "steps", stage="first")
     first.fit()
@@ -332,7 +334,7 @@ def test_a_loss_that_is_no_number_stops_before_the_checkpoint(tmp_path: Path) ->
 
 
 def test_ctrl_c_keeps_no_loss_that_is_no_number(tmp_path: Path) -> None:
-    """The loss is looked at now and then; a checkpoint of such weights would never come right."""
+    """The loss is checked only sometimes; a checkpoint with such weights would be useless."""
     made = recipe(tmp_path, ctrl_c("first", 1))
     batch = made.batch
     made.batch = lambda draw: tuple(torch.nan * x for x in batch(draw))  # type: ignore[method-assign, assignment, return-value]
@@ -425,7 +427,7 @@ def launch(count: int, out: Path, resume: bool = False, stop: int = -1) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_either_goes_on_from_the_other(tmp_path: Path) -> None:
-    """Sums in another order: within 1e-6 of weights near 1. Ctrl-C in one process ends both."""
+    """Sums in a different order: within 1e-6 of weights near 1. Ctrl-C in one process ends both."""
     one = recipe(tmp_path / "1", options={"micro": 1}).fit()
     launch(2, tmp_path / "2")
     launch(2, tmp_path / "2-1", stop=1)
@@ -460,7 +462,7 @@ def test_history_and_curve_tell_of_every_run(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (tmp_path / "train.json").write_text(json.dumps({**runs[2], "before": runs[:2]}))
-    assert history(model) == runs  # of a folder, the report lies beside it
+    assert history(model) == runs  # for a folder, the report is next to it
     assert history(None) == []
     labels = ["fit", "fit, run 2", "fit, run 3"]
     curve = whole_curve(tmp_path / "train.json")

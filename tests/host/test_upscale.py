@@ -1,4 +1,4 @@
-"""``zoo upscale``: where results go, and what is refused before a model is loaded or runs."""
+"""``zoo upscale``: paths of results, and errors before a model is loaded or runs."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ CANNOT = {
     "a transparent colour": ("hole.png", "out.jpeg", "has no transparency"),
     "16 bits in JPEG": ("deep.png", "out.jpg", "has no 16 bits"),
     "16 bits in WebP": ("deep.png", "out.webp", "has no 16 bits"),
-    "no such format": ("a.png", "out.xyz", "no image format"),
-    "no such folder": ("a.png", "gone/out.png", "no folder"),
+    "no such format": ("a.png", "out.xyz", "not an image format"),
+    "no such folder": ("a.png", "gone/out.png", "not a folder"),
     "there already": ("a.png", "b.png", "--force"),
 }
 

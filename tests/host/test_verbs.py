@@ -63,7 +63,7 @@ def toy(here: Site, tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder for each colour with four pictures of 8 x 8, and what systems leave about."""
+    """A folder for each colour with four images of 8 x 8, and files that systems add."""
     root = tmp_path / "photos"
     for name, colour in COLOURS.items():
         (root / name).mkdir(parents=True)
@@ -72,12 +72,12 @@ def photos(tmp_path: Path) -> Path:
             pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{i}.png")
     (root / ".ipynb_checkpoints").mkdir()
-    (root / "red_dots" / "._0.png").write_bytes(b"no picture")
+    (root / "red_dots" / "._0.png").write_bytes(b"not an image")
     return root
 
 
 def said(done: tuple[int, str, str], code: int, *words: str) -> None:
-    """It failed with one line on stderr that has these words."""
+    """Assert that it failed with one line on stderr that has these words."""
     assert (done[0], done[1]) == (code, ""), done
     lines = [line for line in done[2].splitlines() if line.startswith("zoo: ")]
     assert len(lines) == 1, done
@@ -101,7 +101,27 @@ CALLS = {
 def test_labels_are_given_once(run: Run) -> None:
     files = ("--features", "x.npy", "--labels", "y.txt", "--texts", "t.npy")
     done = run("align", "lfa", *files, "-o", "out", "-O", "labels=3")
-    said(done, 2, "labels are given twice")
+    said(done, 2, "labels: given twice, by --labels and by -O labels")
+
+
+def test_a_keyword_that_is_also_an_option_is_given_once(
+    run: Run, toy: Callable[[str], str]
+) -> None:
+    data = ("--train", "a.csv", "--target", "b.csv", "-o", "out")
+    name = toy("DataSelector")
+    for key in ("epochs", "seed"):
+        done = run("select", name, *data, f"--{key}", "3", "-O", f"{key}=4")
+        said(done, 2, f"{key}: given twice, by --{key} and by -O {key}")
+    done = run("upscale", "edge-sd-sr", "x.png", "--tile", "none", "-O", "tile=64")
+    said(done, 2, "tile: given twice, by --tile and by -O tile")
+    # the default of --epochs does not count
+    assert "given twice" not in run("select", name, *data, "-O", "epochs=4")[2]
+
+
+@pytest.mark.parametrize("verb", ["eval", "train", "bench"])
+def test_a_verb_without_keywords_promises_none(verb: str, run: Run) -> None:
+    assert "keyword" not in run(verb, "--help")[1]
+    assert "keyword" in run("upscale", "--help")[1]
 
 
 @pytest.mark.parametrize("verb", CALLS)
@@ -159,7 +179,7 @@ def llm(tmp_path: Path) -> Path:
 
 
 def test_quantize(llm: Path, run: Run, toy: Callable[[str], str]) -> None:
-    """A folder in, a smaller one out that loads; texts calibrate it."""
+    """A folder gives a smaller one that loads; texts calibrate it."""
     name = toy("Quantizer")
     Path("texts.txt").write_text("one and two.\n\n \nthree, 4.\r\n\r\nfive\n", "utf-8")
     assert calibration.read(Path("texts.txt")) == ["one and two.", "three, 4.", "five"]
@@ -181,6 +201,31 @@ def test_quantize(llm: Path, run: Run, toy: Callable[[str], str]) -> None:
     assert zoo.load("./small").config["scheme"] == "w8a16"
 
 
+def test_quantize_dry_run(
+    llm: Path, run: Run, toy: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the method estimates, and nothing is written; a method that cannot tell says so."""
+    from zoo.interfaces import Estimate, Quantizer
+
+    name = toy("Quantizer")
+    said(run("quantize", name, "./llm", "-o", "small", "--dry-run"), 1, "gives no estimate")
+    asked = []
+
+    def estimate(self: Any, llm: Any, texts: Any, **keywords: Any) -> Estimate:
+        asked.append((llm, keywords["scheme"]))
+        return Estimate(3, 1e9, 2_000_000_000, 240.0, ("two layers",))
+
+    monkeypatch.setattr(Quantizer, "estimate", estimate)
+    arguments = ("quantize", name, "./llm", "-o", "small", "--dry-run", "--scheme", "w8a16")
+    assert run(*arguments)[1].splitlines() == [
+        "two layers",
+        "about 2.0 GB of memory beyond the weights, and 4 min on this machine",
+    ]
+    assert json.loads(run(*arguments, "--json")[1])["seconds"] == 240
+    assert asked == [("./llm", "w8a16")] * 2
+    assert not Path("small").exists()
+
+
 def test_quantize_refuses_before_it_writes(llm: Path, run: Run, toy: Callable[[str], str]) -> None:
     name = toy("Quantizer")
     Path("empty.txt").write_text("\n\n", "utf-8")
@@ -188,14 +233,14 @@ def test_quantize_refuses_before_it_writes(llm: Path, run: Run, toy: Callable[[s
     Path("ids.npy").write_bytes(b"\x93NUMPY and no more")
     for given, words in {
         "empty.txt": "empty",
-        "latin.txt": "latin.txt is no UTF-8 text",
-        "ids.npy": "no plain .npy",
+        "latin.txt": "latin.txt is not UTF-8 text",
+        "ids.npy": "not a plain .npy",
         "gone.txt": "gone.txt",
     }.items():
         done = run("quantize", name, "./llm", "--calibration", given, "-o", "small")
         said(done, 1, words)
     said(run("quantize", name, "./llm", "--scheme", "w1a1", "-o", "small"), 2, "w1a1")
-    said(run("quantize", name, "./llm", "-o", "no/small"), 1, "no is no folder")
+    said(run("quantize", name, "./llm", "-o", "no/small"), 1, "no is not a folder")
     assert not Path("small").exists()
 
 
@@ -215,7 +260,8 @@ def test_a_fault_of_a_plugin_is_reported_to_its_author(
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """Two bright boxes on black, in a folder of a folder; a picture with nothing; a broken one."""
+    """Two bright boxes on black, in a folder of a folder; an image without objects; a broken
+    one."""
     pixels = np.zeros((60, 80, 3), np.uint8)
     pixels[10:20, 5:25] = 250
     pixels[30:50, 40:70] = 230
@@ -253,18 +299,18 @@ def test_one_broken_picture_does_not_stop_the_others(
     scene: Path, run: Run, toy: Callable[[str], str]
 ) -> None:
     name = toy("Detector")
-    (scene / "broken.png").write_bytes(b"no picture")
+    (scene / "broken.png").write_bytes(b"not an image")
     code, out, err = run("detect", name, "scene", "-o", "found")
     assert code == 1
     assert "two.png: bright" in out
-    assert "zoo: 1 of 3 pictures could not be used:" in err
+    assert "zoo: 1 of 3 images could not be used:" in err
     assert "broken.png" in err
     assert Path("found/deep/two.png").is_file()
     assert len(json.loads(Path("found/detections.json").read_text())["images"]) == 2
     said(run("detect", name, "scene/broken.png", "-o", "other"), 1, "broken.png")
     assert not Path("other").exists()
     said(run("detect", name, "gone.png"), 1, "gone.png: there is no such file")
-    said(run("detect", name, "*.jpg"), 1, "*.jpg: no file has such a name")
+    said(run("detect", name, "*.jpg"), 1, "*.jpg: no file matches")
     said(run("detect", name, ""), 1, "an input is empty")
     said(run("detect", name, "x" * 300), 1, f"{'x' * 300}: File name too long")
     said(run("detect", name, "scene", "--threshold", "2"), 2, "threshold")
@@ -273,7 +319,7 @@ def test_one_broken_picture_does_not_stop_the_others(
 def test_pictures_of_one_name_are_numbered(
     scene: Path, run: Run, toy: Callable[[str], str]
 ) -> None:
-    """Both become a PNG: the second gets a number that no other picture has."""
+    """Both become a PNG: the second gets a number that no other image has."""
     name = toy("Detector")
     for other in ("none.jpg", "none-2.png"):
         Image.new("RGB", (30, 20)).save(scene / other)
@@ -308,7 +354,8 @@ def test_a_keyword_without_annotation_is_read_as_the_interface_says() -> None:
 
 
 def test_qa(run: Run, toy: Callable[[str], str]) -> None:
-    """Printed, as SQuAD whose answers stand where it says, or with all that is known."""
+    """Questions are printed, or saved as SQuAD with right positions, or as JSONL with all
+    fields."""
     name = toy("QAGenerator")
     text = "Mix it well. Bake it for 5 minutes."
     Path("cake.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -339,7 +386,7 @@ def test_qa_refuses(run: Run, toy: Callable[[str], str]) -> None:
     said(run("qa", name, "empty.txt"), 1, "empty.txt is empty")
     said(run("qa", name, "gone.txt"), 1, "cannot read gone.txt")
     said(run("qa", name, "cake.txt", "-o", "x.csv"), 1, "x.csv", ".json or .jsonl")
-    said(run("qa", name, "cake.txt", "-o", "no/x.json"), 1, "no is no folder")
+    said(run("qa", name, "cake.txt", "-o", "no/x.json"), 1, "no is not a folder")
 
 
 # --- classify -------------------------------------------------------------------------------------
@@ -405,12 +452,12 @@ def test_classify_by_labels_of_ones_own(fitted: str, run: Run) -> None:
 
 def test_classify_needs_labels(run: Run, photos: Path, toy: Callable[[str], str]) -> None:
     done = run("classify", toy("VLAligner"), "photos", "-o", "out")
-    said(done, 2, "knows no labels", "--labels")
+    said(done, 2, "has no labels", "--labels")
     assert not Path("out").exists()
 
 
 def test_a_contact_sheet_of_many(photos: Path, tmp_path: Path) -> None:
-    """More photos than fit: the surest, and in the last line the least sure."""
+    """More photos than fit: the most probable, and in the last line the least probable."""
     from zoo.cli import classify
     from zoo.cli.inputs import Picture
 
@@ -494,12 +541,14 @@ def test_accuracy_by_hand(tmp_path: Path) -> None:
 
 
 def test_pairs_of_a_file(tmp_path: Path) -> None:
-    """Paths beside the file; images of one text are all right for it."""
+    """Paths are relative to the file; all images of a text count as right for it."""
     lines = [
         {"image": "a.png", "text": "a\u2028dog"},
         {"image": "b.png", "text": "a cat"},
         {"image": "c.png", "text": "a cat"},
     ]
+    for name in "abc":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
     path = tmp_path / "pairs.jsonl"
     path.write_text("\ufeff" + "\r\n".join(json.dumps(r, ensure_ascii=False) for r in lines))
     rows = alignment.items(path)
@@ -520,7 +569,7 @@ def test_pairs_of_a_file(tmp_path: Path) -> None:
 
 
 def test_what_a_model_loads_at_first_is_not_timed(tmp_path: Path) -> None:
-    """An encoder that is opened when it is needed costs a user that once."""
+    """Opening an encoder on first use is a one-time cost."""
     data = features(tmp_path / "classes.npz", 4, 2, [0, 0, 1, 1])
 
     class Lazy(Known):
@@ -548,29 +597,29 @@ def test_wrong_data_is_refused_in_words(tmp_path: Path, photos: Path) -> None:
     for text, words in {
         '{"image": "a.png"}': "images with a text or a label",
         "[]": "line 1",
-        '{"image": "a.png", "text": "a"}': "one text only",
+        '{"image": "a.png", "text": "a"}': "only one text",
         "": "empty",
     }.items():
         broken.write_text(text, "utf-8")
         with pytest.raises(InputError, match=words):
             alignment.items(broken)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="a folder with pictures for each class"):
+    with pytest.raises(InputError, match="a folder of images for each class"):
         alignment.items(tmp_path / "empty")
     (tmp_path / "one" / "a").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "one" / "a" / "x.png")
-    with pytest.raises(InputError, match="one class only"):
+    with pytest.raises(InputError, match="only one class"):
         alignment.items(tmp_path / "one")
     for labels, words in (([0, 1], "expected 3 whole"), ([0, 1, 2], "from 0 to 1")):
         with pytest.raises(InputError, match=words):
             alignment.items(features(tmp_path / "f.npz", 3, 2, labels))
-    with pytest.raises(InputError, match="are no pairs"):
+    with pytest.raises(InputError, match="are not pairs"):
         alignment.items(features(tmp_path / "f.npz", 3, 2))
     np.savez(tmp_path / "f.npz", images=np.zeros((2, 2)))
     with pytest.raises(InputError, match="has no texts"):
         alignment.items(tmp_path / "f.npz")
     (tmp_path / "f.npz").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"no plain \.npz"):
+    with pytest.raises(InputError, match=r"not a plain \.npz"):
         alignment.items(tmp_path / "f.npz")
     with pytest.raises(UsageError, match="--data"):
         alignment.items(None)
@@ -594,15 +643,53 @@ def test_eval_of_super_resolution(run: Run, toy: Callable[[str], str], tmp_path:
 def test_eval_says_what_it_cannot_do(run: Run, toy: Callable[[str], str], tmp_path: Path) -> None:
     said(run("eval", toy("Detector"), "x"), 1, "no common metrics for the kind Detector yet")
     said(run("eval", "edge-sd-sr", "gone"), 1, "gone: there is no such file")
-    with pytest.raises(NotReadyError, match="none of the six"):
+    with pytest.raises(NotReadyError, match="a model without an interface"):
         protocols.of(None)
     (tmp_path / "none").mkdir()
-    said(run("eval", "edge-sd-sr", "none"), 2, "no picture")
+    said(run("eval", "edge-sd-sr", "none"), 2, "contains no images")
     for size in ((23, 40), (3, 3)):
         Image.new("RGB", size).save(tmp_path / "none" / "small.png")
         said(run("eval", "edge-sd-sr", "none"), 1, "small.png is ", "less than 24 pixels")
     Image.new("RGB", (24, 27)).save(tmp_path / "none" / "small.png")
     assert run("eval", "edge-sd-sr", "none")[0] == 0
+
+
+def test_eval_continues_after_a_broken_image(fitted: str, photos: Path, run: Run) -> None:
+    """The other images are measured; the broken one is reported, with exit code 1."""
+    (photos / "red_dots" / "broken.png").write_bytes(b"not an image")
+    code, out, err = run("eval", fitted, "photos")
+    assert code == 1
+    assert "12 images, 3 classes" in out
+    assert "zoo: 1 of 13 images could not be used:" in err
+    assert "broken.png" in err
+    Path("large").mkdir()
+    Image.new("RGB", (24, 24)).save("large/whole.png")
+    Image.new("RGB", (8, 8)).save("large/small.png")
+    Path("large/broken.png").write_bytes(b"not an image")
+    code, out, err = run("eval", "edge-sd-sr", "large", "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert [item["item"] for item in found["items"]] == ["whole.png"]
+    assert len(found["failures"]) == 2
+    assert "zoo: 2 of 3 images could not be used:" in err
+
+
+# --- select ---------------------------------------------------------------------------------------
+
+
+def test_select_checks_k_before_the_fit(
+    run: Run, toy: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = toy("DataSelector")
+    Path("train.csv").write_text("a,b,label\n1,2,0\n3,4,1\n", "utf-8")
+
+    def load(*args: Any, **options: Any) -> Any:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr("zoo.api.load", load)
+    for k in ("3", "-1"):
+        data = ("--train", "train.csv", "--target", "train.csv", "-o", "out", "--k", k)
+        said(run("select", name, *data), 2, f"--k {k}: expected 0 to 2")
 
 
 # --- outputs, before the work ---------------------------------------------------------------------
@@ -616,7 +703,7 @@ FOLDERS = {
     "upscale": ("SRModel", ("photos",)),
 }
 MAKES_PARENTS = {"classify", "detect", "upscale"}
-"""Their folder is for files beside one another, and is made with all above it."""
+"""Their output folder holds several files, and is created with its parents."""
 
 
 @pytest.mark.parametrize("verb", FOLDERS)
@@ -648,7 +735,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     said(run(verb, name, *arguments, *more, "-o", "file/"), 1, "file")
     said(run(verb, name, *arguments, *more, "-o", "taken"), 1, "already exists")
     if verb not in MAKES_PARENTS:
-        said(run(verb, name, *arguments, "-o", "no/such/out"), 1, "no/such is no folder")
+        said(run(verb, name, *arguments, "-o", "no/such/out"), 1, "no/such is not a folder")
         said(run(verb, name, *arguments, "-o", "taken", "--force"), 1, "is not a saved model")
     assert Path("file").read_text() == "mine"
     assert all((Path("taken") / file).read_text() == "mine" for file in files)
@@ -665,6 +752,6 @@ def test_train_refuses_its_output_before_the_work(
     Path("file").write_text("mine")
     Path("taken").mkdir()
     Path("taken/notes.txt").write_text("mine")
-    for out, words in {"file": "file", "taken": "already holds something"}.items():
+    for out, words in {"file": "file", "taken": "is not empty"}.items():
         said(run("train", "edge-sd-sr", "--data", "photos", "-o", out), 1, words)
     assert Path("taken/notes.txt").read_text() == "mine"

@@ -1,4 +1,4 @@
-"""Weights: what fits is loaded whole and without copies, what does not is refused in words."""
+"""Weights: matching files are loaded completely and without copies, others raise clear errors."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_loads_the_same_network(saved: Path) -> None:
 
 @pytest.mark.slow
 def test_loading_imports_little(saved: Path) -> None:
-    """Normal numbers on the meta device import sympy, which costs as much as half of torch."""
+    """Normal numbers on the meta device import sympy, which takes half as long as torch."""
     code = f"""
         import sys, torch
         from torch import nn
@@ -223,8 +223,8 @@ def test_parts(tmp_path: Path) -> None:
         ({**where, "x": "../part-0.safetensors"}, "not a safetensors file in this folder"),
         ({**where, "x": "part-0.bin"}, "not a safetensors file in this folder"),
         ({**where, "x": "part-9.safetensors"}, "part-9.safetensors is missing"),
-        ({"x": 3}, "is no index"),
-        ([], "is no index"),
+        ({"x": 3}, "is not an index"),
+        ([], "is not an index"),
     ):
         index.write_text(json.dumps({"weight_map": bad}))
         with pytest.raises(WeightsError, match=re.escape(message)):
@@ -434,10 +434,10 @@ def test_shared_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"a": 3}, "int is no torch tensor"),
+        ({"a": 3}, "int is not a torch tensor"),
         ({3: torch.ones(1)}, "cannot save 3"),
         ({"a": torch.ones(2, device="meta")}, "on the meta device"),
-        ({"a": torch.eye(2).to_sparse()}, "no dense tensor"),
+        ({"a": torch.eye(2).to_sparse()}, "not a dense tensor"),
         ({"a": torch.ones(2, dtype=torch.complex128)}, "complex128"),
         ({"__metadata__": torch.ones(1)}, "reserves"),
     ],
@@ -562,7 +562,7 @@ def test_plain_folders(tmp_path: Path, saved: Path) -> None:
     empty.mkdir()
     with pytest.raises(WeightsNotFoundError, match="holds no weights"):
         weights.check_plain_folder(empty)
-    with pytest.raises(WeightsNotFoundError, match="no folder"):
+    with pytest.raises(WeightsNotFoundError, match="there is no folder"):
         weights.check_plain_folder(tmp_path / "ghost")
 
 

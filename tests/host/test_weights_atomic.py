@@ -1,4 +1,4 @@
-"""Writing is all or nothing: no half-written file, nothing of the user's lost."""
+"""Writing is all or nothing: no partial file, no user data lost."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_file_has_ordinary_permissions(tmp_path: Path) -> None:
 def unwritable(tmp_path: Path, case: str) -> Path:
     (tmp_path / "file").write_text("x")
     return {
-        "no folder": tmp_path / "none" / "a.txt",
+        "not a folder": tmp_path / "none" / "a.txt",
         "below a file": tmp_path / "file" / "a.txt",
         "a folder": tmp_path,
         "/proc": Path("/proc/a.txt"),
@@ -107,8 +107,8 @@ def unwritable(tmp_path: Path, case: str) -> Path:
 
 
 UNWRITABLE = {
-    "no folder": "none is no folder. Make it first",
-    "below a file": "file is no folder",
+    "not a folder": "none is not a folder. Create it first",
+    "below a file": "file is not a folder",
     "a folder": "is a folder",
     "/proc": "cannot write",
     "a device": "not a regular file",
@@ -130,7 +130,7 @@ def test_where_a_file_cannot_go(tmp_path: Path, case: str) -> None:
     assert listing(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("case", ["no folder", "below a file", "/proc", "a long name"])
+@pytest.mark.parametrize("case", ["not a folder", "below a file", "/proc", "a long name"])
 def test_where_a_folder_cannot_go(tmp_path: Path, case: str) -> None:
     path = unwritable(tmp_path, case)
     with pytest.raises(OutputError, match=r"cannot write"), weights.atomic_folder(path):

@@ -616,7 +616,7 @@ def load() -> Any:
         (lambda t, v: ([*t[:5], (t[5][0], None), *t[6:]], v), "no label.*5"),
         (lambda t, v: ([{"text": "a"}], [{"text": "a", "label": 1}]), "train lost its labels"),
         (lambda t, v: (iter(t), v), "no length"),
-        (lambda t, v: ("no/such/file.jsonl", v), "not there"),
+        (lambda t, v: ("no/such/file.jsonl", v), "no file or folder"),
         (lambda t, v: ([(x[:3], y) if i else (x, y) for i, (x, y) in enumerate(t)], v), "shapes"),
         (lambda t, v: ((torch.full((4, 2), math.nan), torch.zeros(4).long()), v), "NaN"),
         (lambda t, v: (t, (torch.zeros(4, 6), torch.zeros(3).long())), "4 inputs and 3 labels"),

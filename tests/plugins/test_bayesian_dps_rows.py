@@ -136,7 +136,7 @@ def test_a_checkpoint_replaces_nothing_but_checkpoints(tmp_path: Path) -> None:
     data = tmp_path / "train.csv"
     data.write_text("precious")
     for taken, said in ((data, "no checkpoint of this method"), (tmp_path, "is a folder"),
-                        (tmp_path / "no" / "a", "is no folder")):  # fmt: skip
+                        (tmp_path / "no" / "a", "is not a folder")):  # fmt: skip
         with pytest.raises(OutputError, match=said):
             fit((X, Y), checkpoint=taken)
     assert data.read_text() == "precious"

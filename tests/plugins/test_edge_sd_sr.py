@@ -94,7 +94,7 @@ def make(config=SMALL, **options) -> EdgeSDSR:
 
 
 def load(folder: Path, **options) -> EdgeSDSR:
-    """What zoo.load does with a saved folder, without the registry."""
+    """Load a saved folder like zoo.load, without the registry."""
     saved = read_saved(folder).manifest
     return zoo_edge_sd_sr.zoo_build(
         BuildRequest(entry(), folder, saved=saved, options={**saved["options"], **options})
@@ -287,7 +287,7 @@ def test_back_projection_gives_the_input_back():
     ("options", "message"),
     [
         ({"scale": 2}, "no scale 2; it has 4"),
-        ({"prompt": "a cat"}, "no prompt"),
+        ({"prompt": "a cat"}, "not support prompts"),
         ({"tile": 15}, "multiple of 2"),
         ({"tile": 0}, "tile=0"),
         ({"tile": "big"}, "tile='big': expected a side"),
@@ -362,7 +362,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def test_memory_is_bounded_by_a_row_of_tiles():
-    """4K output (3840 x 2160), and twice as high: only what holds input and result may grow."""
+    """4K output (3840 x 2160), and twice as high: only the memory of input and result may grow."""
 
     def peak(height: int) -> int:
         code = MEMORY.format(path=sys.path, config=SMALL, height=height)
@@ -504,7 +504,7 @@ def test_same_seed_same_weights_and_resumed_equals_uninterrupted(photos, tmp_pat
 
 
 def test_ctrl_c_in_the_first_seconds_loses_nothing(photos, tmp_path, monkeypatch):
-    """No checkpoint is due yet; Ctrl-C itself makes one, of a whole step."""
+    """No checkpoint is due yet; Ctrl-C makes one of a complete step."""
     whole = train(photos, tmp_path / "whole", steps=4)
     real = sr.Recipe.batch
 
@@ -546,7 +546,7 @@ def test_decoder_stage_touches_the_decoder_only(photos, tmp_path):
 
 
 def test_training_goes_on_from_a_folder_without_zoo_json(photos, tmp_path):
-    """What --init gets for a model's name: the bundle or a download, which the entry describes."""
+    """--init with a model's name uses the bundle or a download, which the entry describes."""
     start = make().save_pretrained(tmp_path / "start")
     (start / "zoo.json").unlink()
     made = load(train(photos, tmp_path / "out", stage="decoder", init=start))

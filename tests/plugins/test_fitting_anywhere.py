@@ -1,4 +1,4 @@
-"""A fit is the same wherever it is called, leaves the last one whole when refused, and travels."""
+"""A fit is the same in any context, keeps the previous one on errors, and can be pickled."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_fit_is_the_same_wherever_it_is_called(where: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", FITS)
 def test_features_computed_in_inference_mode(name: str) -> None:
-    """As people compute them; such tensors cannot be learned from as they are."""
+    """Features are often computed in inference mode; such tensors cannot be trained on directly."""
     make, look = FITS[name]
     wanted = look(make())
     with torch.inference_mode():
@@ -114,7 +114,7 @@ def test_a_fitted_model_travels(name: str, way: str, tmp_path: Any) -> None:
     assert np.array_equal(look(again), look(model))
     again.save_pretrained(tmp_path / "again")
     assert np.array_equal(look(zoo.load(tmp_path / "again")), look(model))
-    make(again, seed=1)  # it can be fitted anew, and the first stays as it was
+    make(again, seed=1)  # it can be fitted again, and the original is unchanged
     assert np.array_equal(look(model), look(make()))
 
 

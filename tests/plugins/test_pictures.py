@@ -1,4 +1,4 @@
-"""Every place of a plugin that opens a picture sees the same as ``zoo.images`` does."""
+"""All code of plugins that opens images gets the same as from ``zoo.images``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def as_tensor(array: Any) -> torch.Tensor:
 
 
 def compared(path: Path) -> torch.Tensor:
-    """The left half of the sheet, brought down again: bicubic, so nearly what was read."""
+    """The left half of the sheet, shrunk again by bicubic: nearly the image that was read."""
     out = path.with_name("sheet.png")
     with pytest.raises(SystemExit) as stopped:
         main(["run", "edge-sd-sr", "compare", str(path), "-o", str(out)])

@@ -28,7 +28,7 @@ def _seed():
 
 
 def photo(height: int = 64, width: int = 64) -> torch.Tensor:
-    """(1,3,h,w): a part of a real photograph (NASA's, which scikit-image brings)."""
+    """(1,3,h,w): a part of a real photograph (NASA's, from scikit-image)."""
     from skimage.data import astronaut
 
     part = astronaut()[:height, 180 : 180 + width]
@@ -371,7 +371,10 @@ def test_scale_distillation_in_a_linear_world():
     n, d, runs = 200, 20, 400
     beta = torch.randn(d, generator=generator, dtype=torch.float64)
     ratio_direct = ratio_distilled = 0.0
-    easy, hard = 0.8, 0.6  # spread of what the teacher can see beyond x, and of what nobody can
+    easy, hard = (
+        0.8,
+        0.6,
+    )  # spread of the part that only the teacher sees, and of the unpredictable part
     for _ in range(runs):
         x = torch.randn(n, d, generator=generator, dtype=torch.float64)
         teacher = x @ beta + easy * torch.randn(n, generator=generator, dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""RealESRGAN degradation: its steps by closed form, and what scale distillation needs of it."""
+"""RealESRGAN degradation: its steps in closed form, and the properties that scale distillation
+needs."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ LAW = RealESRGAN()
 
 
 def crops(count: int, side: int = 96) -> torch.Tensor:
-    """(count,3,side,side): parts of a real photograph (NASA's, which scikit-image brings)."""
+    """(count,3,side,side): parts of a real photograph (NASA's, from scikit-image)."""
     from skimage.data import astronaut
 
     at = np.random.default_rng(1).integers(0, 512 - side, (count, 2))
@@ -159,7 +160,7 @@ def test_what_is_drawn_lies_in_the_stated_ranges():
     assert abs(rounds.mean() - 1.4) < 4 * math.sqrt(0.4 * 0.6 / 3000)
     orders = {tuple(type(s).__name__ for s in chain) for chain in chains}
     assert len(orders) > 50
-    # Noise and JPEG never stand on the HR grid: see the class.
+    # Noise and JPEG are never on the HR grid: see the class.
     grid = {"Resize", "Blur"}
     assert all(set(o[: o.index("Resize")]) <= grid for o in orders)
 

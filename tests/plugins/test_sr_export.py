@@ -56,7 +56,7 @@ def bundled(tmp_path_factory) -> tuple[EdgeSDSR, Path, Path]:
 
 
 def run(path: Path, fed: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(3,H,W): what onnxruntime makes of it."""
+    """(3,H,W): the output of onnxruntime."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {k: v.numpy() for k, v in fed.items()})[0][0])
 

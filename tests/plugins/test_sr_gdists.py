@@ -51,7 +51,7 @@ def test_a_wave_of_amplitude_a_gives_a_at_every_phase(index, direction):
     own = maps[index, 0 if direction == "x" else 2]
     torch.testing.assert_close(own, torch.full_like(own, 0.2), atol=0.002, rtol=0)
     assert maps[index, 2 if direction == "x" else 0].max() < 0.002
-    assert _magnitudes(torch.full((40, 50), 0.7).double()).max() < 1e-9  # brightness is no wave
+    assert _magnitudes(torch.full((40, 50), 0.7).double()).max() < 1e-9  # brightness is not a wave
 
 
 @pytest.mark.parametrize("name", NAMES)

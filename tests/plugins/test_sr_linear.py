@@ -191,7 +191,7 @@ def test_photographs_of_a_folder(tmp_path: Path):
 def test_what_cannot_be_measured_is_an_error(photos):
     with pytest.raises(InputError, match="at least 56 pixels"):
         run([np.zeros((55, 500), np.float32)], scales=(8,))
-    with pytest.raises(InputError, match="all of one grey"):
+    with pytest.raises(InputError, match="a single grey level"):
         run([np.full((100, 100), 0.5, np.float32)])
     with pytest.raises(OptionError, match="No linear world of scale 3"):
         run(photos, scales=(3,))

@@ -1,4 +1,4 @@
-"""What a super-resolver costs beside its peers, and where its time goes."""
+"""The cost of super-resolution next to peers, and where its time goes."""
 
 from __future__ import annotations
 
@@ -188,7 +188,8 @@ def row(value: float) -> dict[str, list[float]]:
     [(9.0, True, True), (9.9, True, None), (10.1, False, None), (11.0, False, False)],
 )
 def test_claims_are_decided_by_the_cheapest_peer(ours, counted, timed):
-    """Of FLOPs as they are; of times by their spread: within 2.5 % nothing is decided here."""
+    """FLOPs decide directly, times by their spread: differences within 2.5 % decide nothing
+    here."""
     rows = {"m, random weights": row(ours), "p, 1 step": row(100), "q, 1 step": row(300)}
     rows["p, 1 step"][SECONDS].reverse()
     book = Book(less_is_better)

@@ -1,4 +1,4 @@
-"""What training of the super-resolution models refuses, survives and remembers; tiny networks."""
+"""Training of the super-resolution models on tiny networks: errors, interruptions, reports."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def photos(tmp_path_factory) -> Path:
 yonos, sibling = partial(train, "yonos-sr"), partial(train, "edge-sd-sr")
 
 
-# --- stages that cannot follow what was done before -----------------------------------------------
+# --- stages that cannot follow earlier ones -------------------------------------------------------
 
 
 def test_a_kept_autoencoder_has_to_come_from_somewhere(photos, tmp_path):
@@ -135,9 +135,9 @@ def test_a_saved_sibling_gives_its_autoencoder_and_no_unet(photos, tmp_path):
 
 def test_a_model_of_another_kind_is_refused(photos, tmp_path):
     other = yonos(photos, tmp_path / "yonos")
-    with pytest.raises(WeightsError, match=r"not those of edge-sd-sr, such as"):
+    with pytest.raises(WeightsError, match=r"do not fit edge-sd-sr, such as"):
         sibling(photos, tmp_path / "a", init=other)
-    with pytest.raises(WeightsError, match=r"not those of yonos-sr, such as"):
+    with pytest.raises(WeightsError, match=r"do not fit yonos-sr, such as"):
         yonos(photos, tmp_path / "b", init=SIBLING)  # of another width
 
 
@@ -262,7 +262,7 @@ def test_not_all_of_a_large_set_is_held_out(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["z_t", "concatenation"])
 def test_the_variance_learns_by_z_t_alone(path, monkeypatch):
-    """Without the KL term, which reaches the variance whatever the loss does."""
+    """Without the KL term, which always has a gradient for the variance."""
     monkeypatch.setattr(edge, "KL_WEIGHT", 0.0)
     torch.manual_seed(0)
     network: Any = build_network(ENTRIES["edge-sd-sr"][1].config).requires_grad_(False)

@@ -157,7 +157,7 @@ def test_the_recipe_ends_where_it_is_told(checkpoint, photos, tmp_path):
         assert job.model is YonosSRFull
 
 
-# --- what is taken over from the base (1, 12) -----------------------------------------------------
+# --- the start from the base ----------------------------------------------------------------------
 
 
 def test_widening_changes_nothing_before_training(checkpoint, network):
@@ -294,11 +294,11 @@ def test_without_weights_or_base_it_says_what_to_type(checkpoint, photos, tmp_pa
         train(None, photos, tmp_path / "out")
     with pytest.raises(UsageError, match="give either"):
         train(checkpoint, photos, tmp_path / "out", init=tmp_path)
-    with pytest.raises(OptionError, match="works on no base"):
+    with pytest.raises(OptionError, match="uses no base"):
         actions.train(zoo.info("yonos-sr"), tmp_path / "out", base="org/sd")
     with pytest.raises(OptionError, match=r"batch=2 is not a whole number of micro-batches of 3"):
         train(checkpoint, photos, tmp_path / "out", options={"micro": 3})
-    with pytest.raises(OptionError, match="Stage 'x4' goes on from earlier ones"):
+    with pytest.raises(OptionError, match="Stage 'x4' continues from earlier ones"):
         train(checkpoint, photos, tmp_path / "out", stage="x4")
     assert not (tmp_path / "out").exists()
 
@@ -327,7 +327,7 @@ print(type(model).__name__, tuple(model.upscale(torch.rand(3, 13, 9)).shape))
 
 
 def test_from_a_hub_id_to_an_enlarged_picture(checkpoint, photos, tmp_path):
-    """Fetched by id, trained, saved; the folder needs the base no more."""
+    """Downloaded by id, trained, saved; the folder no longer needs the base."""
     out = tmp_path / "out"
     with LoopbackHub() as hub:
         commit = hub.add("org/sd", checkpoint)
@@ -348,7 +348,7 @@ def test_from_a_hub_id_to_an_enlarged_picture(checkpoint, photos, tmp_path):
     assert torch.equal(model.upscale(x), model.upscale(x))
     assert not torch.equal(model.upscale(x), model.upscale(x, seed=1))
     assert model.estimate((8, 8)).seconds > 0
-    with pytest.raises(OptionError, match="leave base= out"):
+    with pytest.raises(OptionError, match="leave out base="):
         zoo_yonos_sr.zoo_build(
             BuildRequest(
                 ENTRY, out / "model", saved=saved, bases={"base": Base("org/sd", checkpoint)}
@@ -402,7 +402,7 @@ def test_checkpointing_computes_again_and_changes_nothing(
     ("precision", "options", "stage", "at"),
     [
         ("float32", {"micro": 1}, None, "x4"),  # the student's stage, which has a teacher
-        ("float16", {"crop": 16, "batch": 1}, "x2", "x2"),  # the loss scale goes on too
+        ("float16", {"crop": 16, "batch": 1}, "x2", "x2"),  # the loss scale continues too
     ],
 )
 def test_resumed_equals_uninterrupted(

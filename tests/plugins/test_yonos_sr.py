@@ -249,7 +249,7 @@ def test_each_stage_touches_its_own_part(photos, tmp_path):
 
 
 def test_the_autoencoder_of_the_sibling_can_be_kept(photos, tmp_path):
-    """``--init edge-sd-sr -O autoencoder=false``: E and D as they are, the rest fresh."""
+    """``--init edge-sd-sr -O autoencoder=false``: E and D unchanged, the rest new."""
     sibling = Path(zoo_yonos_sr.__file__).parents[1] / "zoo_edge_sd_sr/weights/edge-sd-sr"
     job = recipe_of(
         photos, tmp_path, TINY, init=sibling, options={"autoencoder": False, "crop": 64}
@@ -344,7 +344,7 @@ def test_the_textured_baseline_goes_on_from_the_plain_one(photos, tmp_path):
 
 def test_the_regression_baseline_gets_better_than_bicubic(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(regression, "RECIPE", sr.Stage(60, 2e-3, 4, crop=32))
-    monkeypatch.setattr(regression, "LEARNS", 60)  # refuses what is no better
+    monkeypatch.setattr(regression, "LEARNS", 60)  # refuses a baseline that is no better
     regression.regression(recipe_of(photos, tmp_path), tmp_path / "kept", 60)
     assert (tmp_path / "kept" / regression.FILE).is_file()
 
@@ -410,7 +410,7 @@ def test_bundled_training_is_recorded():
 def test_quick_benchmark_computes_its_claims(tmp_path, monkeypatch):
     from zoo_yonos_sr import bench, linear
 
-    run = partial(linear.run, counts=(400,), runs=2)  # the world itself has tests of its own
+    run = partial(linear.run, counts=(400,), runs=2)  # the linear world has separate tests
     monkeypatch.setattr(bench.linear, "run", run)  # type: ignore[attr-defined]
     results = zoo_yonos_sr.zoo_bench(BenchRequest(entry(TINY), tmp_path, quick=True))
     assert {"bicubic", "yonos-sr", "yonos-sr, fidelity setting"} <= set(results.table)
@@ -442,7 +442,7 @@ def test_benchmark_with_photographs_trains_the_baseline(photos, tmp_path):
     assert {quality.PLAIN, quality.CONSISTENT} <= set(table)
     assert {quality.SHARPENED, quality.TEXTURED} <= set(table)
     rules = [c.rule for c in claims if "regression network" in c.statement]
-    assert rules  # a quick run's baseline has learnt nothing, and must not look beaten
+    assert rules  # a quick run's baseline has learnt nothing, so no claim may hold against it
     assert all("trained for 8 steps, too few to say anything" in rule for rule in rules)
     found = {c.id for c in claims}
     assert {"fidelity-near-regression", "best-perceptual-score"} <= found

@@ -1,3 +1,3 @@
-"""Projects of strangers: their tests run where they are installed (tests/host/test_install.py)."""
+"""Third-party projects: their tests run where they are installed (tests/host/test_install.py)."""
 
 collect_ignore_glob = ["*"]

@@ -21,39 +21,39 @@ from ..errors import ZooError
 
 VERBS = {
     # verb: (module, one line for --help)
-    "list": ("catalogue", "Show the models that are known."),
-    "info": ("catalogue", "Show what a model is, its licence, its options and its files."),
-    "plugins": ("catalogue", "Show the installed plugins, and what is wrong with any."),
+    "list": ("catalogue", "List the known models."),
+    "info": ("catalogue", "Show a model's description, licence, options and files."),
+    "plugins": ("catalogue", "List the installed plugins and their faults."),
     "upscale": ("upscale", "Enlarge images."),
     "align": ("align", "Fit a model to images and their texts."),
-    "classify": ("classify", "Sort photos by the texts that a fitted model knows, or by yours."),
-    "quantize": ("quantize", "Turn a language model into one of few bits."),
+    "classify": ("classify", "Sort photos by the classes of a fitted model, or by your labels."),
+    "quantize": ("quantize", "Quantize a language model to a few bits."),
     "select": ("select", "Learn which training examples deserve weight for a target set."),
     "detect": ("detect", "Find objects in images."),
     "qa": ("qa", "Make questions and answers from texts."),
-    "eval": ("evaluate", "Measure a model on your own data, and show what went worst."),
+    "eval": ("evaluate", "Measure a model on your own data, and show the worst items."),
     "train": ("work", "Train a model with its method's recipe."),
     "bench": (
         "bench",
         "Run the experiment behind a method's claim, or compare all models of a kind.",
     ),
     "export": ("work", "Write a model in a format for other runtimes."),
-    "pull": ("work", "Bring a model's weights to this machine."),
+    "pull": ("work", "Download a model's weights."),
     "verify": ("work", "Check a model's weights and its output on a known input."),
     "run": ("work", "Run one of a method's own commands."),
     "card": ("cards", "Write or check a model's card."),
     "publish": ("cards", "Upload a model and its card to the Hub, and pin the commit."),
     "install": ("install", "Install a plugin with pip, into this environment."),
     "uninstall": ("install", "Remove a plugin."),
-    "cache": ("cache", "Show or free the space that fetched weights take."),
-    "new": ("new", "Start a plugin of your own: a project with a working model and its tests."),
-    "doctor": ("doctor", "Look for what is wrong with this installation."),
-    "demo": ("demo", "Upscale a photograph and make a picture of it."),
+    "cache": ("cache", "Show or free the disk space of downloaded weights."),
+    "new": ("new", "Create a plugin project with a working model and its tests."),
+    "doctor": ("doctor", "Check this installation for faults."),
+    "demo": ("demo", "Upscale a photograph and write a comparison."),
 }
 
 
 def command_of(verb: str) -> click.Command:
-    """The command of a verb; its function has an underscore where Python has the name itself."""
+    """The command of a verb; its function's name ends in an underscore if Python has that name."""
     name = f"{verb}_" if hasattr(builtins, verb) else verb
     command: click.Command = getattr(import_module(f"zoo.cli.{VERBS[verb][0]}"), name)
     return command
@@ -125,19 +125,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if "_ZOO_COMPLETE" in os.environ:  # click's shell completion
         cli.main(args, prog_name="zoo")
     try:
-        # Not cli.main: it takes any EOFError for Ctrl-C, and a closed pipe for a failure.
+        # Not cli.main: it treats any EOFError as Ctrl-C, and a closed pipe as a failure.
         with warnings.catch_warnings(), cli.make_context("zoo", args) as context:
             warnings.showwarning = _show_warning
             cli.invoke(context)
         sys.exit(0)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
-    except (click.exceptions.Abort, KeyboardInterrupt) as error:  # training says how to go on
-        _say(
-            f"interrupted. {error}" if str(error) else "interrupted; nothing half-written is left."
-        )
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:  # training says how to continue
+        _say(f"interrupted. {error}" if str(error) else "interrupted; no partial file is left.")
         sys.exit(130)
-    except BrokenPipeError:  # `zoo list | head`: the reader has gone, and that is fine
+    except BrokenPipeError:  # `zoo list | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except click.ClickException as error:
@@ -156,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         elif isinstance(error, ZooError):
             _say(str(error))
         elif isinstance(error, OSError) and error.filename is not None and error.strerror:
-            # A name too long, a folder that may not be read: what was asked for, not a fault.
+            # A name too long or an unreadable folder: wrong input, not a fault of zoo.
             _say(f"{error.filename}: {error.strerror}. (--debug shows where)")
         elif (extra := _extra_with(error)) is not None:
             _say(f'{error}. Run: pip install "{extra}"')
@@ -170,12 +168,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _to_whom(error: Exception) -> str:
-    """`` to DIST``, where an error came out of a stranger's plugin; else nothing."""
+    """`` to DIST`` if an error comes from a third-party plugin, else nothing."""
     from traceback import walk_tb
 
     from ..registry import catalogue
 
-    with suppress(Exception):  # the error may be one of finding plugins
+    with suppress(Exception):  # finding plugins may be what failed
         strangers = {p.package: p.distribution for p in catalogue().plugins if not p.first_party}
         for frame, _ in walk_tb(error.__traceback__):
             package = frame.f_globals.get("__name__", "").partition(".")[0]
@@ -185,7 +183,7 @@ def _to_whom(error: Exception) -> str:
 
 
 def _extra_with(error: Exception) -> str | None:
-    """Our extra that brings what could not be imported, or None."""
+    """zoo's extra that provides the missing package, or None."""
     from ..installed import extras_with
     from ..plugins import HOST
 
@@ -203,7 +201,7 @@ def _show_warning(
     file: object = None,
     line: str | None = None,
 ) -> None:
-    """A warning to users in words; any other is for programmers, and says where it is from."""
+    """Show a warning for users in plain words, and any other with its source line."""
     if category is UserWarning:
         _say(f"warning: {message}")
     else:

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 @click.option(
     "--images", "--features", "images", type=PATH, help="Images or features, in place of ROWS."
 )
-@click.option(
-    "--texts", "--prototypes", "texts", type=PATH, help="A text in each line, or features."
-)
-@click.option("--labels", help="File of numbers into the texts: .npy, or one in each line.")
+@click.option("--texts", "--prototypes", "texts", type=PATH, help="One text per line, or features.")
+@click.option("--labels", help="File of indices into the texts: .npy, or one per line.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder for the fitted model.")
 def align(
     call: Call,
@@ -43,8 +41,6 @@ def align(
     call.refuse_taken(out)
     keywords = dict(call.keywords)
     if labels is not None:
-        if "labels" in keywords:
-            raise UsageError("labels are given twice: --labels and -O labels.")
         keywords["labels"] = _labels(Path(labels))
     loaded: VLAligner = call.load()
     source = rows if images is None else images
@@ -60,9 +56,9 @@ def align(
 
 
 def _labels(path: Path) -> list[Any] | Path:
-    """Whole numbers, or the texts themselves, from a .npy file or one in each line.
+    """Indices, or the texts themselves, from a .npy file or one per line.
 
-    A safetensors file is the method's to read, as its features are.
+    A safetensors file is returned unread: the method reads it, like its features.
     """
     from .. import tables
     from ..errors import InputError

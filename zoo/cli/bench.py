@@ -13,26 +13,28 @@ import click
 from .options import (
     PATH,
     base_option,
+    declared_option,
     device_option,
     echo_json,
     json_option,
     parse_bases,
     parse_settings,
     quiet_option,
-    set_option,
 )
 
 
 @click.command()
 @click.argument("subject", metavar="MODEL|INTERFACE")
-@click.option("--data", type=PATH, help="Benchmark data; default: what the method brings.")
+@click.option("--data", type=PATH, help="Benchmark data; default: the method's own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="First seed.")
-@click.option("--quick", is_flag=True, help="Less data, one seed: minutes. Not for --write.")
-@click.option("--write", type=PATH, help="Keep results.json and pictures in this folder, by model.")
+@click.option(
+    "--quick", is_flag=True, help="Less data and one seed, for minutes; not with --write."
+)
+@click.option("--write", type=PATH, help="Save results.json and pictures in this folder, by model.")
 @base_option
 @device_option
 @quiet_option
-@set_option
+@declared_option
 @json_option
 def bench(
     subject: str,
@@ -46,16 +48,16 @@ def bench(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Run the experiment behind MODEL's claim, or measure every model of an INTERFACE alike."""
+    """Run the experiment behind MODEL's claim, or compare all models of an INTERFACE."""
     from .. import api
     from .. import bench as benchmarks
     from ..errors import UsageError
     from ..interfaces import INTERFACES
 
     if quick and write:
-        raise click.UsageError("--quick measures too little to be kept; leave out --write.")
-    # The record outlives this machine: the data's place on it is left out of the command.
-    words = [f"PATH/{data.name}" if data and w == str(data) else w for w in sys.argv[1:]]
+        raise click.UsageError("--quick measures too little to be saved; leave out --write.")
+    # The record is for all machines: the command leaves out where the data is on this one.
+    words = [_for_others(word, data) for word in sys.argv[1:]]
     command = shlex.join(["zoo", *words])
     if subject in INTERFACES:
         if bases:
@@ -99,7 +101,18 @@ def bench(
     if found["claims"]:
         click.echo("\n" + benchmarks.claims_lines(found, wide))
     if quick:
-        click.echo("\n--quick shows that the experiment runs; its numbers are of too little data.")
+        click.echo("\n--quick only shows that the experiment runs: it measures on too little data.")
     click.echo(f"\n{found['seconds']:.0f} s on {found['hardware']}")
     if kept:
         click.echo(str(kept))
+
+
+def _for_others(word: str, data: Path | None) -> str:
+    """A word of the command as the record keeps it: without a folder's place on this machine.
+
+    ``--base image=/long/way/to/lite0`` becomes ``image=PATH/lite0``.
+    """
+    name, equals, value = word.rpartition("=")
+    if (data and value == str(data)) or Path(value).is_absolute():
+        return f"{name}{equals}PATH/{Path(value).name}"
+    return word

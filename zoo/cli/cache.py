@@ -1,4 +1,4 @@
-"""``zoo cache``: what fetched models take, and taking it back."""
+"""``zoo cache``: shows and frees the disk space of downloaded models."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .options import echo_json, json_option
 
 @click.command()
 @click.argument("repos", nargs=-1, metavar="[ORG/NAME]...")
-@click.option("--free", is_flag=True, help="Delete the repositories named, after asking.")
+@click.option("--free", is_flag=True, help="Delete the named repositories, after asking.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def cache(repos: tuple[str, ...], free: bool, yes: bool, as_json: bool) -> None:
     """Show the models in the Hugging Face cache, which zoo shares with other programs.
 
-    With --free, delete those named. Bundled weights are not here and take part in nothing.
+    With --free, delete the named ones. Bundled weights are not in the cache.
     """
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
@@ -36,7 +36,7 @@ def cache(repos: tuple[str, ...], free: bool, yes: bool, as_json: bool) -> None:
         hint = near(unknown[0], models)
         raise UsageError(
             f"{unknown[0]!r} is not in {folder}"
-            + (f"; did you mean {hint[0]!r}?" if hint else "; `zoo cache` lists what is.")
+            + (f"; did you mean {hint[0]!r}?" if hint else "; `zoo cache` lists all.")
         )
     chosen = [models[name] for name in repos] or sorted(models.values(), key=lambda r: r.repo_id)
     sizes = {r.repo_id: _size(r.repo_path) for r in chosen}
@@ -59,6 +59,6 @@ def cache(repos: tuple[str, ...], free: bool, yes: bool, as_json: bool) -> None:
 
 
 def _size(repo: Path) -> int:
-    """What a repository takes, with what a download that broke off has left of it."""
+    """Bytes of a repository, including partial downloads."""
     files = (f for f in repo.rglob("*") if f.is_file() and not f.is_symlink())
     return sum(f.stat().st_size for f in files)

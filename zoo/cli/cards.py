@@ -1,4 +1,4 @@
-"""``zoo card`` and ``zoo publish``: a model's page, and the way to the Hub."""
+"""``zoo card`` and ``zoo publish``: write a model's card, and upload it to the Hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ folder_option = click.option(
 @click.option("--check", is_flag=True, help="Write nothing; exit code 1 if anything is wrong.")
 @click.pass_context
 def card(ctx: click.Context, model: str, where: Path, check: bool) -> None:
-    """Write MODEL's card from its registry entry and results.json, or check the one there."""
+    """Write MODEL's card from its registry entry and results.json, or check the existing card."""
     entry = api.entry_of(model)
     folder = where / entry.name
     if not check:
@@ -42,13 +42,17 @@ def card(ctx: click.Context, model: str, where: Path, check: bool) -> None:
 @click.command()
 @model_argument
 @click.option(
-    "--to", "repo", required=True, metavar="ORG/NAME", help="Hub repository; made if new."
+    "--to", "repo", required=True, metavar="ORG/NAME", help="Hub repository; created if new."
 )
 @click.option("--registry", type=PATH, help="Registry file to pin; default: the checkout's own.")
 @folder_option
-@click.option("--license", "licence", help="Of a saved folder: the Hub's identifier, as mit.")
 @click.option(
-    "--trained-on", multiple=True, help="Of a saved folder: a data set and its licence. Repeatable."
+    "--license", "licence", help="Licence of a saved folder: the Hub's identifier, such as mit."
+)
+@click.option(
+    "--trained-on",
+    multiple=True,
+    help="Training data of a saved folder: a data set and its licence. Repeatable.",
 )
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--dry-run", is_flag=True, help="Show what would be uploaded; upload nothing.")
@@ -70,7 +74,8 @@ def publish(
     plan = publishing.plan(model, where, registry, repo=repo, license=licence, data=trained_on)
     if isinstance(plan.files.get("README.md"), bytes) and not (licence and trained_on):
         click.echo(
-            "the card says nothing of licence or data unless you do: --license, --trained-on.",
+            "the card has no licence or no training data. Add them with --license and "
+            "--trained-on.",
             err=True,
         )
     if dry_run:

@@ -1,4 +1,4 @@
-"""``zoo list``, ``zoo info``, ``zoo plugins``: what is known, read from data alone."""
+"""``zoo list``, ``zoo info``, ``zoo plugins``: read registry data without importing plugins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..plugins import Plugin
 
 STATES = ("ready", "untrained", "planned", "blocked")
-"""In the order in which they are listed."""
+"""The states of models, in the order of ``zoo list``."""
 
 
 @click.command("list")
@@ -28,9 +28,9 @@ STATES = ("ready", "untrained", "planned", "blocked")
 @click.option("--bases", is_flag=True, help="Show the bundled base models instead.")
 @json_option
 def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> None:
-    """Show the models that are known; PATTERN is a part of the name, or a glob such as '*-sr'.
+    """List the known models; PATTERN is a part of the name, or a glob such as '*-sr'.
 
-    ready: loads. untrained: the code is there, the weights are yours to train. planned: not yet.
+    ready: can be loaded. untrained: has code but no weights; train them. planned: has no code yet.
     """
     from fnmatch import fnmatchcase
 
@@ -41,7 +41,7 @@ def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> No
         pattern = f"*{pattern}*"
 
     if interface is not None and interface not in INTERFACES:
-        raise click.BadParameter(f"{interface!r} is none of {', '.join(INTERFACES)}")
+        raise click.BadParameter(f"{interface!r} is not one of {', '.join(INTERFACES)}")
     catalogue = registry.catalogue()
     if bases:
         found = [b for claims in catalogue.bases.values() for b in claims]
@@ -68,14 +68,14 @@ def list_(pattern: str, interface: str | None, bases: bool, as_json: bool) -> No
     faults = [p for p in catalogue.plugins if p.state in ("fault", "conflict")]
     if faults:
         count = "1 plugin has" if len(faults) == 1 else f"{len(faults)} plugins have"
-        click.echo(f"{count} a fault; `zoo plugins` says which.", err=True)
+        click.echo(f"{count} a fault; see `zoo plugins`.", err=True)
 
 
 @click.command()
 @model_argument
 @json_option
 def info(model: str, as_json: bool) -> None:
-    """Show what MODEL is, its licence, its options and its files."""
+    """Show MODEL's description, licence, options and files."""
     from .. import about, api
     from ..errors import PluginError
 
@@ -96,21 +96,21 @@ def info(model: str, as_json: bool) -> None:
         card = plugin.card(entry.name)
         facts["limits"] = about.limits(card.read_text("utf-8")) if card and card.is_file() else ()
     except PluginError:
-        pass  # planned: there is no plugin yet, and the status says so
+        pass  # planned: there is no plugin yet
     if as_json:
         return echo_json(facts)
     _facts(facts)
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Also import each plugin, in a process of its own.")
+@click.option("--check", is_flag=True, help="Also import each plugin, in a separate process.")
 @json_option
 @click.pass_context
 def plugins(ctx: click.Context, check: bool, as_json: bool) -> None:
-    """Show the installed plugins, and what is wrong with any.
+    """List the installed plugins and their faults.
 
-    Without --check nothing is imported, so only faults of data are seen. With it, exit code 1 says
-    that at least one plugin is broken.
+    Without --check nothing is imported, so only faults of data are found. With it, exit code 1
+    means that at least one plugin is broken.
     """
     found = [_checked(p) if check else (p, p.state, p.reason) for p in registry.catalogue().plugins]
     if as_json:
@@ -153,7 +153,7 @@ def _public(entry: Entry) -> dict[str, Any]:
 
 
 def _keywords(entry: Entry, plugin: Plugin) -> dict[str, list[str]]:
-    """Verb -> what -O may set beside declared options, as the class's source has it."""
+    """Verb -> keywords that -O may set besides declared options, from the source of the class."""
     from ..interfaces import verbs
     from ..signatures import keywords
 
@@ -173,7 +173,7 @@ def _facts(facts: dict[str, Any]) -> None:
             continue
         if key == "options":
             for verb, options in value.items():
-                if not isinstance(options, dict):  # of a saved folder: a value each
+                if not isinstance(options, dict):  # a saved folder has values
                     click.echo(f"{'option':{width}}  {verb}: {options}")
                     continue
                 for name, option in options.items():
@@ -191,7 +191,7 @@ def _facts(facts: dict[str, Any]) -> None:
             for limit in value:
                 click.echo(f"{'limit':{width}}  {_tame(limit)}")
         elif key == "card":
-            continue  # for those who read the card
+            continue  # it is for the card
         elif key == "keywords":
             for verb, names in value.items():
                 for name in names:
@@ -207,7 +207,7 @@ def _facts(facts: dict[str, Any]) -> None:
 
 
 def _brief(value: Any) -> str:
-    """A part of a config: a saved network's own would fill the screen; ``--json`` has all of it."""
+    """A value of a config, shortened; ``--json`` has all of it."""
     text = str(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
@@ -222,13 +222,13 @@ def _option(option: Any) -> str:
 
 
 def _tame(text: str) -> str:
-    """What a plugin says may not steer the terminal."""
+    """Text of a plugin, without characters that control the terminal."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _columns(rows: Any) -> None:
-    """Print rows in aligned columns; on a terminal the last one is wrapped, else each row is one
-    line, for grep."""
+    """Print rows in aligned columns; a terminal wraps the last column, other outputs have one line
+    per row."""
     rows = [[_tame(" ".join(str(cell).split())) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     for row in rows:

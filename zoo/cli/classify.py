@@ -1,4 +1,4 @@
-"""``zoo classify``: photos in; a table, a contact sheet and, if wanted, copies by label out."""
+"""``zoo classify``: photos in; a table, a contact sheet and, on request, copies by label out."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from ..interfaces import VLAligner
 
 TABLE, SHEET, COPIES = "labels.csv", "sheet.png", "by_label"
-PART = 64  # photos that are handed to the model at once
+PART = 64  # photos for each call of the model
 COLUMNS, ROWS = 8, 3  # of the contact sheet, for each label
 SIDE, GAP, LINE = 128, 6, 18  # pixels
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A photo with the likeliest of the labels."""
+    """A photo with its most probable label."""
 
     picture: Picture
     label: str
@@ -41,17 +41,17 @@ class Labelled:
 @click.argument("photos", nargs=-1, required=True)
 @click.option(
     "--labels",
-    help='Texts, as in "beach, dog", or a file with one in each line; default: those of the fit.',
+    help='Texts such as "beach, dog", or a file with one per line; default: the fitted classes.',
 )
 @click.option("-o", "--out", type=PATH, required=True, help=f"Folder for {TABLE} and {SHEET}.")
 @click.option("--copy", is_flag=True, help=f"Copy the photos to OUT/{COPIES}/LABEL.")
 def classify(
     call: Call, photos: tuple[str, ...], labels: str | None, out: Path, copy: bool
 ) -> None:
-    """Give each of PHOTOS one of the labels: images, folders of images, or patterns like "*.jpg".
+    """Label each of PHOTOS: images, folders of images, or patterns like "*.jpg".
 
-    OUT gets a table (file, label, probability) and a contact sheet. Photos are never moved.
-    Example: zoo classify ./my-aligner photos/ -o sorted
+    A table (file, label, probability) and a contact sheet are written to OUT. Photos are never
+    moved. Example: zoo classify ./my-aligner photos/ -o sorted
     """
     from .. import images
     from ..errors import UsageError
@@ -63,9 +63,7 @@ def classify(
     loaded: VLAligner = call.load()
     texts = given or list(loaded.classes)
     if not texts:
-        raise UsageError(
-            f'{call.model} knows no labels. Pass them: --labels "beach, dog, receipt".'
-        )
+        raise UsageError(f'{call.model} has no labels. Pass them: --labels "beach, dog, receipt".')
     targets = _targets(found, texts, out / COPIES) if copy else {}
     call.refuse_taken_files(out, targets.values())
     with new_folder(out):
@@ -99,14 +97,14 @@ def _labels(given: str | None) -> list[str]:
 
     if given is None:
         return []
-    if os.path.isfile(given):  # noqa: PTH113 - Path's raises where many labels are a long name
+    if os.path.isfile(given):  # noqa: PTH113 - Path's raises for a long list of labels
         texts = [line.strip() for line in tables.lines(given, "--labels")]
     else:
         texts = [text.strip() for text in given.split(",")]
     if len(texts) < 2 or not all(texts) or len({*texts}) < len(texts):
         raise OptionError(
-            f"--labels {given!r}: expected at least two, all different, with commas between them, "
-            "or a file with one in each line."
+            f"--labels {given!r}: expected at least two different labels, separated by commas, "
+            f"or a file with one per line."
         )
     return texts
 
@@ -114,7 +112,7 @@ def _labels(given: str | None) -> list[str]:
 def _classified(
     model: VLAligner, found: Sequence[Picture], texts: list[str], call: Call
 ) -> tuple[list[Labelled], Failures]:
-    """The likeliest label of each photo that can be read."""
+    """The most probable label of each photo that can be read."""
     from .. import images
     from ..progress import track
 
@@ -156,7 +154,7 @@ def _write(made: Sequence[Labelled], path: Path) -> None:
 def _targets(
     found: Sequence[Picture], texts: Sequence[str], folder: Path
 ) -> Mapping[tuple[Path, str], Path]:
-    """(photo, label) -> where its copy would go; photos of one name are numbered."""
+    """(photo, label) -> the path of its copy; photos of the same name are numbered."""
     names = numbered(PurePath(picture.path.name) for picture in found)
     return {
         (picture.path, text): folder / _safe(text) / name
@@ -166,9 +164,7 @@ def _targets(
 
 
 def _safe(text: str) -> str:
-    """A label as the name of a folder: it cannot lead elsewhere, and is of a length that all file
-    systems take.
-    """
+    """A label as the name of a folder: inside its parent, and short enough for all file systems."""
     return re.sub(r"[^\w -]+", "_", text)[:60].strip(" _.") or "_"
 
 
@@ -183,8 +179,8 @@ def _copied(source: Path, target: Path) -> None:
 
 
 def sheet(made: Sequence[Labelled], texts: Sequence[str]) -> Image.Image:
-    """Each label with its photos, the surest first; where there are too many, the ends of the row
-    of all: the surest, and in the last line the least sure.
+    """Each label with its photos, the most probable first; if there are too many, the most probable
+    ones, and in the last line the least probable.
     """
     from PIL import Image, ImageDraw, ImageFont
 

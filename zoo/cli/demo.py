@@ -1,4 +1,4 @@
-"""``zoo demo``: one real photograph, small, enlarged by bicubic and by a model, and the truth."""
+"""``zoo demo``: a small photograph, enlarged by bicubic and by a model, next to the truth."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .options import PATH, device_option, force_option
 if TYPE_CHECKING:
     from PIL import Image
 
-SMALL = 128  # the photograph is brought down to this many pixels a side
+SMALL = 128  # the photograph is shrunk to this many pixels a side
 
 
 @click.command()
 @click.option("--model", default="edge-sd-sr", show_default=True, help="Any SRModel.")
 @click.option(
-    "-o", "--out", type=PATH, default=Path("demo.png"), show_default=True, help="Picture."
+    "-o", "--out", type=PATH, default=Path("demo.png"), show_default=True, help="Image to write."
 )
 @device_option
 @force_option
 def demo(model: str, out: Path, device: str, force: bool) -> None:
-    """Upscale a photograph and make a picture: small, bicubic, the model's, the truth.
+    """Upscale a photograph and write a comparison: small, bicubic, model, truth.
 
-    The photograph is scikit-image's "astronaut" (NASA, public domain), brought down so that the
-    truth is known.
+    The photograph is scikit-image's "astronaut" (NASA, public domain), shrunk so that the truth is
+    known.
     """
     from PIL import Image
 

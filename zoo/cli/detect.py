@@ -1,4 +1,4 @@
-"""``zoo detect``: images in; boxes as a table, a COCO file and pictures out."""
+"""``zoo detect``: images in; boxes as a table, a COCO file and images out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..interfaces import Detections, Detector
 
 FILE = "detections.json"
-GOLDEN = 0.618034  # steps of hue that keep neighbours apart
+GOLDEN = 0.618034  # steps of hue that keep neighbours distinct
 
 
 @verb("Detector", "detect", "detect objects")
@@ -74,7 +74,7 @@ def _line(seen: Detections) -> str:
 
 
 def coco(results: list[tuple[Path, tuple[int, int], Detections]]) -> dict[str, Any]:
-    """A COCO data set of what was found, with ``score``; categories are numbered from 1."""
+    """The detections as a COCO data set, with ``score``; categories are numbered from 1."""
     names = list(dict.fromkeys(name for _, _, seen in results for name in seen.names))
     categories = {name: number for number, name in enumerate(names, 1)}
     entries: list[dict[str, Any]] = []
@@ -99,7 +99,7 @@ def _write(made: dict[str, Any], path: Path) -> None:
 
 
 def drawn(image: Image.Image, seen: Detections) -> Image.Image:
-    """A copy with each box and its label, drawn by Pillow: supervision would bring OpenCV along."""
+    """A copy with each box and its label, drawn by Pillow (supervision would require OpenCV)."""
     from PIL import ImageDraw, ImageFont
 
     image = image.copy()

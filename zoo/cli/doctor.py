@@ -19,20 +19,20 @@ from .options import echo_json, json_option
 class _Finding:
     topic: str
     ok: bool | None
-    """None: worth knowing, nothing to mend."""
+    """None: a note, with nothing to fix."""
     text: str
     advice: str = ""
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Also import each plugin, in a process of its own.")
+@click.option("--check", is_flag=True, help="Also import each plugin, in a separate process.")
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, check: bool, as_json: bool) -> None:
-    """Look for what is wrong with this installation, and say what to do.
+    """Check this installation for faults, and say what to do.
 
-    Exit code 1 says that something is broken. A Hub out of reach is not: what is bundled or cached
-    works without it.
+    Exit code 1 means that something is broken. An unreachable Hub is not a fault: bundled and
+    cached weights work without it.
     """
     findings = [finding for look in _LOOKS for finding in look(check)]
     if as_json:
@@ -116,7 +116,7 @@ def _plugins(check: bool) -> Iterator[_Finding]:
             or f"{len(plugin.registry.models) if plugin.registry else 0} models"
         )
         advice = (
-            f"update {plugin.distribution}, or ZOO_PLUGINS_DISABLE={plugin.package}"
+            f"update {plugin.distribution}, or set ZOO_PLUGINS_DISABLE={plugin.package}"
             if broken
             else ""
         )
@@ -125,7 +125,7 @@ def _plugins(check: bool) -> Iterator[_Finding]:
 
 
 def _weights(check: bool) -> Iterator[_Finding]:
-    """Bundled weights against their hashes: an interrupted install shows here."""
+    """Compare bundled weights with their hashes: this finds interrupted installs."""
     from .. import hub, registry
 
     catalogue = registry.catalogue()

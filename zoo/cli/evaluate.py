@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .inputs import Failures
 from .options import (
     PATH,
     base_option,
+    declared_option,
     device_option,
     echo_json,
     json_option,
@@ -18,7 +20,6 @@ from .options import (
     parse_bases,
     parse_settings,
     quiet_option,
-    set_option,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @base_option
 @device_option
 @quiet_option
-@set_option
+@declared_option
 @json_option
 def eval_(
     model: str,
@@ -46,14 +47,15 @@ def eval_(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure MODEL on DATA, and show the items that went worst.
+    """Measure MODEL on DATA, and show the worst items.
 
     \b
-    SRModel    a folder of large pictures: PSNR-Y, SSIM, HaarPSI
+    SRModel    a folder of large images: PSNR-Y, SSIM, HaarPSI
     VLAligner  a folder with one folder for each class: accuracy;
                .jsonl with image and text, or .npz of features: accuracy or recall
 
-    The other kinds follow with their first model. Example: zoo eval edge-sd-sr photos/
+    An image that cannot be read does not stop the others; it is reported at the end.
+    Other interfaces have no metrics yet. Example: zoo eval edge-sd-sr photos/
     """
     from .. import protocols
     from ..api import entry_and_kind, load, require_code
@@ -67,8 +69,11 @@ def eval_(
         raise InputError(f"{data}: there is no such file or folder.")
     loaded = load(model, base=parse_bases(bases, entry), device=device, **parse_settings(settings))
     found = evaluate(loaded, data, progress=not quiet and not as_json)
+    failures = Failures(len(found.failures) + len({item.item for item in found.items}))
+    for error in found.failures:
+        failures.keep(error)
     if as_json:
-        return echo_json(
+        echo_json(
             {
                 "model": entry.name,
                 "weights": loaded.source,
@@ -78,8 +83,10 @@ def eval_(
                 "means": found.means,
                 "classes": found.groups,
                 "items": [asdict(item) for item in found.items],
+                "failures": [str(error) for error in found.failures],
             }
         )
+        return failures.report()
     click.echo(f"{model} on {data}: {found.data}\n")
     click.echo(_table("mean", {"all": found.means, **found.groups}, found, {}))
     if worst and (items := found.worst(worst)):
@@ -87,6 +94,7 @@ def eval_(
         notes = {item.item: item.note for item in items}
         click.echo(f"\nThe worst {len(items)} of {len(found.items)}:\n")
         click.echo(_table("item", rows, found, notes))
+    failures.report()
 
 
 def _table(

@@ -1,4 +1,4 @@
-"""Many pictures in: files, folders and patterns; one that cannot be used does not stop the rest."""
+"""Input images: files, folders and patterns; one that cannot be used does not stop the rest."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Picture:
 
     path: Path
     name: PurePath
-    """What its result is called after: the file's name, below a folder with the way to it."""
+    """The name for its result: the file's name, or its path relative to an input folder."""
 
 
 def pictures(inputs: Sequence[str]) -> list[Picture]:
-    """The pictures that a command line means; a file that is named twice is there once.
+    """The images that a command line names, each once.
 
-    A folder stands for the pictures in it and below. ``*``, ``?`` and ``[...]`` are expanded where
-    no file has that very name: shells on Windows, and quotes, leave this to us. Raises InputError
-    for what is not there.
+    A folder stands for the images in it and its subfolders. ``*``, ``?`` and ``[...]`` are expanded
+    unless a file has exactly that name, because shells on Windows and quotes leave them unexpanded.
+    Raises InputError for missing files.
     """
     from .. import images
 
@@ -37,7 +37,7 @@ def pictures(inputs: Sequence[str]) -> list[Picture]:
             if path.is_dir():
                 inside = images.listed(path, below=True)
                 if not inside:
-                    raise InputError(f"{path}: there is no picture in this folder.")
+                    raise InputError(f"{path}: there are no images in this folder.")
                 for file in inside:
                     found.setdefault(file, Picture(file, file.relative_to(path)))
             elif path.exists():
@@ -48,9 +48,9 @@ def pictures(inputs: Sequence[str]) -> list[Picture]:
 
 
 def numbered(names: Iterable[PurePath]) -> list[PurePath]:
-    """The names in order, where one that comes again gets a number: ``a.png``, ``a-2.png``.
+    """The names in order, with a number for repeated ones: ``a.png``, ``a-2.png``.
 
-    Capitals count as small letters: some file systems see no difference.
+    Case is ignored, as in some file systems.
     """
     names = list(names)
     taken = {str(name).casefold() for name in names}
@@ -71,19 +71,19 @@ def numbered(names: Iterable[PurePath]) -> list[PurePath]:
 
 
 def _expanded(text: str) -> list[Path]:
-    if not text:  # a variable that is not set; for a path it would be the current folder
+    if not text:  # an unset variable; as a path it would be the current folder
         raise InputError("an input is empty. Name a file or folder; . is the current one.")
     if Path(text).exists() or not glob.has_magic(text):
         return [Path(text)]
-    # Path.glob takes no pattern that begins at the root
+    # Path.glob accepts no absolute pattern
     found = sorted(Path(name) for name in glob.glob(text, recursive=True))  # noqa: PTH207
     if not found:
-        raise InputError(f"{text}: no file has such a name.")
+        raise InputError(f"{text}: no file matches.")
     return found
 
 
 class Failures:
-    """What could not be done, told at the end."""
+    """Collects inputs that failed, to report them at the end."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -97,14 +97,18 @@ class Failures:
         except InputError as error:
             if self._count == 1:
                 raise
-            self._found.append(error)
+            self.keep(error)
+
+    def keep(self, error: InputError) -> None:
+        """Keep an error for ``report``."""
+        self._found.append(error)
 
     def report(self) -> None:
-        """Raise an InputError that names the first few; nothing where all went well."""
+        """Raise an InputError that names the first few, if there are any."""
         if self._found:
             shown = " ".join(str(error) for error in self._found[:SHOWN])
             more = len(self._found) - SHOWN
             raise InputError(
-                f"{len(self._found)} of {self._count} pictures could not be used: {shown}"
+                f"{len(self._found)} of {self._count} images could not be used: {shown}"
                 + (f" And {more} more." if more > 0 else "")
             )

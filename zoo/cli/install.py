@@ -21,7 +21,7 @@ from ..installed import normalised
 def install(distributions: tuple[str, ...]) -> None:
     """Install the plugin distributions DIST with pip, into the environment that zoo runs in.
 
-    DIST is what pip takes: a name, a path, a wheel. What follows `--` goes to pip as it is.
+    DIST is what pip takes: a name, a path, a wheel. Everything after `--` is passed to pip.
     """
     before = {(p.distribution, p.package) for p in registry.catalogue().plugins}
     _pip("install", *distributions)
@@ -33,13 +33,15 @@ def install(distributions: tuple[str, ...]) -> None:
         models = ", ".join(plugin.registry.models) if plugin.registry else plugin.reason
         click.echo(f"{plugin.package} ({plugin.state}): {models}")
     if not new:
-        click.echo("no new plugin: it was there already, or it has no entry point in zoo.plugins.")
+        click.echo(
+            "no new plugin: it was already installed, or it has no entry point in zoo.plugins."
+        )
 
 
 @click.command()
 @click.argument("distribution", metavar="DIST")
 def uninstall(distribution: str) -> None:
-    """Remove the plugin distribution DIST with pip; its package's name will do too."""
+    """Remove the plugin distribution DIST with pip; DIST may also be the name of its package."""
     strangers = [p for p in registry.catalogue().plugins if not p.first_party]
     known = {p.distribution for p in strangers}
     name = normalised(distribution)
@@ -48,21 +50,22 @@ def uninstall(distribution: str) -> None:
         if len(owners) != 1:
             have = ", ".join(sorted(known)) or "none"
             raise UsageError(
-                f"{distribution!r} brings no third-party plugin (there are: {have}). "
-                "Other packages are pip's affair."
+                f"{distribution!r} has no third-party plugin (installed are: {have}). Remove "
+                f"other packages with pip."
             )
         (name,) = owners
     _pip("uninstall", "--yes", name)
 
 
 def _pip(*args: str) -> None:
-    """Run pip in this interpreter. Raises NotReadyError with the command where there is no pip."""
+    """Run pip in this interpreter. Raises NotReadyError, with the command to run, if there is no
+    pip."""
     from importlib.util import find_spec
 
     if find_spec("pip") is None:
         command = shlex.join(["pip", "--python", sys.executable, *args])
-        raise NotReadyError(f"this environment has no pip. With one from elsewhere, run: {command}")
-    # -P: without it a random.py or pip.py of the current folder would run in pip's place
+        raise NotReadyError(f"this environment has no pip. Run a pip from elsewhere: {command}")
+    # -P: otherwise a random.py or pip.py in the current folder would run instead
     done = subprocess.run([sys.executable, "-P", "-m", "pip", *args], check=False)
     if done.returncode:
         raise click.exceptions.Exit(1)  # pip has said why

@@ -1,4 +1,4 @@
-"""``zoo new``: start a plugin of one's own."""
+"""``zoo new``: create a plugin project."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .options import PATH
     "--interface",
     required=True,
     type=click.Choice(list(INTERFACES), case_sensitive=False),
-    help="What its model does.",
+    help="Interface of its model.",
 )
-@click.option("-o", "--out", type=PATH, help="Folder to make. Default: NAME.")
+@click.option("-o", "--out", type=PATH, help="Folder to create. Default: NAME.")
 def new(name: str, interface: str, out: Path | None) -> None:
-    """Make a project for a plugin: a model NAME that works, its tests, ready to be changed.
+    """Create a plugin project: a working model NAME and its tests, ready to be changed.
 
     Example: zoo new my-upscaler --interface SRModel
     """
@@ -30,6 +30,6 @@ def new(name: str, interface: str, out: Path | None) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         click.echo(f"  {file}")
     click.echo(
-        f"Next: cd {folder} && pip install -e . && pytest    (pip install pytest, if need be)\n"
-        f"Then: zoo info {name}, and your own method in place of the one in model.py"
+        f"Next: cd {folder} && pip install -e . && pytest    (pip install pytest, if needed)\n"
+        f"Then: zoo info {name}, and replace the method in model.py by your own"
     )

@@ -1,4 +1,4 @@
-"""What several verbs share: ``-O key=value``, ``--json``, and turning either into keywords."""
+"""Options that several verbs share, and how their values become keywords."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATH = click.Path(path_type=Path)
 model_argument = click.argument("model")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="A torch device; auto takes the best."
+    "--device", default="auto", show_default=True, help="A torch device; auto chooses the best."
 )
 base_option = click.option(
     "--base",
@@ -30,14 +30,22 @@ base_option = click.option(
 )
 force_option = click.option("--force", is_flag=True, help="Replace what is already there.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
-set_option = click.option(
-    "-O",
-    "--option",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set an option that `zoo info MODEL` lists, or a keyword of the verb. May be repeated.",
-)
+
+
+def _settings(what: str) -> Callable[[Any], Any]:
+    return click.option(
+        "-O",
+        "--option",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help=f"Set {what} that `zoo info MODEL` lists. May be repeated.",
+    )
+
+
+set_option = _settings("an option or a keyword of the verb")
+declared_option = _settings("an option")
+"""``-O`` of a verb that has no keywords."""
 
 
 def echo_json(value: Any) -> None:
@@ -46,7 +54,8 @@ def echo_json(value: Any) -> None:
 
 
 def parse_bases(given: tuple[str, ...], entry: Entry) -> dict[str, str] | None:
-    """``("lvlm=org/x", "./clip")`` by name; without one it is the first that the entry declares.
+    """``("lvlm=org/x", "./clip")`` by name; a value without a name is for the first base of the
+    entry.
 
     Raises OptionError for a base that the entry does not have, or one given twice.
     """
@@ -67,7 +76,8 @@ def parse_bases(given: tuple[str, ...], entry: Entry) -> dict[str, str] | None:
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, str]:
-    """``("a=1",)`` -> ``{"a": "1"}``. Raises OptionError for what has no ``=`` or comes twice."""
+    """``("a=1",)`` -> ``{"a": "1"}``. Raises OptionError for text without ``=`` and for a repeated
+    key."""
     found: dict[str, str] = {}
     for text in settings:
         key, equals, value = text.partition("=")
@@ -101,7 +111,7 @@ def split_settings(
         if key in declared:
             load[key] = value
         elif key in keywords:
-            own = keywords[key]  # where its annotation is left out, the interface's counts
+            own = keywords[key]  # without an annotation, the interface's counts
             bare = own.annotation is own.empty
             call[key] = read_value(value, promised.get(key, own) if bare else own)
         else:
@@ -118,9 +128,9 @@ def split_settings(
 def read_value(text: str, parameter: inspect.Parameter) -> Any:
     """The text of ``-O`` as a keyword's value.
 
-    A keyword that is annotated as a number, a bool or a str (or one of these and None) is read as
-    a declared option is. Any other: ``true/false/yes/no/on/off/none/null`` in any case are what
-    they say, JSON is read as such, and the rest is text.
+    A keyword that is annotated as a number, a bool or a str (or one of these and None) is read like
+    a declared option. For others, ``true/false/yes/no/on/off/none/null`` in any case are constants,
+    JSON is parsed, and the rest is text.
     """
     annotation = parameter.annotation
     text_of = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")

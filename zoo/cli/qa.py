@@ -21,14 +21,14 @@ FORMATS = (".json", ".jsonl")
 @verb("QAGenerator", "generate", "generate questions")
 @click.argument("texts", nargs=-1, required=True, type=PATH)
 @click.option(
-    "-o", "--out", type=PATH, help="SQuAD (.json), or a pair in each line (.jsonl); default: print."
+    "-o", "--out", type=PATH, help="SQuAD (.json), or one pair per line (.jsonl); default: print."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all chance.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same questions.")
 def qa(call: Call, texts: tuple[Path, ...], out: Path | None, seed: int) -> None:
     """Make questions and answers about each of the files TEXTS with MODEL.
 
-    SQuAD holds the pairs whose answer stands in the text; .jsonl holds all, with what each is
-    about. Example: zoo qa graph-qa recipe.txt -o questions.json
+    SQuAD files have the pairs whose answer is in the text; .jsonl files have all, with their nodes.
+    Example: zoo qa graph-qa recipe.txt -o questions.json
     """
     from ..errors import InputError, OutputError
     from ..files import check_target, read_text

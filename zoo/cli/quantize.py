@@ -1,7 +1,8 @@
-"""``zoo quantize``: a language model in, one of few bits out."""
+"""``zoo quantize``: a language model in, a quantized one out."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from .options import PATH, echo_json
 from .verbs import Call, saved, verb
 
 if TYPE_CHECKING:
-    from ..interfaces import QuantizedModel, Quantizer
+    from ..interfaces import Estimate, QuantizedModel, Quantizer
 
 
 @verb("Quantizer", "quantize", "quantize")
@@ -23,15 +24,22 @@ if TYPE_CHECKING:
 @click.option(
     "--calibration",
     type=PATH,
-    help="Texts, divided by empty lines, or token ids (.npy); default: zoo's own short texts.",
+    help="Texts, separated by empty lines, or token ids (.npy); default: zoo's own short texts.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all chance.")
+@click.option("--dry-run", is_flag=True, help="Print the estimated cost and do nothing.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same result.")
 def quantize(
-    call: Call, llm: str, out: Path, scheme: str | None, calibration: Path | None, seed: int
+    call: Call,
+    llm: str,
+    out: Path,
+    scheme: str | None,
+    calibration: Path | None,
+    dry_run: bool,
+    seed: int,
 ) -> None:
     """Quantize LLM, a Hub id or a folder (./name), with MODEL.
 
-    OUT holds weights, tokenizer and source: zoo.load takes it.
+    OUT gets the weights and the tokenizer, and is a folder for zoo.load.
     Example: zoo quantize mobilequant ./my-llm --calibration texts.txt -o small
     """
     from .. import calibration as calibrations
@@ -42,6 +50,9 @@ def quantize(
     if scheme is not None:
         keywords["scheme"] = scheme
     loaded: Quantizer = call.load()
+    if dry_run:
+        cost = loaded.estimate(llm, texts, **{**keywords, "progress": False})
+        return echo_json(asdict(cost)) if call.as_json else click.echo(_cost(cost))
     made: QuantizedModel = loaded.quantize(llm, texts, **keywords)
     made.save_pretrained(out, overwrite=call.force)
     report = dict(made.report())
@@ -55,4 +66,15 @@ def quantize(
     click.echo(
         f"{before:.1f} MB -> {after:.1f} MB ({after / before:.2f}x), "
         f"{len(report['layers'])} layers quantized"
+    )
+    for note in report.get("notes", ()):
+        click.echo(f"note: {note}")
+
+
+def _cost(cost: Estimate) -> str:
+    """The estimated cost, for people."""
+    size, seconds = f"{cost.memory / 1e9:.1f} GB", cost.seconds
+    time = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+    return "\n".join(
+        [*cost.notes, f"about {size} of memory beyond the weights, and {time} on this machine"]
     )

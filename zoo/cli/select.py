@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +21,14 @@ if TYPE_CHECKING:
 @verb("DataSelector", "fit", "select data")
 @click.option("--train", type=PATH, required=True, help="Data to choose from.")
 @click.option("--target", type=PATH, help="A few trusted examples; some models can do without.")
-@click.option("-o", "--out", type=PATH, required=True, help="Folder for everything that is made.")
+@click.option("-o", "--out", type=PATH, required=True, help="Folder for all results.")
 @click.option("--model", "base", help="What to train: a Hub id or a folder. Same as --base.")
 @click.option(
     "--fraction", type=float, help="Share to select; default: the model's estimate, or half."
 )
-@click.option("--k", type=int, help="Number of examples to select, in place of a share.")
+@click.option("--k", type=int, help="Number of examples to select, instead of a share.")
 @click.option("--epochs", type=int, help="Passes over the training set.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all chance.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights.")
 def select(
     call: Call,
     train: Path,
@@ -38,9 +40,9 @@ def select(
     epochs: int | None,
     seed: int,
 ) -> None:
-    """Let MODEL learn weights for the rows of --train that serve --target, and select the best.
+    """Learn which rows of --train deserve weight for --target, and select the heaviest.
 
-    OUT is a saved folder (`zoo.load` takes it) with weights.jsonl and selection.jsonl beside it.
+    OUT is a saved folder for `zoo.load`, with weights.jsonl and selection.jsonl in it.
     Example: zoo select bayesian-dps --train train.jsonl --target dev.jsonl -o chosen
     """
     from ..errors import UsageError
@@ -50,13 +52,15 @@ def select(
     if fraction is not None and not 0 <= fraction <= 1:
         raise UsageError(f"--fraction {fraction}: expected 0 to 1.")
     call.refuse_taken(out)
+    if k is not None:
+        _check_count(k, train, call.keywords)
     call = replace(call, bases=(*call.bases, base) if base else call.bases)
     loaded: DataSelector = call.load()
     keywords = {"epochs": epochs, "seed": seed, **call.keywords, "progress": call.progress}
     loaded.fit(str(train), None if target is None else str(target), **keywords)
     loaded.save_pretrained(
         out, overwrite=call.force
-    )  # first: what was learned is not lost to a wrong k
+    )  # first: a failed selection does not lose the fit
     chosen = _chosen(loaded, fraction, k)
     weights = loaded.weights.tolist()
     picked = chosen.tolist()
@@ -89,6 +93,19 @@ def _chosen(loaded: DataSelector, fraction: float | None, k: int | None) -> Any:
         return loaded.select()
     except OptionError:
         return loaded.select(fraction=0.5)
+
+
+def _check_count(k: int, train: Path, keywords: Mapping[str, Any]) -> None:
+    """Raise UsageError if ``train`` has fewer than ``k`` rows, before the fit."""
+    from .. import tables
+    from ..errors import UsageError
+
+    columns = {name: keywords[name] for name in ("features", "label") if name in keywords}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the fit reads the rows again, and warns
+        count = len(tables.read(train, what="train", **columns))
+    if not 0 <= k <= count:
+        raise UsageError(f"--k {k}: expected 0 to {count}, the number of rows in {train}.")
 
 
 def _lines(path: Path, rows: list[dict[str, Any]]) -> None:

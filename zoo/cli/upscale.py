@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 @verb("SRModel", "upscale", "upscale")
 @click.argument("inputs", nargs=-1, required=True)
 @click.option(
-    "-o", "--out", type=click.Path(), help="File or folder, made if missing. Default: INPUT-x4.png."
+    "-o",
+    "--out",
+    type=click.Path(),
+    help="File or folder, created if missing. Default: INPUT-x4.png.",
 )
 @click.option("--scale", type=float, help="Magnification; default: the model's own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same pixels.")
 @click.option("--tile", default="auto", show_default=True, help="Side of a tile, auto or none.")
-@click.option("--skip-existing", is_flag=True, help="Leave out inputs whose output is there.")
+@click.option("--skip-existing", is_flag=True, help="Skip inputs whose output exists.")
 def upscale(
     call: Call,
     inputs: tuple[str, ...],
@@ -41,7 +44,7 @@ def upscale(
 ) -> None:
     """Enlarge INPUTS with MODEL: images, folders of images (with -o), or patterns like "*.jpg".
 
-    A picture that cannot be read does not stop the others; it is named at the end.
+    An image that cannot be read does not stop the others; it is reported at the end.
     Example: zoo upscale edge-sd-sr photo.jpg -o large.png
     """
     from .. import images
@@ -55,7 +58,7 @@ def upscale(
         if not tiled.isdecimal():
             raise OptionError(f"--tile {tile!r}: expected a number of pixels, auto or none.")
         tiled = int(tiled)
-    scale = call.keywords.get("scale", scale)  # as -O: names and sizes of results go by it too
+    scale = call.keywords.get("scale", scale)  # -O scale: names and sizes of results depend on it
     number = isinstance(scale, int | float) and math.isfinite(scale)
     if scale is not None and not (number and scale > 0):
         raise OptionError(f"--scale {scale!r}: expected a number above 0.")
@@ -66,7 +69,7 @@ def upscale(
         "progress": call.progress,
         **{name: value for name, value in call.keywords.items() if name != "scale"},
     }
-    # Every input is looked at before the first long computation, and so is every place.
+    # Every input and every output path is checked before the first long computation.
     found = pictures(inputs)
     folder = _folder(found, inputs, out)
     failures = Failures(len(found))
@@ -89,7 +92,7 @@ def upscale(
     with ExitStack() as made:
         for place in {folder / picture.name.parent for picture in looks} if folder else ():
             made.enter_context(new_folder(place))
-        if scale or (out and not folder):  # before the model is loaded, where names are known
+        if scale or (out and not folder):  # before the model is loaded, if names are known
             places(scale or 1)
         loaded: SRModel = call.load()
         for picture, target in places(scale or loaded.default_scale).items():
@@ -116,7 +119,7 @@ def upscale(
 
 
 def _look(path: Path) -> tuple[Mode, tuple[int, int]]:
-    """Mode that the result will have, and size (width, height) of the input, which is not kept."""
+    """Mode of the result and size (width, height) of the input; the image itself is not kept."""
     from .. import images
 
     picture = images.read(path)
@@ -124,13 +127,13 @@ def _look(path: Path) -> tuple[Mode, tuple[int, int]]:
 
 
 def _folder(found: Sequence[Picture], inputs: Sequence[str], out: str | None) -> Path | None:
-    """The folder that ``-o`` names: one that is there, ``results/``, or any name without ending."""
+    """The folder that ``-o`` names: an existing one, ``results/``, or a name without an ending."""
     from ..errors import OutputError, UsageError
     from ..pictures import WRITABLE
 
     if out is None:
         if folders := [text for text in inputs if Path(text).is_dir()]:
-            raise UsageError(f"{folders[0]} is a folder. Give another for the results: -o FOLDER.")
+            raise UsageError(f"{folders[0]} is a folder. Give one for the results: -o FOLDER.")
         return None
     path = Path(out)
     many = len(found) > 1 or Path(inputs[0]).is_dir()
@@ -146,7 +149,7 @@ def _folder(found: Sequence[Picture], inputs: Sequence[str], out: str | None) ->
 def _targets(
     found: Sequence[Picture], out: str | None, folder: Path | None, scale: float
 ) -> dict[Picture, Path]:
-    """Where each result goes. Raises OutputError where two results would share a name."""
+    """The path of each result. Raises OutputError if two results would have the same path."""
     from ..errors import OutputError
 
     def name(picture: Picture) -> str:

@@ -1,4 +1,4 @@
-"""How every verb of an interface begins: what the options mean, and what is refused before work."""
+"""The start of every verb of an interface: its options, and checks before any work."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ COMMON = (base_option, device_option, force_option, quiet_option, set_option, js
 
 @dataclass(frozen=True)
 class Call:
-    """What was asked of a model that is not loaded yet."""
+    """The arguments of a verb whose model is not loaded yet."""
 
     model: str
-    """As the user named it."""
+    """As the user wrote it."""
     entry: Entry
     bases: tuple[str, ...]
     device: str
     force: bool
-    """May outputs that are already there be replaced?"""
+    """May existing outputs be replaced?"""
     quiet: bool
     as_json: bool
     options: Mapping[str, str]
-    """Of ``-O``, those of load."""
+    """The load options in ``-O``."""
     keywords: Mapping[str, Any]
-    """Of ``-O``, those of the verb."""
+    """The keywords of the verb in ``-O``."""
 
     @property
     def progress(self) -> bool:
-        """Is a bar wanted?"""
+        """Show a progress bar?"""
         return not (self.quiet or self.as_json)
 
     def load(self) -> Any:
@@ -59,27 +59,28 @@ class Call:
         return load(self.model, base=base, device=self.device, **self.options)
 
     def refuse_taken(self, folder: Path) -> None:
-        """Raise OutputError where a folder cannot be made, or holds what may not be replaced."""
+        """Raise OutputError if a folder cannot be created or may not be replaced."""
         from ..files import check_folder
 
         check_folder(folder, overwrite=self.force)
 
     def refuse_taken_files(self, folder: Path, files: Iterable[Path]) -> None:
-        """Raise OutputError where files cannot be written in or below a folder, new or not."""
+        """Raise OutputError if files cannot be written in or below a folder, new or not."""
         from ..errors import OutputError
         from ..files import check_target
 
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file, not a folder. Choose another name.")
         for file in files:
-            if file.parent.is_dir():  # else it is made
+            if file.parent.is_dir():  # else it is created
                 check_target(file, overwrite=self.force)
 
 
 def verb(interface: str, method: str, does: str) -> Callable[[Callable[..., None]], click.Command]:
     """A command on MODEL of an interface; its body gets a ``Call``, then its own arguments.
 
-    ``method``: whose keywords ``-O`` may set. ``does``: "it does not ..." of another kind.
+    ``method``: whose keywords ``-O`` may set. ``does``: completes "it does not ..." for other
+    kinds.
     """
 
     def decorate(body: Callable[..., None]) -> click.Command:
@@ -102,12 +103,13 @@ def verb(interface: str, method: str, does: str) -> Callable[[Callable[..., None
                 raise NotReadyError(f"{model} is of kind {kind}; it does not {does}.")
             require_code(entry)
             found: tuple[Mapping[str, str], Mapping[str, Any]] = {}, {}
-            if settings:  # else the model's code is imported once the inputs have been looked at
+            if settings:  # else the model's code is imported after the inputs are checked
                 found = split_settings(parse_settings(settings), entry, verb_of(entry, method))
+                _refuse_twice(found[1])
             body(Call(model, entry, bases, device, force, quiet, as_json, *found), **own)
 
         # click lists parameters from the last to the first that was attached: MODEL, the verb's
-        # own, what all have
+        # own, the common ones
         own_parameters = getattr(body, "__click_params__", [])
         run.__click_params__ = []  # type: ignore[attr-defined]
         for option in reversed(COMMON):
@@ -118,12 +120,24 @@ def verb(interface: str, method: str, does: str) -> Callable[[Callable[..., None
     return decorate
 
 
+def _refuse_twice(keywords: Mapping[str, Any]) -> None:
+    """Raise UsageError for a keyword in ``-O`` that the command line also gives as an option."""
+    from click.core import ParameterSource
+
+    from ..errors import UsageError
+
+    context = click.get_current_context()
+    for name in keywords:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"{name}: given twice, by --{name} and by -O {name}.")
+
+
 def saved(path: Path) -> str:
-    """How to load a folder that a command wrote, for people."""
+    """A message that says how to load a folder that a command wrote."""
     here = path if path.is_absolute() else f"./{path}"
     return f'{path}: load it with zoo.load("{here}")'
 
 
 def short(value: Any) -> str:
-    """A value of a report in a line."""
+    """A value of a report on one line."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -11,6 +11,7 @@ from .. import actions, api, hub
 from .options import (
     PATH,
     base_option,
+    declared_option,
     device_option,
     echo_json,
     force_option,
@@ -26,16 +27,16 @@ from .options import (
 @click.command()
 @model_argument
 @click.option("--data", type=PATH, help="Training data: a folder or a file.")
-@click.option("-o", "--out", type=PATH, required=True, help="Folder to make; checkpoints go there.")
+@click.option("-o", "--out", type=PATH, required=True, help="Output folder, also for checkpoints.")
 @click.option("--stage", help="One stage of the recipe, by name; default: all.")
 @click.option("--steps", type=int, help="Steps of each stage; default: the recipe's own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights.")
-@click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint in --out.")
 @click.option("--init", help="Start from a saved folder, or from a model's weights by its name.")
 @base_option
 @device_option
 @quiet_option
-@set_option
+@declared_option
 def train(
     model: str,
     data: Path | None,
@@ -50,7 +51,7 @@ def train(
     quiet: bool,
     settings: tuple[str, ...],
 ) -> None:
-    """Train MODEL with its method's recipe. Ctrl-C is safe: --resume goes on."""
+    """Train MODEL with its method's recipe. Ctrl-C is safe: continue with --resume."""
     entry = api.entry_of(model)
     folder = actions.train(
         entry,
@@ -73,14 +74,14 @@ def train(
 @click.command()
 @model_argument
 @click.option("-o", "--out", type=PATH, help="File to write; default: MODEL.FORMAT here.")
-@click.option("--format", "kind", default="onnx", show_default=True, help="Format to write.")
+@click.option("--format", "kind", help="Format to write; default: the suffix of OUT, or onnx.")
 @base_option
 @force_option
 @set_option
 def export(
     model: str,
     out: Path | None,
-    kind: str,
+    kind: str | None,
     bases: tuple[str, ...],
     force: bool,
     settings: tuple[str, ...],
@@ -90,6 +91,7 @@ def export(
     from .options import split_settings
 
     entry = api.entry_of(model)
+    kind = kind or (out.suffix.lower().removeprefix(".") if out else "") or "onnx"
     out = out or Path(f"{entry.name}.{kind}")
     check_target(out, overwrite=force)
     given = parse_settings(settings)
@@ -107,8 +109,8 @@ def export(
 @model_argument
 @json_option
 def pull(model: str, as_json: bool) -> None:
-    """Bring MODEL's weights to this machine, each file checked against its hash."""
-    saved = api.saved_in(model)  # a published one is fetched by this
+    """Download MODEL's weights and check each file against its hash."""
+    saved = api.saved_in(model)  # this downloads a published model
     found = hub.Located(saved.folder, saved.source) if saved else actions.pull(model)
     if as_json:
         return echo_json(
@@ -141,7 +143,7 @@ def verify(model: str, bases: tuple[str, ...], device: str, as_json: bool) -> No
             return click.echo(f"{model} has no files of its own; nothing to verify.")
         return click.echo(f"{model}: files match their hashes; it has no check input.")
     click.echo(
-        f"{model}: files match their hashes; output within {off:.2g} of what it should be "
+        f"{model}: files match their hashes; output within {off:.2g} of the expected one "
         f"(allowed {atol:g}); weights from: {loaded.source}; {seconds:.1f} s"
     )
 
@@ -176,7 +178,7 @@ def run(
         return click.echo("\n".join(f"zoo run {model} {k}: {v.help}" for k, v in known.items()))
     if name is None or name not in known:
         raise OptionError(f"{model} has no command {name!r}. It has: {', '.join(known) or 'none'}.")
-    if args[:1] == ("--",):  # what follows is the command's own, whatever it looks like
+    if args[:1] == ("--",):  # everything after it belongs to the command
         args = args[1:]
     loaded = api.load(model, base=parse_bases(bases, entry))
     command = plugins.import_object(catalogue().owner(entry), known[name].run, entry)

@@ -2,13 +2,13 @@
 
 ==============  ==================================================================================
 folder          one folder for each class; its name, underscores as spaces, is the class's text
-rows            of ``zoo.tables``, such as ``.jsonl`` or ``.csv``: ``image`` (a path beside it)
+rows            of ``zoo.tables``, such as ``.jsonl`` or ``.csv``: ``image`` (a path next to it)
                 and ``text``, or ``label``
-``.npz``        features: ``images`` (N, d), ``texts`` (C, e), and ``labels`` (N,), whole numbers
-                into the texts; without labels the rows of both are pairs
-==============  ==================================================================================
+``.npz`` features: ``images`` (N, d), ``texts`` (C, e), and ``labels`` (N,), indices into the texts;
+without labels the rows of both are pairs ==============
+==================================================================================
 
-A tie counts as wrong: a model that likes all texts alike knows nothing.
+A tie counts as wrong: equal scores for all texts tell nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..errors import InputError, UsageError
 from ..interfaces import Data
-from . import Measured
+from . import Measured, Skip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ HIGHER = {
     "CPU-s/image": False,
 }
 PART = 1024
-"""Images that are handed over at once."""
+"""The number of images for each call of the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Rows(Sequence[str]):
     texts: Any
     """M strings, all different, or (M, e) features."""
     labels: list[int]
-    """N numbers into ``texts``."""
+    """N indices into ``texts``."""
     by_class: bool
     """Are the texts classes, or captions?"""
 
@@ -63,24 +63,47 @@ class Rows(Sequence[str]):
         return self.names[at]
 
     def text(self, number: int) -> str:
-        """The text, or its number where there are features."""
+        """The text, or its number for features."""
         return self.texts[number] if isinstance(self.texts, list) else str(number)
 
 
-def items(data: Path | None, most: int | None = None) -> Rows:
-    """The rows of a folder or file, or every so many of them. Raises InputError, UsageError."""
+def items(data: Path | None, most: int | None = None, skip: Skip | None = None) -> Rows:
+    """The rows of a folder or file, or ``most`` of them, evenly spaced.
+
+    ``skip``: called for each image that cannot be read. Raises InputError, UsageError.
+    """
     if data is None:
         raise UsageError(
-            "zoo brings no labelled photos of its own. Pass --data: a folder with one folder for "
+            "zoo has no labelled photos. Pass --data: a folder with one folder for "
             "each class, or a .jsonl file of image and text."
         )
     found = _features(data) if data.suffix == ".npz" else _pictures(data)
+    if skip is not None and isinstance(found.images, list):
+        found = _readable(found, skip)
     if len(found.texts) < 2:
         what = "class" if found.by_class else "text"
-        raise InputError(f"{data} has one {what} only: nothing to tell apart.")
+        raise InputError(f"{data} has only one {what}: there is nothing to distinguish.")
     if most is None or len(found) <= most:
         return found
-    kept = [i * len(found) // most for i in range(most)]
+    return _chosen(found, [i * len(found) // most for i in range(most)])
+
+
+def _readable(found: Rows, skip: Skip) -> Rows:
+    """The rows whose images can be read."""
+    from .. import images
+
+    kept = []
+    for i, picture in enumerate(found.images):
+        try:
+            if isinstance(picture, str | Path | bytes):
+                images.read(picture)
+            kept.append(i)
+        except InputError as error:
+            skip(error)
+    return _chosen(found, kept)
+
+
+def _chosen(found: Rows, kept: Sequence[int]) -> Rows:
     images = found.images
     return Rows(
         [found.names[i] for i in kept],
@@ -110,7 +133,7 @@ def _pictures(data: Path) -> Rows:
 
 
 def _name(picture: Any, data: Path, row: int) -> str:
-    """Of a file, its path from where the data lies."""
+    """The name of an image: of a file, its path relative to the data."""
     if not isinstance(picture, str | Path):
         return f"row {row}"
     folder, path = data if data.is_dir() else data.parent, Path(picture)
@@ -121,19 +144,19 @@ def _features(data: Path) -> Rows:
     import numpy as np
 
     try:
-        # opened here: numpy leaves a broken archive open; pickled arrays are refused by default
+        # opened here: numpy does not close a broken archive; it refuses pickled arrays by default
         with data.open("rb") as opened, np.load(opened) as file:
             arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # zip, header or pickle: what numpy raises has no end
-        raise InputError(f"{data} is no plain .npz file: {error}.") from None
+    except Exception as error:  # zip, header or pickle: numpy raises many kinds
+        raise InputError(f"{data} is not a plain .npz file: {error}.") from None
     if missing := {"images", "texts"} - set(arrays):
         raise InputError(f"{data} has no {' and no '.join(sorted(missing))}.")
     images, texts = arrays["images"], arrays["texts"]
     labels = arrays.get("labels")
     if labels is None and len(images) != len(texts):
         raise InputError(
-            f"{data}: {len(images)} images and {len(texts)} texts are no pairs. Add labels: a "
-            "whole number into the texts for each image."
+            f"{data}: {len(images)} images and {len(texts)} texts are not pairs. Add labels: for "
+            f"each image the index of its text."
         )
     numbers = np.arange(len(images)) if labels is None else labels
     good = numbers.dtype.kind in "iu" and numbers.shape == (len(images),) and len(numbers)
@@ -147,14 +170,14 @@ def _features(data: Path) -> Rows:
 
 
 def described(data: Path | None, items: Rows) -> Data:
-    """The rows as a record names them."""
+    """The description of the rows for a record."""
     what = "classes" if items.by_class else "texts"
     size = f"{len(items)} images, {len(items.texts)} {what}"
-    return Data(str(data.name) if data else "", "as its owner says", size)
+    return Data(str(data.name) if data else "", "not stated", size)
 
 
 def references() -> dict[str, Any]:
-    """None: an aligner that was not fitted is its own reference."""
+    """No baselines: an aligner that is not fitted is its own reference."""
     return {}
 
 
@@ -176,7 +199,7 @@ def measure(model: Any, items: Rows) -> Iterator[Measured]:
             found = {"accuracy": float(margin > 0), "margin": margin, "CPU-s/image": seconds[i]}
             yield Measured(name, found, margin, items.text(items.labels[i]), note)
         else:
-            rank = int((scores[i] >= own[i]).sum())  # 1 is best; itself is counted
+            rank = int((scores[i] >= own[i]).sum())  # 1 is best; its own text counts
             found = {f"image to text R@{k}": float(rank <= k) for k in RECALLS}
             yield Measured(name, {**found, "CPU-s/image": seconds[i]}, -rank, "", note)
     if not items.by_class:
@@ -196,7 +219,7 @@ def _texts(scores: np.ndarray, items: Rows) -> Iterator[Measured]:
 
 
 def _similarities(model: Any, items: Rows) -> tuple[np.ndarray, list[float]]:
-    """(N, M) float32, and CPU-seconds for each image. Raises InputError where any is not finite."""
+    """(N, M) float32, and CPU-seconds for each image. Raises InputError if any is not finite."""
     import numpy as np
 
     parts, seconds = [], []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotReadyError, UsageError
 from ..interfaces import Data
-from . import Measured
+from . import Measured, Skip
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 SCALE = 4
 HIGHER = {"PSNR-Y": True, "SSIM": True, "HaarPSI": True, "CPU-s/megapixel": False}
 EXACT = 100.0
-"""PSNR in dB of a picture that is equal to the truth, as flat ones are: a mean has no infinity."""
+"""PSNR in dB for an image equal to the truth (such as a flat one), so that means stay finite."""
 LEAST = 16 + 2 * SCALE
-"""Pixels a side of a picture that can be measured: HaarPSI's widest filter inside the border."""
+"""The smallest side in pixels: HaarPSI's widest filter inside the border."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A picture and its small version."""
+    """An image and its small version."""
 
     name: str
     truth: Image.Image
@@ -35,10 +35,11 @@ class Item:
     small: Image.Image
 
 
-def items(data: Path | None, most: int | None = None) -> list[Item]:
-    """The pictures below a folder, else three photographs of scikit-image's.
+def items(data: Path | None, most: int | None = None, skip: Skip | None = None) -> list[Item]:
+    """The images in a folder and its subfolders, else three photographs from scikit-image.
 
-    Raises UsageError where the folder has none, InputError for a picture that is too small.
+    Raises UsageError if the folder has none, InputError for an image that is broken or too small,
+    unless ``skip`` takes it.
     """
     from PIL import Image
 
@@ -48,13 +49,19 @@ def items(data: Path | None, most: int | None = None) -> list[Item]:
         from skimage import data as samples
 
         names = ("astronaut", "chelsea", "coffee")[:most]
-        found = {name: Image.fromarray(getattr(samples, name)()) for name in names}
-    else:
-        paths = images.listed(data, below=True)[:most]
-        if not paths:
-            raise UsageError(f"{data}: there is no picture below it.")
-        found = {path.relative_to(data).as_posix(): images.read(path, "RGB") for path in paths}
-    return [_item(name, image) for name, image in found.items()]
+        return [_item(name, Image.fromarray(getattr(samples, name)())) for name in names]
+    paths = images.listed(data, below=True)[:most]
+    if not paths:
+        raise UsageError(f"{data} contains no images.")
+    found = []
+    for path in paths:
+        try:
+            found.append(_item(path.relative_to(data).as_posix(), images.read(path, "RGB")))
+        except InputError as error:
+            if skip is None:
+                raise
+            skip(error)
+    return found
 
 
 def _item(name: str, image: Image.Image) -> Item:
@@ -63,48 +70,48 @@ def _item(name: str, image: Image.Image) -> Item:
     width, height = (side // SCALE for side in image.size)
     if min(width, height) * SCALE < LEAST:
         raise InputError(
-            f"{name} is {image.width} x {image.height}, too small to measure. Leave out pictures "
+            f"{name} is {image.width} x {image.height}, too small to measure. Leave out images "
             f"of less than {LEAST} pixels a side."
         )
     truth = image.crop((0, 0, width * SCALE, height * SCALE))
-    # PIL's bicubic is antialiased, as published x4 tables want it
+    # PIL's bicubic is antialiased, as in published x4 tables
     return Item(name, truth, truth.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def described(data: Path | None, items: Sequence[Item]) -> Data:
-    """The pictures as a record names them."""
+    """The description of the images for a record."""
     size = f"{len(items)} images"
     if data is None:
         return Data("scikit-image photographs", "CC0 / public domain", size)
-    return Data(str(data.name), "as its owner says", size)
+    return Data(str(data.name), "not stated", size)
 
 
 class Bicubic:
-    """What any model has to beat."""
+    """The baseline: bicubic interpolation."""
 
     scales = (SCALE,)
 
     def upscale(self, image: Image.Image, *, scale: int) -> Image.Image:
-        """By PIL's bicubic interpolation."""
+        """Enlarge with PIL's bicubic interpolation."""
         from PIL import Image
 
         return image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
 
 
 def references() -> dict[str, Bicubic]:
-    """Interpolation."""
+    """Bicubic interpolation."""
     return {"bicubic": Bicubic()}
 
 
 def measure(model: Any, items: Sequence[Item]) -> Iterator[Measured]:
-    """Each picture enlarged and compared. Raises NotReadyError for a model of other scales."""
+    """Enlarge and compare each image. Raises NotReadyError for a model of other scales."""
     from .. import metrics
     from ..experiment import one_thread, timed
     from ..images import to_tensor
 
     if SCALE not in model.scales:
         raise NotReadyError(f"it enlarges by {model.scales}, not by {SCALE}")
-    with one_thread():  # several spin while they wait for each other, and that counts
+    with one_thread():  # several busy-wait for each other, which counts
         model.upscale(items[0].small, scale=SCALE)  # warm up, outside the timing
     for item in items:
         with one_thread():

@@ -6,13 +6,13 @@
         name = "my-model"
 
 That is a whole test file. A model that needs more to be loaded sets ``load_with`` (keywords of
-``zoo.load``) or overrides ``load``; where the sample data does not suit it, its fixture is
-overridden (``pairs``, ``network``, ``task``, ``scenes``, ``known``, ``text``). Further tests of the
-author's own are ordinary methods; they too may ask for ``model`` and ``ready``.
+``zoo.load``) or overrides ``load``; if the sample data does not suit it, override the fixture
+(``pairs``, ``network``, ``task``, ``scenes``, ``known``, ``text``). Additional tests are ordinary
+methods, which may also use ``model`` and ``ready``.
 
-Everything follows from ``zoo.interfaces``; nothing is asked of a model's quality beyond what a toy
-shows: that higher is better, that what is useful weighs more. One file for each interface, and
-``model`` for what all of them share. The suites need pytest and are imported when first used;
+All tests follow from ``zoo.interfaces``. They test a model's quality only as far as a toy shows it:
+higher is better, and useful examples weigh more. There is one file for each interface, and
+``model`` for what they share. The suites need pytest and are imported when first used;
 ``zoo.testing.loopback`` is a Hub on this machine that the real client talks to, without pytest.
 """
 
@@ -67,7 +67,7 @@ def __getattr__(name: str) -> Any:
     if "zoo.testing.checks" not in sys.modules:
         import pytest
 
-        # Before the imports: only then do failing asserts in the suites show their values.
+        # Before the imports, so that failing asserts in the suites show their values.
         for module in ("checks", *_MODULES.values()):
             pytest.register_assert_rewrite(f"zoo.testing.{module}")
     return getattr(import_module(f"zoo.testing.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What the suites share: pictures of every kind, equality of results, progress, detections."""
+"""Checks that the suites share: images of every kind, equality of results, progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = (
     "uint8 HWC", "uint8 HW", "uint8 HW4", "uint16 HWC",
     "float CHW", "float 1HW", "float 4HW", "float NCHW", "float16 CHW",
 )  # fmt: skip
-"""Every kind of image that a verb must take, by the name that ``make_image`` knows."""
+"""Every kind of image that a verb must accept, by its name for ``make_image``."""
 
 BAD_IMAGES: Mapping[str, Callable[[], Any]] = {
     "float HWC array": lambda: picture(5, 4) / 255.0,
@@ -35,7 +35,7 @@ BAD_IMAGES: Mapping[str, Callable[[], Any]] = {
 
 
 def picture(width: int, height: int) -> np.ndarray:
-    """(H, W, 3) uint8: soft colours with a little grain, always the same."""
+    """(H, W, 3) uint8: a smooth gradient with a little noise, always the same."""
     import numpy as np
 
     y, x = np.mgrid[0:height, 0:width].astype("float32")
@@ -85,7 +85,7 @@ def make_image(kind: str, width: int, height: int, folder: Path | None = None) -
 
 
 def check_image(kind: str, made: Any, width: int, height: int) -> None:
-    """Assert that a result is of the kind that ``make_image(kind, ...)`` went in as."""
+    """Assert that a result is of the kind for an input ``make_image(kind, ...)``."""
     import numpy as np
     import torch
     from PIL import Image
@@ -110,9 +110,9 @@ def check_image(kind: str, made: Any, width: int, height: int) -> None:
 
 
 def check_progress(call: Callable[[Any], Any]) -> None:
-    """Assert that ``call(progress)`` reports: each phase counts up to its total, none stops short.
+    """Assert that ``call(progress)`` reports progress: each phase counts up to its total.
 
-    What the callback raises must end the work and reach the caller.
+    An exception from the callback must end the work and reach the caller.
     """
     seen: list[tuple[int, int]] = []
     call(lambda done, total: seen.append((done, total)))
@@ -136,9 +136,9 @@ def check_progress(call: Callable[[Any], Any]) -> None:
 
 
 def same(expected: Any, found: Any, atol: float = 1e-5) -> None:
-    """Assert equality of arrays, tensors, images and what holds them.
+    """Assert equality of arrays, tensors, images and containers of them.
 
-    Floats may be off by ``atol`` times the largest of their array.
+    Floats may differ by ``atol`` times the largest value of their array.
     """
     import numpy as np
 
@@ -195,7 +195,7 @@ def picture_tensor(width: int, height: int) -> torch.Tensor:
 
 
 def shake(seed: int) -> None:
-    """Put the global generators somewhere else: results may not depend on them."""
+    """Reseed the global generators: results must not depend on them."""
     import random
 
     import numpy as np

@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SelectionTask:
-    """What a selector is fitted on."""
+    """The data and the network that a selector is fitted on."""
 
     train: Any
     target: Any
     model: Any = None
     loss: Any = None
     relevant: Any = None
-    """(N,) bool: which training examples serve the target; None skips the test of it."""
+    """(N,) bool: which training examples are useful for the target; None skips the test of this."""
 
 
 class DataSelectorSuite(ModelSuite):
-    """Weights, selection, ties, seeds, refusals."""
+    """Tests of weights, selection, ties, seeds and errors."""
 
     interface = "DataSelector"
     epochs: ClassVar[int | None] = 3
 
     @pytest.fixture
     def task(self) -> SelectionTask:
-        """Two classes; a third of the training set lies elsewhere and is wrongly labelled."""
+        """Two classes; a third of the training set is shifted and wrongly labelled."""
         import torch
 
         random = torch.Generator().manual_seed(0)
@@ -59,7 +59,7 @@ class DataSelectorSuite(ModelSuite):
         return SelectionTask(data[:60], data[60:], model, loss, relevant.numpy())
 
     def fit(self, model: Any, task: SelectionTask, **keywords: Any) -> Any:
-        """Fit on the task, with a network of its own."""
+        """Fit on the task, with a copy of its network."""
         from copy import deepcopy
 
         return model.fit(
@@ -85,7 +85,7 @@ class DataSelectorSuite(ModelSuite):
         return ready.weights, ready.select(k=5)
 
     def test_weights(self, ready: Any, task: SelectionTask) -> None:
-        """(N,) float32 in [0, 1]; where rows have ids, as many."""
+        """(N,) float32 in [0, 1]; as many ids, if rows have ids."""
         import numpy as np
 
         weights = ready.weights
@@ -97,7 +97,7 @@ class DataSelectorSuite(ModelSuite):
         assert ready.ids is None or len(ready.ids) == len(weights)
 
     def test_what_is_useful_weighs_more(self, ready: Any, task: SelectionTask) -> None:
-        """In the order of ``train``."""
+        """Useful examples weigh more, in the order of ``train``."""
         if task.relevant is None:
             pytest.skip("the task does not say what is relevant")
         useful, useless = ready.weights[task.relevant], ready.weights[~task.relevant]
@@ -129,7 +129,7 @@ class DataSelectorSuite(ModelSuite):
         same(np.argsort(-ready.weights, kind="stable")[: len(found)], found)
 
     def test_ties(self, task: SelectionTask) -> None:
-        """Equal examples weigh the same and come out by index."""
+        """Equal examples have equal weights and are selected by index."""
         import numpy as np
 
         twice = SelectionTask(
@@ -156,18 +156,18 @@ class DataSelectorSuite(ModelSuite):
         ids=str,
     )  # fmt: skip
     def test_wrong_selection_is_refused(self, ready: Any, wrong: dict[str, Any]) -> None:
-        """One of the two, and one that is possible."""
+        """Exactly one of fraction and k is accepted, within its range."""
         with pytest.raises(ZooError):
             ready.select(**wrong)
 
     def test_empty_data_is_refused(self, task: SelectionTask) -> None:
-        """On either side."""
+        """An empty training or target set is refused."""
         for train, target in (([], task.target), (task.train, [])):
             with pytest.raises(ZooError):
                 self.load().fit(train, target, model=task.model, loss=task.loss)
 
     def test_before_fit(self) -> None:
-        """There are no weights, and that is said."""
+        """Before ``fit``, weights and selection raise an error."""
         fresh = self.load()
         with pytest.raises(ZooError):
             _ = fresh.weights
@@ -175,5 +175,5 @@ class DataSelectorSuite(ModelSuite):
             fresh.select(k=1)
 
     def test_progress(self, task: SelectionTask) -> None:
-        """Told as it goes."""
+        """Progress is reported during the fit."""
         check_progress(lambda progress: self.fit(self.load(), task, progress=progress))

@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 
 class DetectorSuite(ModelSuite):
-    """Boxes for every kind of image, thresholds, training where there is some, refusals.
+    """Tests of boxes for every kind of image, thresholds, training if there is any, and errors.
 
-    A model of another domain overrides ``known``, and ``scenes`` if it can be fine-tuned.
+    A model for another domain overrides ``known``, and ``scenes`` if it can be fine-tuned.
     """
 
     interface = "Detector"
 
     @pytest.fixture
     def scenes(self) -> tuple[list[Any], list[Detections]]:
-        """Images and what is in them, all of which the model finds once it is fine-tuned on them.
+        """Images and their objects, all of which the model finds after fine-tuning on them.
 
-        Here bright rectangles on dark ground, wider than high, far from square in their image.
+        Here bright rectangles on a dark background, in images that are not square.
         """
         import numpy as np
 
@@ -65,11 +65,11 @@ class DetectorSuite(ModelSuite):
 
     @pytest.fixture
     def known(self, scenes: tuple[list[Any], list[Detections]]) -> tuple[list[Any], list[Any]]:
-        """Images with their true boxes, which the model finds as it is loaded; names are compared.
+        """Images with their true boxes, which the loaded model finds; names are compared.
 
         Override it with photographs of the model's own domain: ``([path], [Detections(...)])``;
-        ``([], [])`` where there are no weights that find anything, as on a random base. By default
-        the drawn scenes, under whatever name the model gives such things.
+        ``([], [])`` if the weights find nothing, as with a random base. By default the drawn
+        scenes, under any name.
         """
         return scenes[0], [truth.boxes for truth in scenes[1]]
 
@@ -79,11 +79,11 @@ class DetectorSuite(ModelSuite):
         return scenes[0]
 
     def outputs(self, ready: Any, sample: Any) -> Any:
-        """Detections, the weak ones too."""
+        """Detections, including weak ones."""
         return ready.detect(sample, threshold=0.05)
 
     def lacks(self, verb: str) -> bool:
-        """Does the model leave out an optional verb? Then it must say so itself."""
+        """Does the model lack an optional verb? Then the verb must raise NotReadyError."""
         model = self.once("model", self.load)
         if getattr(type(model), verb) is not getattr(Detector, verb):
             return False
@@ -93,7 +93,7 @@ class DetectorSuite(ModelSuite):
 
     @pytest.fixture
     def tuned(self, scenes: tuple[list[Any], list[Detections]]) -> Any:
-        """A model of its own, fine-tuned on the scenes; as it is loaded where it cannot be."""
+        """A separate model, fine-tuned on the scenes if it can be."""
 
         def finetune() -> Any:
             model = self.load()
@@ -106,7 +106,7 @@ class DetectorSuite(ModelSuite):
         return self.once("tuned", finetune)
 
     def test_names(self, model: Any, tuned: Any, sample: Any) -> None:
-        """A tuple of words, the one that its detections have."""
+        """A tuple of words, the same as in its detections."""
         for detector in (model, tuned):
             assert isinstance(detector.names, tuple)
             assert detector.names
@@ -116,7 +116,7 @@ class DetectorSuite(ModelSuite):
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_kind_of_image(self, model: Any, kind: str, tmp_path: Path) -> None:
-        """Every kind is taken and left as it was; boxes lie in the image that was given."""
+        """Every kind is accepted and not modified; boxes are inside the given image."""
         image = make_image(kind, 33, 24, tmp_path)
         kept = copied(image)
         found = model.detect(image, threshold=0.05)
@@ -128,7 +128,7 @@ class DetectorSuite(ModelSuite):
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (31, 7)])
     def test_size_of_image(self, model: Any, size: tuple[int, int]) -> None:
-        """Whatever the sides, and where there is nothing to see."""
+        """Any sides work, and images without objects."""
         import numpy as np
 
         width, height = size
@@ -137,7 +137,7 @@ class DetectorSuite(ModelSuite):
         check_detections(model.detect(blank), width, height, 0.4)
 
     def test_list(self, model: Any, sample: Any) -> None:
-        """A list for a list, in order; the same as one by one."""
+        """A list gives a list, in order, with the same results as one by one."""
         found = model.detect(sample)
         assert isinstance(found, list)
         assert len(found) == len(sample)
@@ -157,7 +157,7 @@ class DetectorSuite(ModelSuite):
         same(array, model.detect(tensor), 1e-2)
 
     def test_threshold(self, tuned: Any, scenes: tuple[list[Any], list[Detections]]) -> None:
-        """Drops what scores less and changes nothing else."""
+        """A threshold drops lower scores and changes nothing else."""
         import numpy as np
 
         everything = tuned.detect(scenes[0][1], threshold=0.0)
@@ -170,19 +170,19 @@ class DetectorSuite(ModelSuite):
 
     @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
     def test_wrong_threshold_is_refused(self, model: Any, sample: Any, threshold: float) -> None:
-        """A score lies in [0, 1]."""
+        """A threshold outside [0, 1] is refused."""
         with pytest.raises(OptionError):
             model.detect(sample[0], threshold=threshold)
 
     def test_finds(self, model: Any, known: tuple[list[Any], list[Any]]) -> None:
-        """As it is loaded it finds what it knows: boxes are x1 y1 x2 y2 in the image's pixels."""
+        """The loaded model finds the known objects: boxes are x1 y1 x2 y2 in the image's pixels."""
         if not known[0]:
-            pytest.skip("known is empty, so nobody has looked at the boxes")
+            pytest.skip("known is empty, so the boxes are not tested")
         for image, truth in zip(*known, strict=True):
             check_found(model.detect(image, threshold=0.05), truth)
 
     def test_learns(self, tuned: Any, scenes: tuple[list[Any], list[Detections]]) -> None:
-        """After fine-tuning it finds the scenes' objects, under their names."""
+        """After fine-tuning the model finds the scenes' objects, under their names."""
         if self.lacks("finetune"):
             return
         assert tuned.names == scenes[1][0].names
@@ -192,7 +192,7 @@ class DetectorSuite(ModelSuite):
     def test_annotations(
         self, tuned: Any, scenes: tuple[list[Any], list[Detections]], sample: Any, tmp_path: Path
     ) -> None:
-        """Fine-tuning takes boxes from a file: here COCO, with its images in its folder."""
+        """Fine-tuning accepts boxes from a file: here COCO, with the images in its folder."""
         if self.lacks("finetune"):
             return
         from PIL import Image
@@ -209,7 +209,7 @@ class DetectorSuite(ModelSuite):
             same(self.outputs(tuned, sample), self.outputs(again, sample), 1e-3)
 
     def test_how_long(self, tuned: Any, scenes: tuple[list[Any], list[Detections]]) -> None:
-        """Epochs or steps, at least 1, and they count."""
+        """Epochs or steps must be at least 1, and have an effect."""
         for verb, arguments in (("pretrain", scenes[:1]), ("finetune", scenes)):
             if self.lacks(verb):
                 continue
@@ -232,7 +232,7 @@ class DetectorSuite(ModelSuite):
         same(self.outputs(tuned, sample), self.outputs(again, sample), 1e-3)
 
     def test_tuned_saved_and_loaded(self, tuned: Any, sample: Any, tmp_path: Path) -> None:
-        """What was learnt is kept."""
+        """A saved folder keeps what was learnt."""
         from .. import load
 
         tuned.save_pretrained(tmp_path / "tuned")
@@ -240,7 +240,7 @@ class DetectorSuite(ModelSuite):
         same(self.outputs(tuned, sample), self.outputs(again, sample), 1e-3)
 
     def test_wrong_labels_are_refused(self, scenes: tuple[list[Any], list[Detections]]) -> None:
-        """One ``Detections`` for each image, at least one image."""
+        """Labels must be one ``Detections`` for each image, for at least one image."""
         if self.lacks("finetune"):
             return
         images, truth = scenes
@@ -249,7 +249,8 @@ class DetectorSuite(ModelSuite):
                 self.load().finetune(*wrong)
 
     def test_pretrain(self, scenes: tuple[list[Any], list[Detections]]) -> None:
-        """From images alone, with a report that can be kept as JSON; by the seed alone."""
+        """Pretraining needs only images, returns a report for JSON, and depends on the seed
+        alone."""
         if self.lacks("pretrain"):
             return
         report = self.load().pretrain(scenes[0], seed=0)
@@ -265,14 +266,14 @@ class DetectorSuite(ModelSuite):
 
     @pytest.mark.parametrize("case", BAD_IMAGES)
     def test_bad_image_is_refused(self, model: Any, case: str) -> None:
-        """By an InputError, alone and in a list."""
+        """An unusable image raises InputError, alone and in a list."""
         with pytest.raises(InputError):
             model.detect(BAD_IMAGES[case]())
         with pytest.raises(InputError):
             model.detect([picture(5, 4), BAD_IMAGES[case]()])
 
     def test_progress(self, scenes: tuple[list[Any], list[Detections]]) -> None:
-        """Told as it goes, in both kinds of training."""
+        """Progress is reported in both kinds of training."""
         if not self.lacks("pretrain"):
             check_progress(lambda progress: self.load().pretrain(scenes[0], progress=progress))
         if not self.lacks("finetune"):
@@ -282,7 +283,7 @@ class DetectorSuite(ModelSuite):
 def check_detections(
     found: Any, width: int, height: int, threshold: float, *, shape_known: bool = True
 ) -> None:
-    """Assert what holds for every ``Detections`` of an image of this size."""
+    """Assert that ``Detections`` are valid for an image of this size."""
     import numpy as np
 
     assert isinstance(found, Detections)
@@ -301,7 +302,7 @@ def check_detections(
         assert found.boxes.min() >= 0
         assert (x2 <= width).all(), "a box leaves the image"
         assert (y2 <= height).all(), "a box leaves the image"
-    assert (np.diff(found.scores) <= 0).all(), "scores must fall"
+    assert (np.diff(found.scores) <= 0).all(), "scores must not increase"
     assert found.scores.min() >= threshold
     assert found.scores.max() <= 1
     assert found.labels.min() >= 0
@@ -309,13 +310,14 @@ def check_detections(
 
 
 def check_found(found: Detections, truth: Any) -> None:
-    """Assert that each true box (``Detections``, or (N, 4) alone) is covered by half, by name."""
+    """Assert that each true box (``Detections``, or (N, 4) alone) is found with an IoU above
+    0.5."""
     boxes = getattr(truth, "boxes", truth)
     for i, box in enumerate(boxes):
         best = max(range(len(found)), key=lambda k: _iou(found.boxes[k], box), default=None)
         assert best is not None, "nothing is found"
         overlap = _iou(found.boxes[best], box)
-        assert overlap > 0.5, f"{box.tolist()}: the best box covers {overlap:.0%}"
+        assert overlap > 0.5, f"{box.tolist()}: the best box has an IoU of {overlap:.0%}"
         if isinstance(truth, Detections):
             assert found.names[found.labels[best]] == truth.names[truth.labels[i]]
 

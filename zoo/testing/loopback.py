@@ -3,17 +3,17 @@
     with LoopbackHub() as hub:
         commit = hub.add("org/tiny", {"model.safetensors": data, "config.json": b"{}"})
         hub.fault("flip", on="*.safetensors")
-        done = hub.run("import zoo; zoo.load(...)", home=tmp_path)   # a process of its own
-        assert hub.requests == []                                    # what the client asked for
+        done = hub.run("import zoo; zoo.load(...)", home=tmp_path)   # a separate process
+        assert hub.requests == []                                    # what the client requested
 
 huggingface_hub reads its environment (HF_ENDPOINT, HF_HOME, ...) when it is imported, so the code
-under test runs in a process of its own: ``hub.run(code, home=folder)``, or one that you start with
-``hub.environment(folder)``. Mocking libraries do not help: huggingface_hub 2 has an HTTP client of
-its own that they do not see.
+under test runs in a separate process: ``hub.run(code, home=folder)``, or one that you start with
+``hub.environment(folder)``. Mocking libraries do not help: they do not intercept the HTTP client of
+huggingface_hub 2.
 
-What it serves: model information with blobs, tree listing, ``resolve`` (HEAD, GET, ranges) of every
+It serves model information with blobs, tree listing, ``resolve`` (HEAD, GET, ranges) of every
 commit ever added, private and gated repositories, and uploads (create, preupload, LFS, commit).
-What it gets wrong on purpose: ``LoopbackHub.fault``.
+``LoopbackHub.fault`` makes it fail on purpose.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ FAULTS: Mapping[str, str] = {
     "slow": "waits before it sends a file (seconds=...)",
     "flip": "flips one bit in the middle of a file",
     "long": "sends 7 bytes more than the file has",
-    "endless": "sends a file and goes on sending, without saying how much there is",
+    "endless": "sends a file and never stops, without a length",
     "whole": "ignores Range and sends all of the file",
     "status": "answers with this HTTP status (status=..., code=... for X-Error-Code)",
     "html": "answers 200 with a login page, as a captive portal does",
     "redirect": "answers 302 to the same path at another endpoint (to=...)",
 }
-"""Every fault there is, and what the server does then."""
+"""Every fault, and what the server then does."""
 
-# huggingface_hub 2.4's LFS upload uses an argument that its own HTTP client has deprecated.
+# huggingface_hub 2.4's LFS upload uses an argument that its HTTP client has deprecated.
 _ITS_OWN_WARNING = "ignore:Use 'content=:DeprecationWarning"
 LFS_TYPES = (".safetensors", ".bin", ".pt", ".png")
 
@@ -90,7 +90,7 @@ class _Repo:
 class LoopbackHub:
     """A context manager: a Hub at ``hub.endpoint`` until the block ends.
 
-    ``tokens``: those that may see private and gated repositories and may write; other tokens are
+    ``tokens``: the tokens that may read private and gated repositories and may write; others are
     refused as invalid.
     """
 
@@ -126,7 +126,7 @@ class LoopbackHub:
 
     @property
     def endpoint(self) -> str:
-        """What HF_ENDPOINT must be."""
+        """The value for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     # --- repositories -----------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class LoopbackHub:
     ) -> str:
         """Commit these files (or a folder's) as the new head of a branch; returns the commit.
 
-        The repository is made if need be. Earlier commits stay to be had by their hash.
+        The repository is created if needed. Earlier commits remain available by their hash.
         """
         if isinstance(files, Path):
             folder = files
@@ -164,13 +164,13 @@ class LoopbackHub:
         return commit
 
     def files(self, repo: str, revision: str = "main") -> dict[str, bytes]:
-        """What the repository holds at a branch or commit. Raises KeyError where there is none."""
+        """The files of the repository at a branch or commit. Raises KeyError if there is none."""
         with self._lock:
             known = self._repos[repo]
             return dict(known.commits[known.branches.get(revision, revision)])
 
     def head(self, repo: str, branch: str = "main") -> str:
-        """The commit that a branch is at. Raises KeyError where there is none."""
+        """The head commit of a branch. Raises KeyError if there is none."""
         with self._lock:
             return self._repos[repo].branches[branch]
 
@@ -179,8 +179,8 @@ class LoopbackHub:
     def fault(self, kind: str, *, on: str = "*", times: int | None = None, **details: Any) -> None:
         """From now on do ``kind`` (see FAULTS) for requests whose path matches the glob ``on``.
 
-        ``times``: only for so many requests. ``on="*/resolve/*"`` is the files, ``"/api/*"`` the
-        rest. Faults of file contents leave HEAD requests and information alone.
+        ``times``: only for this many requests. ``on="*/resolve/*"`` matches files, ``"/api/*"`` the
+        rest. Faults of file contents do not affect HEAD requests and information.
         """
         if kind not in FAULTS:
             raise ValueError(f"no fault {kind!r}; there are: {', '.join(FAULTS)}")
@@ -206,7 +206,7 @@ class LoopbackHub:
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """Environment of a process that uses this Hub, with its cache below ``home``.
 
-        Nothing of the caller's own Hub settings or token is left in it. ``more`` is added.
+        The caller's own Hub settings and token are removed from it. ``more`` is added.
         """
         mine = {
             name: value
@@ -216,7 +216,7 @@ class LoopbackHub:
         return mine | {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",  # its uploads would go past this server
+            "HF_HUB_DISABLE_XET": "1",  # its uploads would bypass this server
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             # The process imports what the caller can import, installed or not.
@@ -227,7 +227,7 @@ class LoopbackHub:
     def run(
         self, code: str, *, home: Path, timeout: float = 60, **more: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run Python code in a process of its own, where warnings are errors; captures output."""
+        """Run Python code in a separate process, with warnings as errors; captures output."""
         return subprocess.run(
             [sys.executable, "-W", "error", "-W", _ITS_OWN_WARNING, "-c", code],
             env=self.environment(home, **more),
@@ -243,7 +243,7 @@ def closed_port() -> Iterator[str]:
     """An endpoint at which every connection is refused while the block lasts."""
     import socket
 
-    with socket.socket() as taken:  # bound but not listening: nobody else can get the port
+    with socket.socket() as taken:  # bound but not listening: no other process can get the port
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
@@ -263,7 +263,7 @@ class _Server(ThreadingHTTPServer):
     hub: LoopbackHub
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle is what tests do: no noise."""
+        """Ignore clients that disconnect early, as tests do."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -302,7 +302,7 @@ class _Handler(BaseHTTPRequestHandler):
             hub._closing.wait()
             self.close_connection = True
         elif fault.kind == "status":
-            self._error(fault.details["status"], fault.details.get("code"), "as the test wants it")
+            self._error(fault.details["status"], fault.details.get("code"), "as the test requests")
         elif fault.kind == "html":
             self._send(200, b"<html>Welcome! Please log in.</html>", {"Content-Type": "text/html"})
         else:
@@ -333,13 +333,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._json([{"id": name} for name in public])
 
     def _repo(self, repo: str, *, content: bool = False) -> _Repo | None:
-        """The repository, if this client may see it; else the answer has been sent."""
+        """The repository, if this client may read it; else an error has been sent."""
         if self.token is not None and self.token not in self.server.hub.tokens:
             self._error(401, None, "Invalid credentials in Authorization header")
             return None
         known = self.server.hub._repos.get(repo)
         if known is None or (known.private and self.token is None):
-            # As the Hub does: strangers are not told whether it exists.
+            # As the Hub does: without a token, the answer hides whether it exists.
             if self.token is None:
                 self._error(401, None, "Invalid username or password.")
             else:

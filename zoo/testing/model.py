@@ -1,4 +1,4 @@
-"""What holds for whatever ``zoo.load`` returns; the suite of each interface builds on this."""
+"""Tests of any model that ``zoo.load`` returns; the suite of each interface extends them."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ HEAVY = (
     "torch", "numpy", "PIL", "transformers", "diffusers", "timm", "open_clip", "scipy", "sklearn",
     "skimage", "pandas", "cv2", "matplotlib", "onnx", "onnxruntime", "tensorflow", "jax",
 )  # fmt: skip
-"""What importing a plugin's package may not import: `zoo info` and every first use would wait."""
+"""Modules that a plugin's package must not import, because they are slow to import."""
 
 
 class ModelSuite(abc.ABC):
-    """What holds for whatever ``zoo.load`` returns; the suite of each interface builds on it."""
+    """Tests of any model that ``zoo.load`` returns; the suite of each interface extends them."""
 
     name: ClassVar[str] = ""
-    """The model, as ``zoo.load`` takes it."""
+    """The name of the model, for ``zoo.load``."""
     load_with: ClassVar[Mapping[str, Any]] = {}
     """Further keywords of ``zoo.load``, such as a small ``base``."""
     interface: ClassVar[str] = ""
 
     def load(self, **options: Any) -> Any:
-        """A model of its own, not shared with other tests."""
+        """A new model, not shared with other tests."""
         from .. import load
 
         assert self.name, f"set {type(self).__name__}.name to the model's name"
         return load(self.name, **{"device": "cpu", **self.load_with, **options})
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, made once for the whole class and kept until its last test."""
+        """The result of ``make``, made once for the whole class and kept until its last test."""
         cls = type(self)
         if "_kept" not in vars(cls):
             cls._kept = {}
         if key not in cls._kept:
-            shake(0)  # the tests that make it again do so from another state
+            shake(0)  # tests that make it again start from another state
             cls._kept[key] = make()
         return cls._kept[key]
 
@@ -59,7 +59,7 @@ class ModelSuite(abc.ABC):
 
     @classmethod
     def teardown_class(cls) -> None:
-        """Let go of models: a file may test several."""
+        """Release the models: a file may test several."""
         cls._kept = {}
 
     @pytest.fixture
@@ -69,21 +69,21 @@ class ModelSuite(abc.ABC):
 
     @pytest.fixture
     def ready(self, model: Any) -> Any:
-        """The model in the state in which it is used and saved: fitted, where it can be."""
+        """The model in the state in which it is used and saved: fitted, if it can be."""
         return model
 
     @pytest.fixture
     def sample(self) -> Any:
-        """What ``outputs`` is asked about."""
+        """The input of ``outputs``."""
         return None
 
     @abc.abstractmethod
     def outputs(self, ready: Any, sample: Any) -> Any:
-        """What a saved and loaded model must give again."""
+        """The outputs that a saved and loaded model must reproduce."""
 
     @pytest.fixture(autouse=True)
     def network_calls(self) -> Iterator[list[str]]:
-        """Cuts the network (this machine's own addresses stay) and notes who wanted to use it."""
+        """Blocks the network (except this machine) and records attempts to use it."""
         calls: list[str] = self.once("network calls", list)
         real_connect, real_lookup = socket.socket.connect, socket.getaddrinfo
 
@@ -107,13 +107,13 @@ class ModelSuite(abc.ABC):
     # the entry and the class
 
     def test_is_of_its_interface(self, model: Any) -> None:
-        """Entry, class and suite agree on what this is."""
+        """Entry, class and suite have the same interface."""
         entry: Entry = model.entry
         assert entry.interface == self.interface, f"{entry.name} is a {entry.interface}"
         assert isinstance(model, INTERFACES[self.interface])
 
     def test_class_of_the_entry(self, model: Any) -> None:
-        """``class`` in the registry is what ``zoo.load`` returns: editors rely on it."""
+        """``class`` in the registry is the class that ``zoo.load`` returns: editors rely on it."""
         from importlib import import_module
 
         target = model.entry.class_
@@ -122,14 +122,14 @@ class ModelSuite(abc.ABC):
         assert isinstance(model, named), f"loading gives a {type(model).__qualname__}, not {target}"
 
     def test_verbs_take_what_the_interface_says(self, model: Any) -> None:
-        """Same parameters, passed the same way, with the same defaults; more must be optional."""
+        """Parameters have the interface's names, kinds and defaults; others must be optional."""
         for verb in verbs(self.interface):
             wanted = getattr(INTERFACES[self.interface], verb)
             problem = _signature_problem(wanted, getattr(type(model), verb))
             assert not problem, f"{verb}: {problem}"
 
     def test_options_are_in_force(self, model: Any) -> None:
-        """Each declared load option has its default, and takes another value when told."""
+        """Each declared load option has its default, and accepts another value."""
         declared: Mapping[str, Option] = model.entry.options.get("load", {})
         given = {key: self.load_with[key] for key in declared if key in self.load_with}
         assert dict(model.options) == {k: o.default for k, o in declared.items()} | given
@@ -140,14 +140,14 @@ class ModelSuite(abc.ABC):
                 assert found == value, f"asked for {key}={value!r}, model.options has {found!r}"
 
     def test_import_is_light(self, model: Any) -> None:
-        """Importing the package alone brings no numerical library: that is for the hooks."""
+        """Importing the package alone imports no numerical library: hooks import them."""
         heavy = _imports(model.entry.plugin)
         assert not heavy, f"import {model.entry.plugin} imports {', '.join(heavy)}"
 
     # the weights
 
     def test_weights_are_ready_for_use(self, model: Any) -> None:
-        """In eval mode, all there, float32 unless told."""
+        """Weights are complete, in eval mode, and float32 by default."""
         import torch
 
         assert model.to("cpu") is model
@@ -163,7 +163,7 @@ class ModelSuite(abc.ABC):
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_dtype(self, dtype: str) -> None:
-        """Floating-point weights have the dtype asked for; a model that cannot says DeviceError."""
+        """Floating-point weights have the requested dtype, or DeviceError is raised."""
         try:
             module = self.load(dtype=dtype).module
         except DeviceError:
@@ -173,7 +173,7 @@ class ModelSuite(abc.ABC):
                 assert str(tensor.dtype) == f"torch.{dtype}", f"{key} is {tensor.dtype}"
 
     def test_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """All of the module lies on the device asked for, at once and after ``to``.
+        """The whole module is on the requested device, after loading and after ``to``.
 
         The device is torch's ``meta``, which every machine has: it keeps shapes and no values.
         """
@@ -184,10 +184,10 @@ class ModelSuite(abc.ABC):
         try:
             made = self.load(device="meta")
         except PluginError as error:
-            if "meta" not in str(error.__cause__):  # else its code looks at values as it builds
+            if "meta" not in str(error.__cause__):  # else its code reads values while it builds
                 raise
             made = moved
-        for model, when in ((made, "as it is loaded"), (moved, "after to()")):
+        for model, when in ((made, "after loading"), (moved, "after to()")):
             if model.module is not None and [*model.module.parameters()]:
                 assert model.device.type == "meta", f"model.device is {model.device} {when}"
                 for key, tensor in model.module.state_dict(keep_vars=True).items():
@@ -195,7 +195,7 @@ class ModelSuite(abc.ABC):
                     assert place.type == "meta", f"{key} is on {place} {when}"
 
     def test_export(self, ready: Any, tmp_path: Path) -> None:
-        """A format that is none is refused, and nothing is written."""
+        """An unknown format is refused, and nothing is written."""
         with pytest.raises(ZooError):
             ready.export(tmp_path / "exported", "no-such-format")
         assert not [*tmp_path.iterdir()], "it left something behind"
@@ -213,9 +213,9 @@ class ModelSuite(abc.ABC):
     def test_needs_no_network_and_prints_nothing(
         self, ready: Any, sample: Any, network_calls: list[str], capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """The host has fetched everything; stdout belongs to the user's program."""
+        """The host has downloaded everything; stdout belongs to the user's program."""
         self.outputs(ready, sample)
-        assert not network_calls, f"it wanted to reach {', '.join(sorted(set(network_calls)))}"
+        assert not network_calls, f"it tried to reach {', '.join(sorted(set(network_calls)))}"
         assert not capfd.readouterr().out, "it prints to stdout"
 
     def test_same_again(self, ready: Any, sample: Any) -> None:
@@ -226,7 +226,8 @@ class ModelSuite(abc.ABC):
         same(first, self.outputs(ready, sample))
 
     def test_saved_and_loaded(self, ready: Any, sample: Any, tmp_path: Path) -> None:
-        """A saved folder has ``zoo.json``, can be moved, is not overwritten, and gives the same."""
+        """A saved folder has ``zoo.json``, can be moved, is not overwritten, and gives the same
+        outputs."""
         from .. import load
 
         before = self.outputs(ready, sample)
@@ -252,7 +253,7 @@ def _here(host: Any) -> bool:
 
 
 def _another(option: Option) -> Any:
-    """A value that an option takes and that is not its default; None where that cannot be known."""
+    """A valid value of an option other than its default; None if none is known."""
     if option.type == "bool":
         return not option.default
     if option.type == "choice":
@@ -293,7 +294,7 @@ def _signature_problem(wanted: Any, found: Any) -> str:
 
 @cache
 def _imports(package: str) -> list[str]:
-    """Which of ``HEAVY`` importing a package alone brings in, in a process of its own."""
+    """The modules of ``HEAVY`` that importing a package imports, in a separate process."""
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}; import {package}; "
         f"print(' '.join(name for name in {HEAVY!r} if name in sys.modules))"

@@ -21,7 +21,7 @@ PROCEDURE = (
 
 
 class QAGeneratorSuite(ModelSuite):
-    """Questions, graph, coverage, readers."""
+    """Tests of questions, graph, coverage and readers."""
 
     interface = "QAGenerator"
 
@@ -48,21 +48,21 @@ class QAGeneratorSuite(ModelSuite):
 
     @pytest.fixture
     def reader(self, model: Any, made: QASet) -> Any:
-        """A reader trained on them."""
+        """A reader trained on the questions."""
         return self.once("reader", lambda: model.train_reader([made], seed=0))
 
     def test_pairs(self, made: QASet) -> None:
-        """Some, each with words on both sides, none twice."""
+        """There are pairs, each with a question and an answer, none twice."""
         assert isinstance(made, QASet)
         assert len(made) > 0, "no question about the text"
         for pair in made.pairs:
             assert isinstance(pair, QAPair)
             assert pair.question.strip()
             assert pair.answer.strip()
-        assert len({(p.question, p.answer) for p in made.pairs}) == len(made), "a pair comes twice"
+        assert len({(p.question, p.answer) for p in made.pairs}) == len(made), "a pair occurs twice"
 
     def test_list(self, model: Any, made: QASet, text: str) -> None:
-        """A list for a list, in order, each as if it were alone."""
+        """A list gives a list, in order, with the same results as one by one."""
         other = text.partition(". ")[2]
         found = model.generate([other, text])
         assert isinstance(found, list)
@@ -79,7 +79,7 @@ class QAGeneratorSuite(ModelSuite):
             same(first, model.generate(text, seed=seed))
 
     def test_places(self, made: QASet, text: str) -> None:
-        """Each pair has its type; its answer, edge and step are where it says."""
+        """Each pair has a type, and its place, edge and step are right."""
         assert made.text == text
         edges = len(made.graph["edges"])
         for pair in made.pairs:
@@ -89,11 +89,11 @@ class QAGeneratorSuite(ModelSuite):
             assert pair.step is None or (type(pair.step) is int and pair.step >= 0)
             assert (pair.start is None) == (pair.end is None), f"{pair}: half a place"
             if pair.start is not None:
-                assert text[pair.start : pair.end] == pair.answer, f"{pair}: it stands elsewhere"
+                assert text[pair.start : pair.end] == pair.answer, f"{pair}: it is elsewhere"
                 assert pair.start >= 0
 
     def test_graph(self, made: QASet) -> None:
-        """Ids are unique; edges and pairs name nodes that exist; it can be kept as JSON."""
+        """Ids are unique; edges and pairs name nodes that exist; it can be saved as JSON."""
         json.dumps(made.graph, allow_nan=False)
         nodes = [node["id"] for node in made.graph["nodes"]]
         assert nodes
@@ -107,13 +107,13 @@ class QAGeneratorSuite(ModelSuite):
             assert set(pair.nodes) <= set(nodes), f"{pair}: no such node"
 
     def test_coverage(self, made: QASet) -> None:
-        """The share of nodes that a pair is about."""
+        """Coverage is the share of nodes that a pair is about."""
         assert 0 <= made.coverage <= 1
         asked = {node for pair in made.pairs for node in pair.nodes}
         assert math.isclose(made.coverage, len(asked) / len(made.graph["nodes"]), abs_tol=1e-6)
 
     def test_text_without_content(self, model: Any) -> None:
-        """Refused, or no question; never a crash."""
+        """A text without content is refused, or gives no question."""
         for nothing in ("", " \n\t", "?!…", "\N{GRINNING FACE}" * 3):
             try:
                 made = model.generate(nothing)
@@ -123,7 +123,7 @@ class QAGeneratorSuite(ModelSuite):
 
     @pytest.mark.parametrize("wrong", [None, 3, b"Mix it.", [3], ["Mix it.", None]], ids=repr)
     def test_what_is_no_text_is_refused(self, model: Any, wrong: Any) -> None:
-        """In words."""
+        """Anything but text raises InputError."""
         with pytest.raises(InputError):
             model.generate(wrong)
         with pytest.raises(InputError):
@@ -135,7 +135,7 @@ class QAGeneratorSuite(ModelSuite):
             assert isinstance(model.answer(pair.question, text), str)
 
     def test_reader(self, reader: Any, made: QASet, text: str) -> None:
-        """A ``Model`` of no interface that answers with text."""
+        """A reader is a ``Model`` without an interface that answers with text."""
         assert issubclass(type(reader), Model)
         assert reader.interface is None
         for pair in made.pairs[:5]:
@@ -151,7 +151,7 @@ class QAGeneratorSuite(ModelSuite):
     def test_reader_saved_and_loaded(
         self, reader: Any, made: QASet, text: str, tmp_path: Path
     ) -> None:
-        """``zoo.load`` gives the reader, not the generator, and it answers as before."""
+        """``zoo.load`` returns the reader, not the generator, and it answers as before."""
         from .. import load
 
         reader.save_pretrained(tmp_path / "reader")
@@ -161,11 +161,11 @@ class QAGeneratorSuite(ModelSuite):
             assert again.answer(pair.question, text) == reader.answer(pair.question, text)
 
     def test_reader_needs_questions(self, model: Any) -> None:
-        """Nothing to learn from is refused."""
+        """Training without questions is refused."""
         for nothing in ([], [QASet(())]):
             with pytest.raises(InputError):
                 model.train_reader(nothing)
 
     def test_progress(self, model: Any, made: QASet) -> None:
-        """Told as it goes."""
+        """Progress is reported during training."""
         check_progress(lambda progress: model.train_reader([made], progress=progress))

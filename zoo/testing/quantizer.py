@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 class QuantizerSuite(ModelSuite):
-    """A language model in, one of few bits out.
+    """Tests of quantizing a language model.
 
     Override ``network`` and ``tokenizer`` for another architecture.
     """
 
     interface = "Quantizer"
     scheme: ClassVar[str | None] = None
-    """One of ``schemes`` that loses little; None is the first."""
+    """One of ``schemes`` that loses little; None: the first."""
     calibrated: ClassVar[bool] = True
-    """Does the result depend on the calibration? False where ``scheme`` needs none."""
+    """Does the result depend on the calibration? False if ``scheme`` needs none."""
 
     @pytest.fixture
     def network(self) -> Any:
         """The original: here a Llama of transformers with two layers and random weights.
 
-        In training mode, with dropout: a quantizer must neither mind nor change that.
+        In training mode, with dropout: a quantizer must work with it and not change it.
         """
         transformers = pytest.importorskip("transformers")
         import torch
@@ -56,7 +56,7 @@ class QuantizerSuite(ModelSuite):
 
     @pytest.fixture
     def tokenizer(self) -> Any:
-        """The original's tokenizer: here one token for each of the commonest characters."""
+        """The original's tokenizer: here one token for each common character."""
         transformers = pytest.importorskip("transformers")
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
@@ -80,7 +80,7 @@ class QuantizerSuite(ModelSuite):
         return torch.randint(3, 64, (4, 16), generator=torch.Generator().manual_seed(1))
 
     def quantize(self, model: Any, *args: Any, **keywords: Any) -> Any:
-        """The verb, with the suite's scheme."""
+        """Call ``quantize`` with the suite's scheme."""
         return model.quantize(*args, **{"scheme": self.scheme, **keywords})
 
     @pytest.fixture
@@ -98,14 +98,14 @@ class QuantizerSuite(ModelSuite):
         return torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(2))
 
     def outputs(self, ready: Any, sample: Any) -> Any:
-        """Logits."""
+        """The logits."""
         import torch
 
         with torch.no_grad():
             return _logits(ready(sample))
 
     def test_schemes(self, model: Any) -> None:
-        """A tuple of words, among them the suite's own."""
+        """Schemes are a tuple of words that includes the suite's."""
         assert isinstance(model.schemes, tuple)
         assert all(isinstance(scheme, str) for scheme in model.schemes)
         assert len(set(model.schemes)) == len(model.schemes)
@@ -115,7 +115,7 @@ class QuantizerSuite(ModelSuite):
     def test_the_first_scheme_is_the_default(
         self, model: Any, network: Any, calibration: Any, sample: Any
     ) -> None:
-        """``scheme=None`` and none at all are the first of ``schemes``."""
+        """``scheme=None`` and no ``scheme`` mean the first of ``schemes``."""
         first = model.quantize(network, calibration, scheme=model.schemes[0])
         for made in (
             model.quantize(network, calibration),
@@ -124,13 +124,13 @@ class QuantizerSuite(ModelSuite):
             same(self.outputs(first, sample), self.outputs(made, sample), 1e-5)
 
     def test_every_scheme(self, model: Any, network: Any, calibration: Any, sample: Any) -> None:
-        """What is offered can be had, and is called like the original."""
+        """Every scheme works, and the result is called like the original."""
         for scheme in model.schemes:
             made = self.quantize(model, network, calibration, scheme=scheme)
             assert self.outputs(made, sample).isfinite().all(), scheme
 
     def test_original_is_unchanged(self, model: Any, network: Any, calibration: Any) -> None:
-        """Weights, training mode of each part, gradients, hooks: as they were."""
+        """Weights, training modes, gradients and hooks are not modified."""
 
         def facts() -> Any:
             return {
@@ -145,17 +145,19 @@ class QuantizerSuite(ModelSuite):
         assert facts() == before
 
     def test_is_another_model(self, ready: Any, network: Any) -> None:
-        """A QuantizedModel in eval mode, of no interface; no tensor is the original's too."""
+        """The result is a QuantizedModel in eval mode, without an interface; it shares no
+        tensor."""
         assert isinstance(ready, QuantizedModel)
         assert ready.interface is None
         if ready.module is not None:
             assert not any(part.training for part in ready.module.modules()), "in training mode"
         mine = {t.data_ptr() for t in ready.state().values() if t.numel()}
         theirs = {t.data_ptr() for t in network.state_dict().values() if t.numel()}
-        assert not mine & theirs, "a tensor is the original's own: changing one changes both"
+        assert not mine & theirs, "a tensor is shared with the original: changing one changes both"
 
     def test_called_like_the_original(self, ready: Any, network: Any, sample: Any) -> None:
-        """Same arguments, same kind of output, and nearly the same numbers."""
+        """The result takes the same arguments and gives the same kind of output with similar
+        numbers."""
         import torch
 
         original = copied(network).eval()
@@ -170,14 +172,14 @@ class QuantizerSuite(ModelSuite):
                 assert error < 0.2, f"the logits are off by {error:.0%}"
 
     def test_is_quantized(self, ready: Any, network: Any, sample: Any) -> None:
-        """Something was rounded: the output is not exactly the original's."""
+        """The output differs from the original's: something was rounded."""
         import torch
 
         with torch.no_grad():
             assert not torch.equal(_logits(copied(network).eval()(sample)), _logits(ready(sample)))
 
     def test_generate(self, ready: Any, network: Any, sample: Any) -> None:
-        """Same arguments and shape as the original's."""
+        """``generate`` takes the original's arguments and gives its shape."""
         if not hasattr(network, "generate"):
             pytest.skip("the original has no generate")
         keywords = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
@@ -186,7 +188,8 @@ class QuantizerSuite(ModelSuite):
         same(copied(sample), found[:, : sample.shape[1]])
 
     def test_report(self, ready: Any, network: Any, tmp_path: Path) -> None:
-        """JSON: bytes of the original's weights and of those that are saved, and each layer."""
+        """The report is JSON-like: bytes of the original's and the saved weights, and each
+        layer."""
         from ..weights import load_tensors
 
         report = ready.report()
@@ -202,7 +205,7 @@ class QuantizerSuite(ModelSuite):
         assert after < before
 
     def test_source(self, ready: Any, calibration: Any, tmp_path: Path) -> None:
-        """What was quantized is recorded, and kept with the tokenizer in the saved folder."""
+        """The source of the model is recorded, and saved with the tokenizer."""
         from .. import load
 
         ready.save_pretrained(tmp_path / "saved")
@@ -220,7 +223,7 @@ class QuantizerSuite(ModelSuite):
         self, model: Any, ready: Any, network: Any, tokenizer: Any, calibration: Any, sample: Any,
         tmp_path: Path,
     ) -> None:  # fmt: skip
-        """A folder is as good as the module, and brings its tokenizer."""
+        """A folder gives the same as the module, and its tokenizer is used."""
         network.save_pretrained(tmp_path / "original")
         tokenizer.save_pretrained(tmp_path / "original")
         for folder in (tmp_path / "original", str(tmp_path / "original")):
@@ -232,7 +235,7 @@ class QuantizerSuite(ModelSuite):
     def test_calibration(
         self, model: Any, ready: Any, network: Any, tokenizer: Any, calibration: Any, sample: Any
     ) -> None:
-        """Ids or texts are used, and by default the host's own texts."""
+        """Ids or texts are used, and by default zoo's own texts."""
         if not self.calibrated:
             return
         import torch
@@ -255,7 +258,7 @@ class QuantizerSuite(ModelSuite):
     def test_wrong_calibration_is_refused(
         self, model: Any, network: Any, tokenizer: Any, wrong: Any
     ) -> None:
-        """What is neither texts nor token ids."""
+        """Anything but texts and token ids is refused."""
         if self.calibrated:
             with pytest.raises(InputError):
                 self.quantize(model, network, wrong, tokenizer=tokenizer)
@@ -272,18 +275,18 @@ class QuantizerSuite(ModelSuite):
 
     @pytest.mark.parametrize("scheme", ["w0a8", "w8", "int8!", "", "a8w8"])
     def test_wrong_scheme_is_refused(self, model: Any, network: Any, scheme: str) -> None:
-        """Before any work, with one that there is."""
+        """An unknown scheme is refused; the message names an existing one."""
         with pytest.raises(OptionError, match=re.escape(model.schemes[0])):
             model.quantize(network, scheme=scheme)
 
     @pytest.mark.parametrize("thing", [None, 3, "./no/such/folder"])
     def test_what_is_no_model_is_refused(self, model: Any, calibration: Any, thing: Any) -> None:
-        """In words."""
+        """Anything but a model raises a ZooError."""
         with pytest.raises(ZooError):
             self.quantize(model, thing, calibration)
 
     def test_progress(self, model: Any, network: Any, calibration: Any) -> None:
-        """Told as it goes."""
+        """Progress is reported."""
         check_progress(
             lambda progress: self.quantize(model, network, calibration, progress=progress)
         )

@@ -28,7 +28,7 @@ from .model import ModelSuite
 
 
 class SRModelSuite(ModelSuite):
-    """Kinds and sizes of images, scales, seeds, prompts, tiles, refusals."""
+    """Tests of kinds and sizes of images, scales, seeds, prompts, tiles and errors."""
 
     interface = "SRModel"
 
@@ -38,11 +38,11 @@ class SRModelSuite(ModelSuite):
         return picture_tensor(12, 9)
 
     def outputs(self, ready: Any, sample: Any) -> Any:
-        """Pixels."""
+        """The enlarged pixels."""
         return ready.upscale(sample, seed=3)
 
     def test_scales(self, model: Any) -> None:
-        """Whole numbers, the first the default, or a range; each gives its size."""
+        """Scales are integers, the first the default, or a range; each gives its size."""
         scales = model.scales
         if isinstance(scales, ScaleRange):
             assert 0 < scales.min <= scales.default <= scales.max < math.inf
@@ -64,7 +64,8 @@ class SRModelSuite(ModelSuite):
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_kind_of_image(self, model: Any, kind: str, tmp_path: Path) -> None:
-        """Comes back as it went in, exactly scale times as large, and the input is as it was."""
+        """The result is of the same kind, exactly scale times as large; the input is not
+        modified."""
         image = make_image(kind, 12, 9, tmp_path)
         kept = copied(image)
         result = model.upscale(image)
@@ -74,7 +75,7 @@ class SRModelSuite(ModelSuite):
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3), (17, 5), (13, 8)])
     def test_size_of_image(self, model: Any, size: tuple[int, int]) -> None:
-        """Whatever the sides, odd or a single pixel."""
+        """Any sides work, odd ones and a single pixel."""
         width, height = size
         scale = model.default_scale
         made = model.upscale(picture(width, height))
@@ -83,7 +84,7 @@ class SRModelSuite(ModelSuite):
         assert tuple(made.shape) == (3, scaled(height, scale), scaled(width, scale))
 
     def test_list(self, model: Any) -> None:
-        """In order, each as its own kind; a list of one and an empty list stay lists."""
+        """Results are in order, each of its own kind; lists of one or no image stay lists."""
         images = [picture(5, 4), make_image("L", 6, 3), picture_tensor(4, 5)]
         made = model.upscale(images)
         assert isinstance(made, list)
@@ -96,7 +97,7 @@ class SRModelSuite(ModelSuite):
         assert model.upscale([]) == []
 
     def test_looks_like_the_input(self, model: Any) -> None:
-        """Channel by channel the mean stays: a swapped channel or a wrong range shows here."""
+        """Each channel keeps its mean: this finds swapped channels and wrong ranges."""
         import numpy as np
 
         source = np.empty((24, 32, 3), "uint8")
@@ -119,7 +120,7 @@ class SRModelSuite(ModelSuite):
         assert np.abs(array - tensor).max() <= 1.01
 
     def test_alpha(self, model: Any) -> None:
-        """What was opaque stays opaque, what was invisible stays invisible."""
+        """Opaque pixels stay opaque, and invisible ones invisible."""
         import numpy as np
 
         image = np.concatenate([picture(8, 8), np.full((8, 8, 1), 255, "uint8")], 2)
@@ -128,7 +129,7 @@ class SRModelSuite(ModelSuite):
         assert (model.upscale(image)[:, :, 3] == 0).all()
 
     def test_result_is_plain(self, model: Any) -> None:
-        """A tensor in [0, 1] without a graph, of the input's dtype."""
+        """The result is a tensor in [0, 1] without a graph."""
         made = model.upscale(picture_tensor(6, 5))
         assert not made.requires_grad
         assert made.isfinite().all()
@@ -146,7 +147,7 @@ class SRModelSuite(ModelSuite):
             same(first, model.upscale(image, seed=seed))
 
     def test_tile(self, model: Any) -> None:
-        """One evaluation, or tiles of the model's own size: the result has the same size."""
+        """A single evaluation and tiles of the model's own size give the same size."""
         scale = model.default_scale
         tiles = [None] if model.tile is None else [None, model.tile]
         for tile in tiles:
@@ -164,7 +165,7 @@ class SRModelSuite(ModelSuite):
 
     @pytest.mark.parametrize("scale", [0, -2, 1000, 1.0001, "2", float("nan"), True])
     def test_wrong_scale_is_refused(self, model: Any, scale: Any) -> None:
-        """With what is possible in the message."""
+        """The message contains the possible scales."""
         if scale in model.scales:
             return
         free = isinstance(model.scales, ScaleRange)
@@ -173,7 +174,7 @@ class SRModelSuite(ModelSuite):
             model.upscale(picture(5, 4), scale=scale)
 
     def test_prompt(self, model: Any) -> None:
-        """Used, or refused; never dropped in silence by a method that takes none."""
+        """A prompt is used or refused, never ignored."""
         image = picture_tensor(12, 9)
         try:
             made = model.upscale(image, prompt="a red house")
@@ -185,14 +186,14 @@ class SRModelSuite(ModelSuite):
 
     @pytest.mark.parametrize("case", BAD_IMAGES)
     def test_bad_image_is_refused(self, model: Any, case: str) -> None:
-        """By an InputError, alone and in a list."""
+        """An unusable image raises InputError, alone and in a list."""
         with pytest.raises(InputError):
             model.upscale(BAD_IMAGES[case]())
         with pytest.raises(InputError):
             model.upscale([picture(5, 4), BAD_IMAGES[case]()])
 
     def test_estimate(self, model: Any) -> None:
-        """Of an image's size, (height, width): numbers that grow with it; or none at all."""
+        """Estimates for a size (height, width) grow with it; or there are none."""
         try:
             small, large = model.estimate((16, 16)), model.estimate((64, 64))
         except NotReadyError:
@@ -204,7 +205,7 @@ class SRModelSuite(ModelSuite):
         assert large.flops > small.flops, f"{small.flops} FLOPs, and {large.flops} for 16 times it"
 
     def test_check_output(self, model: Any, tmp_path: Path) -> None:
-        """What ``zoo verify`` would compare: the image enlarged, all options default."""
+        """The output for ``zoo verify`` is the image enlarged with default options."""
         make_image("path", 9, 6, tmp_path)
         same(
             {"output": model.upscale(picture_tensor(9, 6))},
@@ -212,6 +213,6 @@ class SRModelSuite(ModelSuite):
         )
 
     def test_progress(self, model: Any) -> None:
-        """Told as it goes, for one image and for several."""
+        """Progress is reported for one image and for several."""
         check_progress(lambda progress: model.upscale(picture(12, 9), progress=progress))
         check_progress(lambda progress: model.upscale([picture(6, 5)] * 2, progress=progress))

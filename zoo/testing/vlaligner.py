@@ -14,9 +14,9 @@ from .model import ModelSuite
 
 
 class VLAlignerSuite(ModelSuite):
-    """Fitting on pairs, similarity, embeddings, refusals.
+    """Tests of fitting on pairs, similarity, embeddings and errors.
 
-    Override ``pairs`` with raw images and texts (lists) for a method that takes no features.
+    Override ``pairs`` with raw images and texts (lists) for a method without features.
     """
 
     interface = "VLAligner"
@@ -51,11 +51,11 @@ class VLAlignerSuite(ModelSuite):
         return rows(pairs[0], range(5)), rows(pairs[1], range(7))
 
     def outputs(self, ready: Any, sample: Any) -> Any:
-        """Similarities."""
+        """The similarities."""
         return ready.similarity(*sample)
 
     def test_similarity(self, ready: Any, sample: Any) -> None:
-        """(N, M) float32, finite, whichever side is longer."""
+        """Similarities are (N, M) float32 and finite."""
         import numpy as np
 
         found = ready.similarity(*sample)
@@ -66,7 +66,7 @@ class VLAlignerSuite(ModelSuite):
         assert one.shape == (1, 1)
 
     def test_higher_is_better(self, ready: Any, pairs: tuple[Any, Any]) -> None:
-        """What belongs together is more similar than what does not."""
+        """Pairs are more similar than other combinations."""
         import numpy as np
 
         count = min(len(pairs[0]), 16)
@@ -76,7 +76,7 @@ class VLAlignerSuite(ModelSuite):
         assert own > others, f"own pairs {own:.3f}, others {others:.3f}"
 
     def test_each_pair_stands_alone(self, ready: Any, sample: Any) -> None:
-        """A similarity does not depend on what else is asked about."""
+        """A similarity does not depend on the other rows."""
         import numpy as np
 
         whole = ready.similarity(*sample)
@@ -84,7 +84,7 @@ class VLAlignerSuite(ModelSuite):
         np.testing.assert_allclose(whole[3:4, [2, 5]], part, atol=1e-4)
 
     def test_embeddings(self, ready: Any, sample: Any) -> None:
-        """(N, d) float32 of unit norm in one space; or none at all, said by NotReadyError."""
+        """Embeddings are (N, d) float32 of unit norm in one space, or raise NotReadyError."""
         import numpy as np
 
         try:
@@ -104,7 +104,7 @@ class VLAlignerSuite(ModelSuite):
         same(self.outputs(ready, sample), self.outputs(self.load().align(*pairs), sample), 1e-4)
 
     def test_labels(self, pairs: tuple[Any, Any]) -> None:
-        """Several images for one text, by the text's number: it is the most similar one."""
+        """Labels assign several images to one text, which is then the most similar one."""
         import numpy as np
 
         labels = [i % 4 for i in range(24)]
@@ -116,7 +116,8 @@ class VLAlignerSuite(ModelSuite):
         assert found[own].mean() > found[~own].mean(), "the labels are not used"
 
     def test_predict_proba(self, ready: Any, sample: Any) -> None:
-        """(N, M) float32, rows that sum to 1, ordered as the similarities are."""
+        """Probabilities are (N, M) float32, sum to 1 in each row, and have the order of
+        similarities."""
         import numpy as np
 
         found = ready.predict_proba(*sample)
@@ -126,7 +127,7 @@ class VLAlignerSuite(ModelSuite):
         np.testing.assert_array_equal(found.argmax(1), ready.similarity(*sample).argmax(1))
 
     def test_classes(self, tmp_path: Path) -> None:
-        """The words of a fit with labels are kept, and are what ``predict_proba`` goes by."""
+        """The texts of a fit with labels are saved, and are the default of ``predict_proba``."""
         import numpy as np
 
         import zoo
@@ -145,7 +146,8 @@ class VLAlignerSuite(ModelSuite):
         np.testing.assert_allclose(found, fitted.predict_proba(images, words), atol=1e-4)
 
     def test_wrong_pairs_are_refused(self, pairs: tuple[Any, Any]) -> None:
-        """Unequal numbers without labels, labels without a text, too few labels, nothing at all."""
+        """Unequal numbers without labels, labels without a text, too few labels and no rows are
+        refused."""
         images, texts = pairs
         few = rows(texts, range(3))
         some = rows(images, range(4))
@@ -161,7 +163,7 @@ class VLAlignerSuite(ModelSuite):
             self.load().align(rows(images, []), rows(texts, []))
 
     def test_wrong_features_are_refused(self, ready: Any, pairs: tuple[Any, Any]) -> None:
-        """NaN, and another number of columns than was fitted."""
+        """NaN and a wrong number of columns are refused."""
         import numpy as np
 
         images, texts = pairs
@@ -175,8 +177,8 @@ class VLAlignerSuite(ModelSuite):
             ready.similarity(images[:2, :-1], texts[:2])
 
     def test_raw_rows(self, tmp_path: Path) -> None:
-        """Images and strings: refused in words, or taken, and then a folder by class and a JSONL
-        file of the same are too.
+        """Images and strings are refused with an error, or accepted; then so are the same images in
+        a folder by class and a JSONL file.
         """
         images, classes, labels = _raw()
         words = [classes[label] for label in labels]
@@ -199,7 +201,7 @@ class VLAlignerSuite(ModelSuite):
         assert sorted_in.similarity(images, classes).shape == (6, 3)
 
     def test_before_align(self, sample: Any) -> None:
-        """A model that must be fitted first says so; a trained one answers."""
+        """A model that must be fitted first raises an error; a trained one answers."""
         import numpy as np
 
         try:
@@ -209,12 +211,12 @@ class VLAlignerSuite(ModelSuite):
         assert np.isfinite(found).all()
 
     def test_progress(self, pairs: tuple[Any, Any]) -> None:
-        """Told as it goes."""
+        """Progress is reported."""
         check_progress(lambda progress: self.load().align(*pairs, progress=progress))
 
 
 def _raw() -> tuple[list[Any], list[str], list[int]]:
-    """Six pictures, three texts, and which text belongs to each picture."""
+    """Six images, three texts, and the index of each image's text."""
     from PIL import Image
 
     images = [Image.fromarray(picture(16 + i, 16)) for i in range(6)]

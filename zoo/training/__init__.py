@@ -7,12 +7,12 @@
 
     return run.fit({"fit": fit}, lambda: MyModel(request, net))
 
-Chance is drawn from (seed, stage, step), so that a run that was interrupted and resumed ends with
-the same weights as one that was not. Checkpoints are safetensors; Ctrl-C, memory that ends and a
-loss that is not finite each have their message. ``accelerate launch -m zoo train ...`` trains in
-several processes, which share the micro-batches of a step.
+Random numbers depend only on (seed, stage, step), so that a run that was interrupted and resumed
+ends with the same weights as one that was not. Checkpoints are safetensors; Ctrl-C, too little
+memory and a loss that is not finite have clear messages. ``accelerate launch -m zoo train ...``
+trains in several processes, which share the micro-batches of a step.
 
-This package imports torch as soon as it is imported itself: only recipes do that.
+Importing this package imports torch: only recipes import it.
 """
 
 from .loop import CHECKPOINT, Draw, Rate, Run, Stage, constant, cosine

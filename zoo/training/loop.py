@@ -1,4 +1,5 @@
-"""``Run``: the stages of a recipe in order, each a loop of AdamW steps; see the package's page."""
+"""``Run``: the stages of a recipe in order, each a loop of AdamW steps; see the package's
+docstring."""
 
 from __future__ import annotations
 
@@ -26,24 +27,24 @@ from .processes import Processes, precision_of
 from .reports import Curve, draw_curve, history
 
 EVERY = 50  # steps between points of the loss curve
-SAVE_SECONDS = 60  # between checkpoints: what an interruption costs; more where writing is slow
+SAVE_SECONDS = 60  # between checkpoints: the most that a crash costs; longer if writing is slow
 CHECKPOINT = "checkpoint.safetensors"
 OWN = ("moment", "average")
-"""Prefixes of a checkpoint's tensors that are no module's."""
+"""Prefixes of a checkpoint's tensors that do not belong to a module."""
 
 Rate: TypeAlias = Callable[[float], float]
-"""What the learning rate is multiplied by at progress 0 ... 1 of a stage."""
+"""The factor of the learning rate at progress 0 ... 1 of a stage."""
 AnyStage = TypeVar("AnyStage", bound="Stage")
 AnyBatch = TypeVar("AnyBatch")
 
 
 def cosine(progress: float) -> float:
-    """1 to 0."""
+    """Decay from 1 to 0 along a cosine."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def constant(progress: float) -> float:
-    """1."""
+    """Always 1."""
     return 1.0
 
 
@@ -57,24 +58,24 @@ class Stage:
     steps: int
     lr: float
     batch: int
-    """Items in a step, of all processes together."""
+    """Items in a step, over all processes."""
     ema: float = 0.999
-    """Of the moving average of the weights, which is what a stage ends with; 0 averages nothing."""
+    """Decay of the moving average of the weights, the result of a stage; 0: no average."""
     decay: float = 1e-4
     warm_up: int = 100
-    """Steps in which the rate rises from 0."""
+    """Steps over which the learning rate rises from 0."""
     clip: float = 1.0
     """Largest norm of a step's gradient."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's, of its means of the gradient and of its square."""
+    """AdamW's decay rates, of the means of the gradient and of its square."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Where the chance of one batch comes from: a function of seed, stage, step and part alone."""
+    """The random generators of one batch: functions of seed, stage, step and part alone."""
 
     count: int
-    """Items that the batch shall have."""
+    """The number of items in the batch."""
     rng: np.random.Generator
     """For the data."""
     generator: torch.Generator
@@ -82,26 +83,26 @@ class Draw:
 
 
 def _plain(stage: Stage) -> dict[str, Any]:
-    """As a file has it: JSON knows no tuples."""
+    """The stage as in a file: JSON has no tuples."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(stage)))
     return plain
 
 
 class Run(Generic[AnyStage]):
-    """One training run: its modules, the stage and step it is at, and what it has measured.
+    """One training run: its modules, its current stage and step, and its measurements.
 
-    ``modules``: what checkpoints hold, by name; all are moved to the device and frozen, each stage
-    thaws what it trains. ``stages``: all of the recipe, in order; ``skip``: those that the options
-    leave out. ``facts``: JSON-like, must agree when a run is resumed, beside seed and options; but
-    for the options named in ``how``, which say how a step is computed. ``about``:
-    further things for ``train.json``.
+    ``modules``: what checkpoints hold, by name; all are moved to the device and frozen; each stage
+    unfreezes what it trains. ``stages``: all of the recipe, in order; ``skip``: those that the
+    options leave out. ``facts``: JSON-like; must agree when a run is resumed, as must the seed and
+    all options except those in ``how``, which say how a step is computed. ``about``: further
+    entries for ``train.json``.
 
-    Options that the loop knows where an entry declares them: the fields of ``Stage``, ``precision``
-    (auto, float32, bfloat16, float16) and ``micro`` (items computed at once, and drawn at once: on
-    any number of processes a run is the same where it is given, up to the order of sums; without
-    it, or with another one, steps are of other items).
+    Options that the loop uses if an entry declares them: the fields of ``Stage``, ``precision``
+    (auto, float32, bfloat16, float16) and ``micro`` (items drawn and computed at once: with the
+    same value a run is the same on any number of processes, up to the order of sums; with another
+    value, or none, its batches differ).
 
-    Raises OptionError for a stage that there is not or a batch that cannot be divided.
+    Raises OptionError for an unknown stage or a batch that cannot be divided.
     """
 
     def __init__(
@@ -121,22 +122,22 @@ class Run(Generic[AnyStage]):
         self.processes = Processes(request.device)
         self.device = self.processes.device
         self.precision = precision_of(request.options.get("precision", "float32"), self.device)
-        # The gradients of float16 are too small for it.
+        # Gradients underflow in float16 without scaling.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.modules = {k: m.requires_grad_(False).to(self.device) for k, m in modules.items()}
         self.first = next(name for name in stages if name not in skip)
         self.stages = self._chosen(stages, skip)
         self.facts, self.how, self.about = dict(facts or {}), tuple(how), dict(about or {})
         self.before = history(request.init)
-        """The reports of the runs that made what this one starts from."""
+        """The reports of the earlier runs that this one starts from."""
         self.stage = ""
         """The stage that ``step`` belongs to: "" between stages."""
         self.step = 0
         self.fresh = True
-        """Does the stage begin now, rather than go on from a checkpoint?"""
+        """Does the stage begin now, rather than continue from a checkpoint?"""
         self.done: list[str] = []
         self.ran: dict[str, dict[str, Any]] = {}
-        """The numbers of the stages that have begun, as they were then."""
+        """The numbers of each stage that has begun, as they were when it began."""
         self.curve: Curve = []
         self.validated: dict[str, Any] = {}
         """What the stages measured on held-out data, for ``train.json``."""
@@ -167,7 +168,7 @@ class Run(Generic[AnyStage]):
         return chosen
 
     def _at_once(self, stage: Stage) -> int:
-        """Items that are computed at once, in each process."""
+        """Items that each process computes at once."""
         count = self.processes.count
         micro: int = self.request.options.get("micro") or max(1, stage.batch // count)
         if stage.batch % (micro * count):
@@ -181,23 +182,24 @@ class Run(Generic[AnyStage]):
     # --- the stages in order ---
 
     def fit(self, stages: Mapping[str, Callable[[], None]], model: Callable[[], Model]) -> Path:
-        """Run the recipe (or the stage asked for); the saved folder ``out/model``.
+        """Run the recipe (or the chosen stage); returns the saved folder ``out/model``.
 
-        ``stages``: name -> what runs it. ``model``: what is saved in the end. Raises OptionError
-        where the run cannot start so: a checkpoint without ``resume``, a later stage with nothing
-        to start from; KeyboardInterrupt, which says where the checkpoint is, after Ctrl-C.
+        ``stages``: name -> function that runs it. ``model``: makes the model that is saved at the
+        end. Raises OptionError if the run cannot start (there is a checkpoint but no ``resume``, or
+        a later stage has nothing to start from), and KeyboardInterrupt, which names the checkpoint,
+        after Ctrl-C.
         """
         request = self.request
         if request.resume:
             self.restore()
         elif (self.out / CHECKPOINT).exists():
             raise OptionError(
-                f"{str(self.out)!r} holds a checkpoint: add --resume to go on from it, "
-                "or give another folder."
+                f"{str(self.out)!r} holds a checkpoint: add --resume to continue from it, or "
+                f"give another folder."
             )
         elif request.init is None and request.stage not in (None, self.first):
             raise OptionError(
-                f"Stage {request.stage!r} goes on from earlier ones: give --init with a saved "
+                f"Stage {request.stage!r} continues from earlier ones: give --init with a saved "
                 "model, or --resume in a folder where they ran."
             )
         for module in self.modules.values():
@@ -212,14 +214,13 @@ class Run(Generic[AnyStage]):
         if self.processes.first:
             self.report()
             model().save_pretrained(self.out / "model", overwrite=True)
-        self.processes.wait()  # for the first one to have written
+        self.processes.wait()  # until the first one has written
         return self.out / "model"
 
     def begin(self, name: str, stage: AnyStage | None = None) -> None:
-        """Make ``name`` the stage that runs, from its first step; ``stage``: with other numbers.
+        """Start the stage ``name`` at its first step; ``stage``: with other numbers.
 
-        ``fit`` does that itself; a benchmark that trains parts of a recipe calls it before
-        ``minimise``.
+        ``fit`` calls this; a benchmark that trains parts of a recipe calls it before ``minimise``.
         """
         self.stages[name] = stage or self.stages[name]
         self.stage, self.step, self.fresh = name, 0, True
@@ -232,9 +233,9 @@ class Run(Generic[AnyStage]):
         self.checkpoint()
 
     def build_request(self, config: Mapping[str, Any] | None = None) -> BuildRequest:
-        """What the model's class takes to be made of the trained modules, load options default.
+        """The request that makes the model's class from the trained modules, with default options.
 
-        ``config``: what the modules were built from; None is the entry's.
+        ``config``: from which the modules were built; None: the entry's.
         """
         entry = self.request.entry
         return BuildRequest(
@@ -248,10 +249,9 @@ class Run(Generic[AnyStage]):
     # --- modules that only some stages have ---
 
     def keep(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """A frozen module that checkpoints hold from now on, such as a teacher.
+        """A frozen module, such as a teacher, that checkpoints include from now on.
 
-        The one that is kept under this name already, or that the checkpoint holds, else what
-        ``make`` gives.
+        Returns the module already kept under this name or in the checkpoint, else that of ``make``.
         """
         if name not in self.modules:
             module = make().requires_grad_(False).to(self.device)
@@ -265,20 +265,20 @@ class Run(Generic[AnyStage]):
         return name in self.modules or name in self._unclaimed
 
     def drop(self, name: str) -> None:
-        """Forget a kept module, where there is one: it has said all it knows."""
+        """Forget a kept module that is no longer needed, if there is one."""
         self.modules.pop(name, None)
         self._unclaimed.pop(name, None)
 
     # --- the loop ---
 
     def draw(self, name: str, count: int) -> Draw:
-        """Chance of its own for ``name``: the same for the same seed, whatever ran before."""
+        """Random generators for ``name``: the same for the same seed, whatever ran before."""
         key = int.from_bytes(hashlib.sha256(f"{self.request.seed} {name}".encode()).digest()[:8])
         generator = torch.Generator().manual_seed(key & 0x7FFF_FFFF)
         return Draw(count, np.random.default_rng(key), generator)
 
     def autocast(self) -> torch.autocast:
-        """The precision of the run, for what a loss computes."""
+        """The autocast of the run, for computing a loss."""
         low = torch.float16 if self.precision == "float16" else torch.bfloat16
         return torch.autocast(self.device.type, low, enabled=self.precision != "float32")
 
@@ -290,10 +290,10 @@ class Run(Generic[AnyStage]):
     ) -> None:
         """Train the parts on ``loss(batch(draw))`` (a mean over items) until the stage ends.
 
-        Each part's rate follows its ``Rate`` (``cosine`` where none is given). In the end the parts
-        hold the moving average of their weights and are frozen again. What a network draws itself,
-        such as dropout, also depends on seed, stage and step alone (``fit`` has put the modules in
-        ``eval`` mode: a stage that wants dropout says ``train()``).
+        Each part's learning rate follows its ``Rate`` (``cosine`` by default). At the end the parts
+        have the moving average of their weights and are frozen again. Random numbers inside a
+        network, such as dropout, also depend on seed, stage and step alone (``fit`` puts the
+        modules in ``eval`` mode: a stage with dropout calls ``train()``).
         """
         stage, first = self.stages[self.stage], self.processes.first
         at_once = self._at_once(stage)
@@ -311,7 +311,7 @@ class Run(Generic[AnyStage]):
         optimizer = torch.optim.AdamW(groups, betas=stage.betas, weight_decay=stage.decay)
         self._restore_moments(optimizer, tensors)
         average = {k: self._average.get(k, p.detach()).clone().to(p) for k, p in tensors.items()}
-        self._moments, self._average = {}, {}  # read from a checkpoint: twice the network each
+        self._moments, self._average = {}, {}  # free the copies from the checkpoint
         recent: list[float] = []
         pause: float = SAVE_SECONDS
         saved_at = time.monotonic()
@@ -333,7 +333,7 @@ class Run(Generic[AnyStage]):
                     part = f" {micro}" if micros > 1 else ""
                     draw = self.draw(f"{self.stage} {self.step}{part}", at_once)
                     drawn = batch(draw)
-                    torch.manual_seed(draw.generator.initial_seed())  # dropout's, of a network
+                    torch.manual_seed(draw.generator.initial_seed())  # for dropout in a network
                     value = loss(drawn) / micros
                     self.scaler.scale(value).backward()
                     shared += float(value.detach())
@@ -343,7 +343,7 @@ class Run(Generic[AnyStage]):
                 self.scaler.step(optimizer)
                 self.scaler.update()
                 self.step += 1
-                # Young averages forget faster: they began with weights that knew nothing.
+                # Early averages decay faster: they began with untrained weights.
                 kept = min(stage.ema, (1 + self.step) / (10 + self.step))
                 torch._foreach_lerp_(
                     list(average.values()), [p.detach() for p in tensors.values()], 1 - kept
@@ -365,13 +365,13 @@ class Run(Generic[AnyStage]):
                         for field, value in optimizer.state[parameter].items()
                     }
                     self.checkpoint()
-                    self._moments, self._average = {}, {}  # the optimizer's, no copies
+                    self._moments, self._average = {}, {}  # not copies
                     pause = SAVE_SECONDS * max(1.0, (time.monotonic() - now) / 3)
                 if stop:
-                    self.processes.wait()  # for the first one to have written
+                    self.processes.wait()  # until the first one has written
                     raise KeyboardInterrupt(
-                        f"Step {self.step} of {stage.steps} of stage {self.stage!r} is kept in "
-                        f"{str(self.out)!r}: the same command with --resume goes on from it."
+                        f"Step {self.step} of {stage.steps} of stage {self.stage!r} is saved in "
+                        f"{str(self.out)!r}: run the same command with --resume to continue."
                     )
                 advance(1)
         self.seconds += time.monotonic() - saved_at
@@ -383,7 +383,7 @@ class Run(Generic[AnyStage]):
             module.zero_grad(set_to_none=True)
 
     def _note(self, value: float) -> None:
-        """A point of the loss curve. Raises InputError where the loss is not finite."""
+        """Add a point to the loss curve. Raises InputError if the loss is not finite."""
         if not math.isfinite(value):
             options = self.request.options
             ways = ["-O precision=float32"] if "precision" in options else []
@@ -391,8 +391,8 @@ class Run(Generic[AnyStage]):
                 "a lower learning rate " + ("(-O lr)" if "lr" in options else "(the recipe)")
             )
             raise InputError(
-                f"The loss of stage {self.stage!r} is {value} at step {self.step}. What to change: "
-                f"{', or '.join(ways)}. The last checkpoint is from before it."
+                f"The loss of stage {self.stage!r} is {value} at step {self.step}. Try "
+                f"{', or '.join(ways)}. The last checkpoint is from before that step."
             )
         self.curve.append((self.stage, self.step, value))
 
@@ -409,7 +409,8 @@ class Run(Generic[AnyStage]):
 
     @contextmanager
     def _enough_memory(self, at_once: int) -> Iterator[None]:
-        """Where the GPU's memory ends, a DeviceError says which options need less."""
+        """If the GPU's memory is too small, raise a DeviceError that names options that need
+        less."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -431,7 +432,7 @@ class Run(Generic[AnyStage]):
     # --- checkpoints: one safetensors file, with its facts in the header ---
 
     def checkpoint(self) -> None:
-        """Write what ``restore`` goes on from, and the report; the first process does."""
+        """Write the checkpoint for ``restore``, and the report; only in the first process."""
         if not self.processes.first:
             return
         self.out.mkdir(parents=True, exist_ok=True)
@@ -461,7 +462,7 @@ class Run(Generic[AnyStage]):
         self.report()
 
     def restore(self) -> None:
-        """Go on from the checkpoint in ``out``. Raises OptionError where its facts differ."""
+        """Continue from the checkpoint in ``out``. Raises OptionError if its facts differ."""
         from safetensors import safe_open
 
         path = self.out / CHECKPOINT
@@ -477,7 +478,7 @@ class Run(Generic[AnyStage]):
             if (found := state["facts"].get(key)) != value:
                 raise OptionError(
                     f"The checkpoint in {str(self.out)!r} was made with {key}={found!r}, "
-                    f"not {value!r}: resume with the same, or start in another folder."
+                    f"not {value!r}: resume with the same value, or start in another folder."
                 )
         stage, self.ran = state["stage"], state["ran"]
         self._refuse_other_numbers(stage)
@@ -493,7 +494,8 @@ class Run(Generic[AnyStage]):
         self.before = state["before"]
 
     def _refuse_other_numbers(self, current: str) -> None:
-        """OptionError where ``current``, or another stage that has begun, ran with other steps."""
+        """Raise OptionError if ``current``, or another stage that has begun, ran with other
+        numbers."""
         for name in self.ran.keys() & self.stages.keys():
             ran, asked = self.ran[name], _plain(self.stages[name])
             differing = [
@@ -502,18 +504,19 @@ class Run(Generic[AnyStage]):
             if name == current and differing:
                 raise OptionError(
                     f"The checkpoint in {str(self.out)!r} is in the middle of stage {name!r} with "
-                    f"{'; '.join(differing)}: resume with the same (--steps), or start in another "
-                    "folder."
+                    f"{'; '.join(differing)}: resume with the same values (--steps), or start in "
+                    f"another folder."
                 )
-            # Without --steps, a recipe goes on after a stage that was run shorter on purpose.
+            # Without --steps, a recipe continues after a stage that was shortened on purpose.
             if self.request.steps not in (None, ran["steps"]):
                 raise OptionError(
                     f"Stage {name!r} in {str(self.out)!r} has run with steps={ran['steps']}, not "
-                    f"{asked['steps']}: name what is left with --stage, or start in another folder."
+                    f"{asked['steps']}: choose the remaining stages with --stage, or start in "
+                    f"another folder."
                 )
 
     def _agreed(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be gone on with."""
+        """What must agree to continue from a checkpoint."""
         options = {f"-O {k}": v for k, v in self.request.options.items() if k not in self.how}
         return {**self.facts, "seed": self.request.seed, **options}
 

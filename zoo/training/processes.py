@@ -1,8 +1,8 @@
-"""The processes that train one network together: one, or those that ``accelerate launch`` started.
+"""The processes that train one network: a single one, or those of ``accelerate launch``.
 
-Each computes its share of a step's micro-batches; the gradients are then summed, so all take the
-same step and hold the same weights, and only the first one writes. No wrapper stands around the
-network: whatever a stage's loss calls, its gradients are shared.
+Each process computes its share of a step's micro-batches; the gradients are then summed, so that
+all take the same step and have the same weights. Only the first process writes. The network has no
+wrapper: gradients are shared whatever the loss of a stage calls.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 from ..errors import DeviceError
 
 BUCKET = 2**25
-"""Numbers that are sent at once."""
+"""How many numbers are sent at once."""
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
-"""What ``accelerate launch --mixed_precision`` may ask for."""
+"""The values of ``accelerate launch --mixed_precision``."""
 
 
 class Processes:
     """``index`` of ``count`` processes, and the device of this one.
 
-    ``device``: what the caller asked for; of several GPUs each process gets its own. Raises
-    DeviceError where accelerate is set up to split the network itself.
+    ``device``: the caller's choice; each process gets its own of several GPUs. Raises DeviceError
+    if accelerate is configured to split the network itself.
     """
 
     def __init__(self, device: str) -> None:
@@ -53,7 +53,7 @@ class Processes:
         return self.index == 0
 
     def share(self, parts: int) -> range:
-        """Which of a step's micro-batches are this process's."""
+        """The indices of this process's micro-batches in a step."""
         return range(self.index, parts, self.count)
 
     def add(self, tensors: Sequence[Tensor]) -> None:
@@ -73,11 +73,11 @@ class Processes:
         return float(tensor)
 
     def any(self, flag: bool) -> bool:
-        """Is it so in any process?"""
+        """Is the flag set in any process?"""
         return self.total(float(flag)) > 0 if self.count > 1 else flag
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes arrive here."""
         self.any(False)
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def precision_of(wanted: str, device: torch.device) -> str:
     """float32, bfloat16 or float16.
 
-    For "auto": what ``accelerate launch`` was told, else bfloat16 where it is quicker: on GPUs, and
+    For "auto": the choice of ``accelerate launch``, else bfloat16 where it is faster: on GPUs, and
     on CPUs with AMX tiles.
     """
     if wanted != "auto":

@@ -1,4 +1,4 @@
-"""What a run leaves for people: ``train.json`` read again, and the picture of its loss."""
+"""The reports of a run: reads ``train.json``, and draws the loss curve."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from ..files import atomic_file
 
 Curve = list[tuple[str, int, float]]
-"""(stage, step, mean loss since the point before)."""
+"""(stage, step, mean loss since the previous point)."""
 
 
 def history(init: Path | None) -> list[dict[str, Any]]:
-    """The reports of the runs that made ``init``, oldest first; [] where none are known."""
+    """The reports of the runs that made ``init``, oldest first; [] if none are known."""
     if init is not None:
         for path in (Path(init) / "train.json", Path(init).parent / "train.json"):
             if path.is_file():
@@ -25,7 +25,8 @@ def history(init: Path | None) -> list[dict[str, Any]]:
 
 
 def whole_curve(report: Path) -> Curve:
-    """The loss curves of all runs that made a model, from its ``train.json``: repeats numbered."""
+    """The loss curves of all runs that made a model, from its ``train.json``, with repeated stages
+    numbered."""
     last = json.loads(report.read_text(encoding="utf-8"))
     found: dict[str, Curve] = {}
     for run in (*last.get("before", []), last):
@@ -38,10 +39,10 @@ def whole_curve(report: Path) -> Curve:
 
 
 def draw_curve(curve: Iterable[Sequence[Any]], path: Path) -> None:
-    """The loss of each stage over its steps, on a logarithmic axis; one panel for a stage.
+    """The loss of each stage over its steps, on a logarithmic axis; one panel for each stage.
 
-    By Pillow, which is always there: matplotlib, which draws for benchmarks, takes a second to
-    import and is in no recipe's way here, for this is drawn anew with each checkpoint.
+    Drawn with each checkpoint, by Pillow, which is always installed; importing matplotlib takes a
+    second.
     """
     from PIL import Image, ImageDraw
 

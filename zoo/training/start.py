@@ -16,8 +16,8 @@ def read_saved(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors (float32) of a saved folder.
 
-    ``config``: that of the registry entry, for a folder with the entry's own files (a bundle, a
-    download), which has no ``zoo.json``, or one that another method than ``plugin``'s has made.
+    ``config``: of the registry entry, for a folder without ``zoo.json`` (the entry's own files,
+    bundled or downloaded) or one from another plugin than ``plugin``.
     """
     folder = Path(folder)
     if (
@@ -33,6 +33,6 @@ def read_saved(
 
 
 def differing(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Names that only one of them has, or that have another shape, sorted."""
+    """Sorted names that only one of them has, or whose shapes differ."""
     shapes = [{name: value.shape for name, value in some.items()} for some in (given, wanted)]
     return sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})

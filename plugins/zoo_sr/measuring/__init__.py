@@ -1,1 +1,1 @@
-"""How super-resolution is measured: test sets, quality, controls, cost, peers."""
+"""Measuring super-resolution: test sets, quality, cost, peers."""

@@ -1,4 +1,4 @@
-"""What a network costs in FLOPs, counted by shapes alone. Seconds are ``zoo.experiment``'s."""
+"""The FLOPs of a network, counted from shapes alone. ``zoo.experiment`` measures seconds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 def count_flops(
     counter: FlopCounterMode, network: nn.Module, size: tuple[int, int], *arguments: object
 ) -> None:
-    """Let ``counter`` see ``network(image, *arguments)`` for an image of ``size`` (height, width).
+    """Count ``network(image, *arguments)`` with ``counter`` for an image of ``size`` (height,
+    width).
 
-    Nothing is computed and no weight is copied: only shapes go through the network, and past the
-    hooks on its modules.
+    Nothing is computed and no weight is copied: only shapes pass through the network and the hooks
+    on its modules.
     """
     shapes = {k: torch.empty_like(v, device="meta") for k, v in network.state_dict().items()}
     image = torch.empty(1, 3, *size, dtype=next(network.parameters()).dtype, device="meta")

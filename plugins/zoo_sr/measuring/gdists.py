@@ -1,9 +1,9 @@
 """G-DISTS: DISTS on Gabor magnitudes instead of VGG features. No weights.
 
-DISTS (Ding, Ma, Wang, Simoncelli, TPAMI 2022) compares two pictures by the means and by the
-correlation of feature maps; taken in windows it forgives a texture that is the right one and
-stands a little elsewhere. Here the features are what simple models of the first visual area have:
-the magnitude of a wave of a given length and direction around each pixel.
+DISTS (Ding, Ma, Wang, Simoncelli, TPAMI 2022) compares two images by the means and the correlations
+of feature maps; computed in windows, it tolerates the right texture at a slightly different place.
+Here the features are those of simple models of the primary visual cortex: the magnitude of a wave
+of a given length and direction around each pixel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WAVES = (3.0, 6.0, 12.0)
 DIRECTIONS = 4
 WINDOW, STRIDE = 16, 8
 C1, C2 = 1e-4, 1e-5
-"""Below these squared amplitudes two maps count as equally empty."""
+"""Two maps below these squared amplitudes count as equally empty."""
 
 
 def gdists(x: Tensor, y: Tensor, border: int) -> float:
@@ -71,7 +71,7 @@ def _magnitudes(grey: Tensor) -> Tensor:
     (top, bottom), (left, right) = map(_margins, grey.shape)
     padded = functional.pad(grey[None, None], (left, right, top, bottom), mode="reflect")[0, 0]
     spectrum = torch.fft.fft2(padded)
-    spectrum[0, 0] = 0  # brightness is no wave
+    spectrum[0, 0] = 0  # brightness is not a wave
     fy, fx = (2 * math.pi * torch.fft.fftfreq(n, dtype=grey.dtype) for n in padded.shape)
     maps = []
     for wave in WAVES:
@@ -85,11 +85,11 @@ def _magnitudes(grey: Tensor) -> Tensor:
 
 
 def _margins(side: int) -> tuple[int, int]:
-    """Reflected pixels before and after a side: half the longest kernel, and what the FFT likes.
+    """Reflected pixels before and after a side: half the longest kernel, and a fast FFT length.
 
-    A side of 508 = 4 * 127 takes the transform ten times as long as one of 512.
+    The transform of a side of 508 = 4 * 127 takes ten times as long as that of 512.
     """
     from scipy.fft import next_fast_len
 
-    before = min(math.ceil(max(WAVES) * 1.5), side - 1)  # no pixel is there twice
+    before = min(math.ceil(max(WAVES) * 1.5), side - 1)  # no pixel is repeated
     return before, min(next_fast_len(side + 2 * before) - side - before, side - 1)

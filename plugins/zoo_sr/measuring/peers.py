@@ -1,14 +1,15 @@
-"""What super-resolvers cost elsewhere: networks of published sizes, to be counted and timed.
+"""Peer super-resolution networks of published sizes, for counting FLOPs and measuring time.
 
-Weights are random, for time does not depend on them. Every one maps (1,3,h,w) to (1,3,4h,4w).
+Weights are random, because time does not depend on them. Each network maps (1,3,h,w) to
+(1,3,4h,4w).
 
     LDM-SR             Rombach et al. 2022, diffusers' LDMSuperResolutionPipeline
     SD x4 upscaler     diffusers' StableDiffusionUpscalePipeline
     Real-ESRGAN x4plus RRDBNet: 23 blocks of 3 dense blocks, Wang et al. 2021
     Real-ESRGAN compact  SRVGGNetCompact: 32 plain convolutions at the input's size
 
-Of the pipelines only what runs for each image is here: UNet and decoder. Text encoder, VAE encoder
-and guidance (which doubles the UNet's work) are left out, in the peers' favour.
+Only the parts of the pipelines that run for each image are here: UNet and decoder. Text encoder,
+VAE encoder and guidance (which doubles the UNet's work) are left out, in the peers' favour.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from ..networks import conv3
 
 
 class Diffusion(nn.Module, abc.ABC):
-    """A latent as large as the input, denoised beside it by a UNet, then decoded to four times."""
+    """A latent of the input's size, denoised by a UNet together with the input, then decoded to
+    4x."""
 
     unet: Any
     vae: Any
@@ -58,7 +60,7 @@ FACTOR_4: Mapping[str, Any] = {
     "block_out_channels": (128, 256, 512),
     "layers_per_block": 2,
 }
-"""What both autoencoders share."""
+"""The configuration that both autoencoders share."""
 
 
 class LDM(Diffusion):
@@ -114,7 +116,7 @@ class SDUpscaler(Diffusion):
 
 
 class _Dense(nn.Module):
-    """Five convolutions, each of which sees the outputs of all before it."""
+    """Five convolutions, each on the outputs of all earlier ones."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Where the time of one enlargement goes: reading, tiles, each part of the network, writing.
 
-Forward hooks charge the time between any two of their calls to the part that was running, so the
-parts add up to the whole. Another run on the meta device counts FLOPs by the same hooks.
+Forward hooks charge the time between two of their calls to the part that is running, so the parts
+add up to the total. A run on the meta device counts FLOPs with the same hooks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BETWEEN = "network, between parts"
 
 
 class Meter:
-    """What a rising number (seconds, FLOPs) gained while each part was on top of the stack."""
+    """The increase of a counter (seconds, FLOPs) while each part was on top of the stack."""
 
     def __init__(self, reading: Callable[[], float]) -> None:
         self.reading = reading
@@ -46,7 +46,7 @@ class Meter:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What happens inside is charged to ``name``, apart from parts within it."""
+        """Charge the body to ``name``, except parts within it."""
         self._charge()
         self._stack.append(name)
         try:
@@ -57,7 +57,7 @@ class Meter:
 
     @contextmanager
     def watching(self, network: nn.Module) -> Iterator[None]:
-        """Every module of the network is a part, under the name that ``part_of`` gives it."""
+        """Every module of the network is a part, with its name from ``part_of``."""
 
         def enter(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, arguments: Any) -> None:
@@ -82,7 +82,8 @@ class Meter:
 
 
 def part_of(name: str) -> str:
-    """``unet.down.0.1.conv1`` is of ``unet.down.0``: names are cut behind their first number."""
+    """The part of a module: ``unet.down.0`` for ``unet.down.0.1.conv1``, cut after the first
+    number."""
     words = name.split(".")
     for i, word in enumerate(words):
         if word.isdigit():
@@ -91,16 +92,16 @@ def part_of(name: str) -> str:
 
 
 def profile(model: LatentSR, source: Path, rounds: int = 3) -> list[tuple[str, float, float]]:
-    """(part, seconds, FLOPs) of enlarging a picture file to a PNG, in the order they ran in.
+    """(part, seconds, FLOPs) of enlarging an image file to a PNG, in the order of execution.
 
-    The mean of several rounds, on one thread; on a CPU, seconds that the process computed.
+    The mean of several rounds, on one thread; CPU-seconds on a CPU.
     """
     from zoo import images
 
     meter = Meter(lambda: now(model.device))
     with tempfile.TemporaryDirectory() as scratch, one_thread():
         small = images.read(source)
-        model.upscale(small)  # warms up
+        model.upscale(small)  # warm-up
         for _ in range(rounds):
             with meter.part(READ):
                 small = images.read(source)
@@ -123,7 +124,7 @@ def _flops(model: LatentSR, height: int, width: int) -> dict[str, float]:
 
 
 def table(found: list[tuple[str, float, float]], least: float = 0.005) -> str:
-    """The profile for people: what takes longest first; shares below ``least`` in one row."""
+    """The profile as a table, longest first, with shares below ``least`` in one row."""
     whole = sum(seconds for _, seconds, _ in found)
     large = sorted((row for row in found if row[1] >= least * whole), key=lambda row: -row[1])
     small = [row for row in found if row[1] < least * whole]

@@ -1,4 +1,4 @@
-"""The bundled model of either method against interpolation and a plain network of its size."""
+"""Compares a method's bundled model with interpolation and a plain network of its size."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .tables import (
 
 PLAIN = "regression, same size"
 CONSISTENCY = 2
-"""Steps of back-projection of the fidelity setting; the regression network gets as many.
+"""Steps of back-projection in the fidelity setting; the regression network gets as many.
 
-Fidelity and perception pull apart (Blau, Michaeli, CVPR 2018), so there are two settings: the
+Fidelity and perception are a trade-off (Blau, Michaeli, CVPR 2018), so there are two settings: the
 default, whose decoder was tuned for texture, and the plain decoder with back-projection.
 """
 CONSISTENT = f"{PLAIN}, {CONSISTENCY} back-projections"
@@ -35,17 +35,17 @@ SHARPENED = f"{PLAIN}, unsharp"
 TEXTURED = f"{PLAIN}, tuned for texture"
 STEPS = (2, 8)
 QUICK = 8
-"""Steps of a baseline in a quick run: nothing is learnt, and its claims say so."""
+"""Steps of a baseline in a quick run: it learns nothing, and its claims say so."""
 MARGIN = 0.05
-"""dB that count as a match."""
+"""Differences in dB below this count as a match."""
 
 
 def baselines_for(
     request: BenchRequest, job: Recipe, scratch: Path
 ) -> tuple[regression.PlainSR, regression.PlainSR]:
-    """The regression network by L1, and tuned on with our decoder's texture term.
+    """The regression network trained with L1, and fine-tuned with our decoder's texture term.
 
-    From the folder of the option ``baseline``, or made there.
+    Loaded from the folder of the option ``baseline``, or trained and saved there.
     """
     folder = Path(request.options.get("baseline") or scratch)
     steps = QUICK if request.quick else regression.RECIPE.steps
@@ -56,7 +56,7 @@ def baselines_for(
 
 
 class Quality:
-    """Rows and claims about the pictures of a model, or of a saved one of its kind."""
+    """Rows and claims about the image quality of a model, or of a saved one of its kind."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Quality:
         self.frozen = f"{self.name}, decoder not fine-tuned"
 
     def methods(self) -> dict[str, Enlarge]:
-        """Row -> what enlarges an image."""
+        """Row -> function that enlarges an image."""
         methods = interpolations(self.model.module.scale)
         if self.baselines is not None:
             plain, textured = self.baselines
@@ -97,7 +97,7 @@ class Quality:
         return methods
 
     def steps(self, count: int) -> str:
-        """The row of several steps."""
+        """The name of the row with this number of steps."""
         return f"{self.name}, {count} steps"
 
     def shown(self) -> dict[str, Enlarge]:
@@ -111,7 +111,7 @@ class Quality:
         sets: Mapping[str, Sequence[Tensor]],
         degradation: Degradation | None = None,
     ) -> None:
-        """Enter every method on every set, and what of it is claimed."""
+        """Enter the scores of every method on every set, and the claims."""
         scale = self.model.module.scale
         measure(book, self.methods(), sets, scale, self.request.progress, degradation)
         claim_better_than_interpolation(book, self.name, sets, scale)

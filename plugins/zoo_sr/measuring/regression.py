@@ -1,8 +1,8 @@
-"""The baselines that diffusion has to answer to: plain networks of the same size, same photos.
+"""The baselines for diffusion: plain networks of the same size, trained on the same photos.
 
-Residual blocks at the LR image's own size, a pixel shuffle at the end, trained with L1: what EDSR
-and its many small relatives are. It gives the blurred mean that scores high in PSNR. Tuned on with
-our decoder's texture term it tells what of our perceptual score that term gives anybody.
+Residual blocks at the LR image's own size, a pixel shuffle at the end, trained with L1, like EDSR
+and its small variants. It gives the blurred mean that scores high in PSNR. Fine-tuned with our
+decoder's texture term, it shows how much of our perceptual score comes from that term alone.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from ..training.decoder import decoder_loss
 from ..training.recipe import Batch, Recipe, Stage
 
 RECIPE = Stage(14000, 4e-4, 16, crop=64)
-"""As many steps, and as many pictures in one, as yonos-sr's x4 stage takes."""
+"""Steps and batch size of yonos-sr's x4 stage."""
 TEXTURE, TEXTURE_STEPS = 0.4, 3000
-"""As yonos-sr's decoder stage."""
+"""Weight and steps of yonos-sr's decoder stage."""
 LEARNS = 500
-"""Steps after which a network that is no better than bicubic has gone wrong."""
+"""Steps after which a network must be better than bicubic."""
 CHECKED = 64
-"""Crops that this is measured on."""
+"""Crops on which this is checked."""
 FILE = "baseline.safetensors"
 TEXTURED = "textured.safetensors"
 
 
 class PlainSR(nn.Module):
-    """x_l (B,3,h,w) in [-1,1] to x^ (B,3,scale*h,scale*w): bicubic plus what was learnt."""
+    """x_l (B,3,h,w) in [-1,1] to x^ (B,3,scale*h,scale*w): bicubic plus a learned residual."""
 
     def __init__(self, scale: int = 4, width: int = 112, blocks: int = 12) -> None:
         super().__init__()
@@ -55,11 +55,11 @@ class PlainSR(nn.Module):
 
 
 def regression(job: Recipe, folder: Path, steps: int, progress: bool = False) -> PlainSR:
-    """The baseline for ``job``'s scale, photos and degradation; kept in ``folder`` and found again.
+    """The baseline for ``job``'s scale, photos and degradation, saved in ``folder`` and reused.
 
-    A folder that holds one trained on other photos, by another seed or for other steps is refused:
-    InputError. So is a training that went wrong, for a baseline that is no better than bicubic
-    would make everything beside it look good.
+    Raises InputError if the saved one was trained on other photos, with another seed or for other
+    steps, and if training failed: a baseline no better than bicubic would make every comparison
+    look good.
     """
     torch.manual_seed(job.request.seed)
     network = PlainSR(job.scale)
@@ -75,8 +75,8 @@ def regression(job: Recipe, folder: Path, steps: int, progress: bool = False) ->
         if steps >= LEARNS and not gain > 0:
             raise InputError(
                 f"The regression baseline is no better than bicubic after {steps} steps (mean L1 "
-                f"error lower by {gain:.5f}): nothing can be measured against it. Look at the "
-                f"photographs, or lower its learning rate, {RECIPE.lr}."
+                f"error lower by {gain:.5f}): it is not a valid baseline. Check the photographs, "
+                f"or lower its learning rate, {RECIPE.lr}."
             )
 
     facts = _facts(job, steps)
@@ -86,7 +86,7 @@ def regression(job: Recipe, folder: Path, steps: int, progress: bool = False) ->
 def textured(
     job: Recipe, plain: PlainSR, folder: Path, steps: int, texture: float, progress: bool = False
 ) -> PlainSR:
-    """``plain`` tuned on with the loss of our decoders (``decoder``), kept in ``folder`` too."""
+    """``plain`` fine-tuned with the loss of our decoders (``decoder``), saved in ``folder`` too."""
     facts = {**_facts(job, steps), "texture": str(texture)}
     network = copy.deepcopy(plain)
     return _trained(
@@ -101,7 +101,7 @@ def textured(
 
 
 def _facts(job: Recipe, steps: int) -> dict[str, str]:
-    """What a kept network must have been trained with."""
+    """The training facts that a saved network must match."""
     return {
         "scale": str(job.scale),
         "steps": str(steps),
@@ -121,10 +121,10 @@ def _trained(
     progress: bool,
     refuse: Callable[[], None] = lambda: None,
 ) -> PlainSR:
-    """The network as it is kept at ``path``, or trained on ``loss_of`` (picture, batch) and kept.
+    """The network saved at ``path``, or trained on ``loss_of`` (image, batch) and saved there.
 
-    Raises InputError where the file was trained with other facts. ``refuse`` may raise before a
-    network is kept that was just trained.
+    Raises InputError if the file was trained with other facts. ``refuse`` may raise before a newly
+    trained network is saved.
     """
     network.to(memory_format=torch.channels_last)
     if path.is_file():
@@ -137,7 +137,7 @@ def _trained(
             raise InputError(f"{path} was trained with another {differs}: give another folder.")
         network.load_state_dict(load_tensors(path))
         return network.requires_grad_(False).eval().to(job.run.device)
-    # A run of its own on the recipe's photographs: an interruption costs a minute.
+    # A separate run on the recipe's photographs: an interruption costs a minute.
     name = path.stem
     out = path.parent / f"{name}-run"
     options = {"precision": job.request.options["precision"]}

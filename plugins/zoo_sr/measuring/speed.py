@@ -1,8 +1,8 @@
-"""What a model costs beside its peers, 128x128 to 512x512, in one run on one machine.
+"""The cost of a model next to its peers, 128x128 to 512x512, in one run on one machine.
 
-Parameters and FLOPs are counted on the meta device; of parameters, those that take part. Seconds
-are as ``zoo.experiment`` measures them, in as many rounds for each. What is quick takes turns; the
-big peers come one after the other, to fit the memory.
+Parameters (only those that are used) and FLOPs are counted on the meta device. ``zoo.experiment``
+measures seconds, with the same number of rounds for each. Fast models take turns; the big peers run
+one after the other, to fit into memory.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 SIDE = 128
 STEPS = 50
-"""Of a diffusion peer as people run it; one step is in the table too."""
+"""Steps of a diffusion peer in common use; the table also has one step."""
 ROUNDS = 3
 BEST_OF = 3
-"""Of what takes a second or less."""
+"""Calls per round for models that take a second or less."""
 PARAMETERS, GFLOP = "parameters (M)", "GFLOP 128 to 512"
 SECONDS = "seconds of one thread, 128 to 512"
 Rows = dict[str, dict[str, list[float]]]
@@ -47,11 +47,11 @@ def measure_speed(
     full: Mapping[str, Any] | None = None,
     progress: Progress = False,
 ) -> None:
-    """Enter the table and the claims on it. Diffusion peers take minutes of CPU time and 4 GB.
+    """Enter the table and its claims. Diffusion peers take minutes of CPU time and 4 GB.
 
-    ``full`` is the configuration of the method's full size: built with random weights, it is the
-    one that claims and ratios are about (without it, or where the model is that, the model).
-    ``quick`` counts everything, and times only what takes seconds.
+    ``full``: the configuration of the method's full size. Claims and ratios are about this network,
+    built with random weights; without ``full``, or if the model is that network, about the model.
+    ``quick`` counts everything, but times only models that take seconds.
     """
     name, device = model.entry.name, model.device
     image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -83,7 +83,7 @@ def measure_speed(
 
 @torch.inference_mode()
 def _peer(label: str, device: torch.device | None, image: Tensor) -> Rows:
-    """Rows of one big peer; None for a device counts only."""
+    """Rows of one big peer; without a device, counts only."""
     shapes = random(PEERS[label], None)
     if not isinstance(shapes, Diffusion):
         row = cost(shapes)
@@ -100,7 +100,7 @@ def _peer(label: str, device: torch.device | None, image: Tensor) -> Rows:
         assert isinstance(network, Diffusion)
         z = network.start(image)
         runs = {"step": lambda: network.step(z, image), "decode": lambda: network.decode(z)}
-        # No round to warm up: a step alone is many times what starting costs.
+        # No warm-up round: a single step takes much longer than starting up.
         spent = take_turns(runs, rounds=ROUNDS, warm_up=0, device=device)
         parts = [*zip(spent["step"], spent["decode"], strict=True)]
         once[SECONDS] = [step + decode for step, decode in parts]
@@ -109,9 +109,8 @@ def _peer(label: str, device: torch.device | None, image: Tensor) -> Rows:
 
 
 def enter(book: Book, rows: Rows, about: str, yardstick: str) -> None:
-    """Enter the rows, their times as ratios to the yardstick's, and what is claimed of ``about``.
-
-    Against the cheapest diffusion peer at a single step, so against any of them.
+    """Enter the rows, their times as ratios to the yardstick's, and the claims about ``about``. The
+    rival is the cheapest diffusion peer at a single step, so the claims hold against all.
     """
     for row, cells in rows.items():
         for column, values in cells.items():
@@ -162,9 +161,8 @@ def _run(network: nn.Module, image: Tensor) -> Callable[[], Tensor]:
 
 
 def cost(network: nn.Module, *arguments: Any) -> dict[str, list[float]]:
-    """Parameters and FLOPs of ``network(image, *arguments)``: no weight is copied or computed with.
-
-    Parameters are those of the modules that ran.
+    """Parameters and FLOPs of ``network(image, *arguments)``, without copying or using weights.
+    Only parameters of modules that ran are counted.
     """
     used: dict[nn.Module, int] = {}
 

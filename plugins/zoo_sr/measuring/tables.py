@@ -1,8 +1,8 @@
-"""How super-resolution is measured here: test images, interpolation baselines, claims, pictures.
+"""Tools for measuring super-resolution: test images, interpolation baselines, claims, pictures.
 
 ``--data`` is a folder with any of ``set5``, ``bsd100`` (also below ``sr-eval``) and ``photos-cc0``,
-or one of them itself. Without it a photograph that scikit-image brings is used. Of the CC0 photos
-only those that training never saw are measured.
+or one of them itself. Without it a photograph from scikit-image is used. Only CC0 photos that were
+held out from training are measured.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LESS = ("G-DISTS", "latent error", "risk", "parameters", "GFLOP", "seconds", "ti
 
 
 def less_is_better(column: str) -> bool:
-    """For ``zoo.experiment.Book``: does a smaller number win in this column?"""
+    """For ``zoo.experiment.Book``: is a smaller number better in this column?"""
     return any(word in column for word in LESS)
 
 
@@ -69,7 +69,7 @@ def cut(x: Tensor, scale: int, crop: int | None = None) -> Tensor:
 def find_sets(data: Path | None, quick: bool, scale: int) -> dict[str, list[Tensor]]:
     """Name -> HR images (3,H,W) in [0,1] of each test set under ``data``.
 
-    ``quick``: fewer, and of each the centre.
+    ``quick``: fewer images, and only their centres.
     """
     if data is None:
         from skimage.data import astronaut
@@ -100,7 +100,7 @@ def _pngs(folder: Path) -> list[Path]:
 
 
 def photos_below(data: Path | None) -> Path | None:
-    """The folder of CC0 photos under ``data``, where there is one."""
+    """The folder of CC0 photos under ``data``, if there is one."""
     for folder in () if data is None else (data / "photos-cc0", data):
         if any(p.stem in HELD_OUT for p in folder.glob("*.jpg")):
             return folder
@@ -108,7 +108,7 @@ def photos_below(data: Path | None) -> Path | None:
 
 
 def described(sets: Mapping[str, Sequence[Tensor]]) -> list[Data]:
-    """The sets as a results file names them."""
+    """The sets as described in a results file."""
     return [Data(s, LICENSES[s], f"{len(x)} image{'s' * (len(x) > 1)}") for s, x in sets.items()]
 
 
@@ -116,7 +116,7 @@ def described(sets: Mapping[str, Sequence[Tensor]]) -> list[Data]:
 
 
 def unsharp(x: Tensor, amount: float = 1.0) -> Tensor:
-    """x + amount (x - blur(x)), Gaussian of 2 pixels: a baseline that costs nothing. (B,3,H,W)."""
+    """x + amount (x - blur(x)), Gaussian of 2 pixels: a baseline at no cost. (B,3,H,W)."""
     taps = torch.exp(-0.5 * (torch.arange(-6, 7) / 2.0) ** 2)
     taps = (taps / taps.sum()).expand(3, 1, -1)  # (3,1,13)
     blur = functional.conv2d(
@@ -127,7 +127,7 @@ def unsharp(x: Tensor, amount: float = 1.0) -> Tensor:
 
 
 def interpolations(scale: int) -> dict[str, Enlarge]:
-    """What costs nothing: bicubic, and bicubic sharpened."""
+    """The baselines at no cost: bicubic, and sharpened bicubic."""
     return {
         "bicubic": lambda x: bicubic_up(x[None], scale)[0],
         "bicubic + unsharp": lambda x: unsharp(bicubic_up(x[None], scale))[0],
@@ -143,7 +143,7 @@ def measure(
     degradation: Degradation | None = None,
     suffix: str = "",
 ) -> None:
-    """Enter each method on each image, shrunk by ``degradation`` (clean bicubic) with seed 0."""
+    """Enter the scores of each method on each image, shrunk by ``degradation`` with seed 0."""
     degradation = degradation or Bicubic()
     with track(sum(map(len, sets.values())), progress, "measure") as advance:
         for name, images in sets.items():
@@ -165,7 +165,7 @@ def columns(sets: Iterable[str], metric: str) -> list[str]:
 
 
 def claim_better_than_interpolation(book: Book, ours: str, sets: Iterable[str], scale: int) -> None:
-    """On each set and metric: ours against the better of bicubic and bicubic with unsharp."""
+    """Claim on each set and metric: ours beats the better of bicubic and bicubic with unsharp."""
     for name in sets:
         for metric in METRICS:
             book.claim(
@@ -183,7 +183,7 @@ X4_GDISTS, X8 = "held-out x4 G-DISTS", "held-out x8 PSNR-Y"
 
 
 def interpolated(photos: Photos) -> dict[str, float]:
-    """What bicubic interpolation reaches on the same crops: short trainings may be below it."""
+    """The scores of bicubic interpolation on the same crops: short trainings may be below them."""
     x_h = photos.validation()
     assert x_h is not None
 
@@ -246,5 +246,5 @@ def picture(
 
 
 def small(x_h: Tensor, scale: int) -> Tensor:
-    """x_h (3,H,W) shrunk cleanly, 8 bits: (3,H/scale,W/scale)."""
+    """x_h (3,H,W) shrunk without further degradation, 8 bits: (3,H/scale,W/scale)."""
     return round8(bicubic_down(x_h[None], scale))[0]

@@ -1,1 +1,1 @@
-"""What the recipes of latent super-resolution share: photographs, stages, losses."""
+"""Shared parts of the recipes of latent super-resolution: photographs, stages, losses."""

@@ -1,16 +1,18 @@
-"""Decoder fine-tuning on the latents that one step really gives (YONOS-SR, eq. 8).
+"""Decoder fine-tuning on the actual latents of one step (YONOS-SR, eq. 8).
 
-The denoiser is frozen; its one-step answer is a conditional mean, so smooth. The decoder learns to
-make the picture from *that*:   L = || x^ - x_h ||_1 + lambda * texture(x^, x_h).
+The denoiser is frozen; its one-step output is a conditional mean and therefore smooth. The decoder
+learns to make the image from it:
 
-The texture term compares local contrast, which a smooth answer lacks, without asking for a match
-of single pixels. It needs no downloaded network and is none of the metrics we report.
+    L = || x^ - x_h ||_1 + lambda * texture(x^, x_h).
 
-A decoder has no noise to make grain from: where contrast is asked for that the latents do not
-explain, it draws a regular pattern. Two things make that dear: contrast is compared at half the
-size too, where a pattern of single pixels counts for nothing, and ``FLOOR`` softens the term where
-there is little of it. At the weights of our recipes a pattern in place of grain costs more than it
-brings up to grain of 3 of 255; in coarser texture it can still pay.
+The texture term compares local contrast, which a smooth output lacks, without comparing single
+pixels. It needs no downloaded network and is not one of the reported metrics.
+
+A decoder has no noise to make grain from: if the loss demands contrast that the latents do not
+explain, it draws a regular pattern. Two things penalise that: contrast is also compared at half
+size, where a pattern of single pixels vanishes, and ``FLOOR`` weakens the term for low contrast.
+With the weights of our recipes, a pattern instead of grain increases the loss for grain up to 3 of
+255; for coarser texture it can still decrease it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 FLOOR = 1e-3
-"""Of squared contrast, in [-1,1]: 4 of 255 from pixel to pixel. Below it differences count less."""
+"""Floor of squared contrast, in [-1,1] units: 4 of 255 from pixel to pixel."""
 
 
 def local_contrast(x: Tensor, window: int) -> Tensor:

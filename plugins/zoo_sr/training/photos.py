@@ -1,4 +1,4 @@
-"""Photographs to train on: crops drawn from a seed, and some photographs that are held out."""
+"""Training photographs: random crops from a seed, and held-out photographs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ HELD_OUT = (
 
 
 MEMORY = 8e9
-"""Bytes of photographs that each process keeps decoded; further ones are read again and again."""
+"""Bytes of decoded photographs that each process keeps; further ones are read again each time."""
 HELD = 32
-"""At most so many of somebody else's photographs are held out: all of them stay in memory."""
+"""The most photographs of a user's set that are held out: all of them stay in memory."""
 
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A photograph that is decoded whenever a crop of it is wanted."""
+    """A photograph that is decoded for each crop."""
 
     path: Path
     half: bool
@@ -52,7 +52,7 @@ def _pixels(rgb: Image.Image, half: bool) -> np.ndarray:
 
 
 class Photos:
-    """Photographs, in memory as far as they fit, and crops of them drawn from a seed."""
+    """Photographs, in memory as far as they fit, and random crops of them."""
 
     def __init__(self, folder: Path | None) -> None:
         if folder is None:
@@ -60,8 +60,8 @@ class Photos:
         paths = images.listed(folder)
         if not paths:
             raise InputError(
-                f"No pictures in {str(folder)!r} itself (its subfolders are not looked at): "
-                "nothing to train on."
+                f"No images in {str(folder)!r} itself (subfolders are not searched): nothing to "
+                f"train on."
             )
         digest = hashlib.sha256()
         self.train: list[np.ndarray | OnDisk] = []  # (H,W,3) uint8, each at full and at half size
@@ -71,21 +71,22 @@ class Photos:
         for i, path in enumerate(paths):
             digest.update(path.name.encode() + path.read_bytes())
             rgb = images.read(path, "RGB")
-            # Somebody else's photos: every tenth is held out, if there are enough.
+            # Users' photos: every tenth is held out, if there are enough.
             if path.stem in HELD_OUT if known else i % 10 == 9 and i < 10 * HELD:
                 self.held_out[path.stem] = np.asarray(rgb)
                 continue
-            for half in (False, True):  # at half size there is finer detail per pixel
+            for half in (False, True):  # half size has finer detail per pixel
                 pixels = _pixels(rgb, half)
                 room -= pixels.nbytes
                 self.train.append(pixels if room >= 0 else OnDisk(path, half, pixels.shape))
         if not self.train:
-            raise InputError(f"{str(folder)!r} has only photos of the held-out list.")
+            raise InputError(f"{str(folder)!r} contains only held-out photos.")
         self.hash = digest.hexdigest()
         self.count = len(paths)
 
     def crops(self, rng: np.random.Generator, count: int, side: int) -> Tensor:
-        """(count,3,side,side) in [0,1]: of two candidates the more detailed, flipped, turned."""
+        """(count,3,side,side) in [0,1]: the more detailed of two candidates, randomly flipped and
+        rotated."""
         usable = [a for a in self.train if min(a.shape[:2]) >= side]
         if not usable:
             raise InputError(f"No training photo is at least {side} pixels wide and high.")

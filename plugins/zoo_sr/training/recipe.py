@@ -1,4 +1,4 @@
-"""What the recipes of latent super-resolution train on: a network, photographs, a degradation."""
+"""The base of the recipes of latent super-resolution: a network, photographs, a degradation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .photos import Photos
 
 AT_ONCE = 8  # held-out crops that validation computes at once
 HOW = ("micro", "checkpointing")
-"""Options that say how a step is computed, not what: a run may go on with others."""
+"""Options that change how a step is computed, not its result: a resumed run may change them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Stage(training.Stage):
 
 @dataclass
 class Batch:
-    """What one step works on. Images in [-1,1]."""
+    """The data of one step. Images in [-1,1]."""
 
     x_h: Tensor  # (B,3,H,W)
     x_l: Tensor  # (B,3,H/N,W/N)
@@ -61,11 +61,11 @@ def starting_point(request: TrainRequest) -> tuple[dict[str, Any], dict[str, Ten
 
 
 class Recipe:
-    """A network, what it learns from, and the ``run`` that trains it.
+    """A network, its training data, and the ``run`` that trains it.
 
-    The network is drawn by the seed until ``start_from`` says otherwise. ``scale`` and ``easier``
-    say what a batch holds: N, and the factor of a teacher's easier task where there is one; a
-    method's stages set them.
+    The network is initialised from the seed, unless ``start_from`` replaces it. ``scale`` and
+    ``easier`` determine the batches: N, and the factor of a teacher's easier task, if there is one;
+    a method's stages set them.
     """
 
     def __init__(
@@ -108,16 +108,18 @@ class Recipe:
                 raise OptionError(f"crop={stage.crop} is not a multiple of {multiple}.")
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take these over. Raises WeightsError where they are not of the network's shape."""
+        """Load these tensors. Raises WeightsError if their names or shapes differ from the
+        network's."""
         if wrong := differing(tensors, self.net.state_dict()):
             raise WeightsError(
-                f"--init {self.request.init}: {len(wrong)} of its tensors are not those of "
-                f"{self.request.entry.name}, such as {wrong[0]}: start from a model of its kind."
+                f"--init {self.request.init}: {len(wrong)} of its tensors do not fit "
+                f"{self.request.entry.name}, such as {wrong[0]}: start from a model of the same "
+                f"kind."
             )
         self.net.load_state_dict(tensors, strict=True)
 
     def new_network(self) -> LatentNetwork:
-        """An untrained network of the configuration, by torch's own generator."""
+        """An untrained network of the configuration, from torch's global generator."""
         return self.model.network(self.config)
 
     def new_unet(self) -> nn.Module:
@@ -128,7 +130,7 @@ class Recipe:
     # --- data ---
 
     def batch(self, draw: Draw, crop: int | None = None) -> Batch:
-        """The photographs of a draw, degraded; ``crop`` as the stage that runs says, or another."""
+        """The degraded photographs of a draw; ``crop``: None is the current stage's."""
         side = crop or self.run.stages[self.run.stage].crop
         x_h = self.photos.crops(draw.rng, draw.count, side)  # (B,3,H,W) in [0,1]
         params = self.degradation.sample(draw.rng, draw.count)
@@ -146,7 +148,8 @@ class Recipe:
         return Batch(ready(x_h), ready(x_l), None if easy is None else ready(easy), draw.generator)
 
     def some(self, name: str, count: int) -> Batch:
-        """A batch beside the steps, always the same for its name; crops as in the first stage."""
+        """A batch outside of the steps, always the same for its name; crops as in the first
+        stage."""
         stage = next(iter(self.run.stages.values()))
         return self.batch(self.run.draw(name, count), stage.crop)
 
@@ -164,18 +167,19 @@ class Recipe:
         return self.run.autocast()
 
     def fit(self, stages: Mapping[str, Callable[[], None]]) -> Path:
-        """Run the recipe, or the stage that was asked for; the saved folder ``out/model``."""
+        """Run the recipe, or the requested stage; returns the saved folder ``out/model``."""
         return self.run.fit(stages, self.built)
 
     def built(self) -> LatentSR:
-        """The network as what ``zoo.load`` returns."""
+        """The network as the model that ``zoo.load`` returns."""
         return self.model(self.run.build_request(self.config), self.net)
 
     # --- validation on the held-out photos ---
 
     @torch.no_grad()
     def validate(self, name: str, picture: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """PSNR-Y of ``picture``(x_h, x_l), both in [-1,1], and of bicubic; mean over held-out."""
+        """Record PSNR-Y of ``picture``(x_h, x_l), both in [-1,1], and of bicubic, on held-out
+        photos."""
         from zoo.metrics import psnr_y
 
         x_h = self.photos.validation() if self.run.processes.first else None
@@ -197,10 +201,10 @@ class Recipe:
 
 
 def bundle(model: type[LatentSR], out: Path, into: Path) -> None:
-    """Turn what ``train`` left in ``out`` into the files that the package carries, in ``into``.
+    """Turn the output of ``train`` in ``out`` into the bundled files of a package, in ``into``.
 
     Weights in float16, ``train.json``, and a check: a small photograph (NASA's astronaut, public
-    domain, from scikit-image, 32 x 32 at x4) with what these weights make of it. After a training:
+    domain, from scikit-image, 32 x 32 at x4) with the output of these weights. After training:
 
         python -c "from pathlib import Path; from zoo_edge_sd_sr.model import EdgeSDSR; \
                    from zoo_sr.training.recipe import bundle; bundle(EdgeSDSR, Path('out'), \

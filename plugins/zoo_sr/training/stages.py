@@ -1,4 +1,4 @@
-"""Stages of training that both recipes have, and what their losses share."""
+"""Training stages of both recipes, and shared parts of their losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .recipe import Batch, Recipe
 
 
 def draw_t(batch: Batch) -> Tensor:
-    """t (B,): 1 with probability a half, as inference meets t=1 only; else uniform.
+    """t (B,): 1 with probability one half, because inference uses t=1 only; else uniform.
 
     YONOS-SR, eq. 5; Edge-SD-SR, eq. 7.
     """
@@ -47,14 +47,14 @@ def train_autoencoder(job: Recipe) -> None:
 
 
 def latent_metric(job: Recipe) -> Tensor:
-    """What an error in each latent channel counts (C,); a function of the frozen E and D."""
+    """The weight of an error in each latent channel (C,); a function of the frozen E and D."""
     batch = job.some("latent metric", 32)
     z_h = job.net.encode_hr(batch.x_h)
     return channel_weights(job.net.decoder_base, z_h, batch.noise(z_h))
 
 
 def train_decoder(job: Recipe, noisy: float) -> None:
-    """D on the one-step latents; with the noise of the start in a share ``noisy`` of them."""
+    """Train D on the one-step latents; a share ``noisy`` of them starts from noise."""
     net = job.net
 
     def loss(batch: Batch) -> Tensor:

@@ -1,0 +1,115 @@
+"""The commands of a quantized model: ``zoo run FOLDER generate`` and ``zoo run FOLDER eval``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zoo.errors import InputError, NotReadyError, ZooError
+
+from .evaluate import accuracy, perplexity, read_choices, read_text, report, text_windows
+from .model import MobileQuantized
+from .original import opened
+
+BEYOND = 0.01
+"""A site that clips a larger share of its values is reported."""
+
+
+def generate(model: Any, args: list[str]) -> int:
+    """``generate PROMPT``: what the quantized model says."""
+    parser = argparse.ArgumentParser("zoo run FOLDER generate", description=generate.__doc__)
+    parser.add_argument("prompt")
+    parser.add_argument("--tokens", type=int, default=40, help="new tokens, at most")
+    parser.add_argument("--chat", action="store_true", help="as a message, by the chat template")
+    given = parser.parse_args(args)
+    quantized, tokenizer = _ready(model)
+    if given.chat:
+        message = [{"role": "user", "content": given.prompt}]
+        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    else:
+        ids = tokenizer(given.prompt)["input_ids"]
+    if not ids:
+        raise InputError("the prompt is empty.")
+    row = torch.tensor([ids], device=quantized.device)
+    made = quantized.generate(
+        row, attention_mask=torch.ones_like(row), max_new_tokens=given.tokens, do_sample=False
+    )
+    print(tokenizer.decode(made[0, len(ids) :] if given.chat else made[0], True))
+    return 0
+
+
+def eval_(model: Any, args: list[str]) -> int:
+    """``eval FILE``: perplexity of a text, or accuracy on a .jsonl of question, choices, answer."""
+    parser = argparse.ArgumentParser("zoo run FOLDER eval", description=eval_.__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--original", help="folder or Hub id; by default where it came from")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    given = parser.parse_args(args)
+    quantized, tokenizer = _ready(model)
+    choices = read_choices(given.file) if given.file.suffix == ".jsonl" else None
+    text = "" if choices else read_text(given.file)
+    models: dict[str, Any] = {"quantized": quantized}
+    notes: list[str] = []
+    try:
+        models = {"original": _original(quantized, given.original), **models}
+    except ZooError as error:
+        if given.original:
+            raise
+        notes.append(f"The original is not available for comparison: {error}")
+    rows: dict[str, dict[str, float]] = {}
+    for name, each in models.items():
+        if choices is not None:
+            right = accuracy(each, tokenizer, choices, quantized.device, not given.json)
+            rows[name] = {"accuracy": sum(right) / len(right), "questions": float(len(right))}
+        else:
+            rows[name] = perplexity(each, tokenizer, text, quantized.device, not given.json)
+    texts = text or "\n".join(f"{c.question} {c.choices[c.answer]}" for c in choices or ())
+    notes += _clipped(quantized, tokenizer, texts)
+    if given.json:
+        print(json.dumps({"file": str(given.file), "models": rows, "notes": notes}, indent=2))
+    else:
+        print(report(rows))
+        print("\n".join(f"note: {note}" for note in notes), end="\n" if notes else "")
+    return 0
+
+
+def _ready(model: Any) -> tuple[MobileQuantized, Any]:
+    if not isinstance(model, MobileQuantized):
+        raise NotReadyError(
+            "this is the quantizer; the command is for what it made: zoo quantize mobilequant LLM "
+            "-o FOLDER, then zoo run ./FOLDER ..."
+        )
+    if model.tokenizer is None:
+        raise NotReadyError("this model was saved without a tokenizer. Pass one to quantize().")
+    return model, model.tokenizer
+
+
+def _original(model: MobileQuantized, given: str | None) -> Any:
+    source = model.source_model
+    name = given or source["id"]
+    if given is None and source.get("revision"):
+        name = f"{name}@{source['revision']}"
+    return opened(name, model.device).network
+
+
+def _clipped(model: MobileQuantized, tokenizer: Any, text: str) -> list[str]:
+    """A remark where the text is unlike the calibration's."""
+    first = text_windows(tokenizer, text)[:16]
+    shares: dict[str, float] = {}
+    for row in first:
+        for site, share in model.clipped(row[None]).items():
+            shares[site] = shares.get(site, 0.0) + share / len(first)
+    beyond = sorted((share, site) for site, share in shares.items() if share > BEYOND)
+    if not beyond:
+        return []
+    share, worst = beyond[-1]
+    return [
+        f"{len(beyond)} activations clip more than {BEYOND:.0%} of their values, most of all "
+        f"{worst} ({share:.0%}): this text differs from the calibration text. Quantize again with "
+        "text of this kind."
+    ]

@@ -1,0 +1,317 @@
+"""What ``zoo.load("mobilequant")`` returns, and what it makes: ``method.py`` behind the interface
+``Quantizer``, and a folder of transformers that holds the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from zoo.errors import DeviceError, WeightsError
+from zoo.hookspecs import BuildRequest
+from zoo.interfaces import Estimate, QuantizedModel, Quantizer
+from zoo.isolation import isolated, learning
+from zoo.weights import load_tensors, save_tensors
+
+from . import planning
+from .calibrate import Clipped, windows
+from .families import describe
+from .method import Fitted, fit
+from .original import Original, opened, read, tokenizer_of
+from .quantizers import Grid
+from .recipe import SCHEMES, Recipe, make
+from .simulate import Site, attach, watching
+from .work import Work
+
+if TYPE_CHECKING:
+    from zoo.progress import Progress
+
+GRIDS = "quantization.safetensors"
+"""The steps and zero points, beside the weights."""
+FORMAT = 1
+"""Of ``GRIDS`` and of what ``model.safetensors`` holds: floats that lie on the grids."""
+
+
+def build(request: BuildRequest) -> MobileQuant | MobileQuantized:
+    """The quantizer, or what it saved."""
+    if request.saved and request.saved["kind"] == MobileQuantized.kind:
+        return MobileQuantized.open(request)
+    return MobileQuant(request)
+
+
+class MobileQuant(Quantizer):
+    """Quantizes weights and activations of causal language models by static integers."""
+
+    schemes = tuple(SCHEMES)
+
+    def __init__(self, request: BuildRequest) -> None:
+        super().__init__(request)
+        self._device = torch.device(request.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def to(self, device: str | torch.device) -> Self:
+        self._device = torch.device(device)
+        return self
+
+    @learning()
+    def quantize(
+        self,
+        model: Any,
+        calibration: Any = None,
+        *,
+        scheme: str | None = None,
+        tokenizer: Any = None,
+        seed: int = 0,
+        progress: Progress = False,
+        recipe: str = "mobilequant",
+        pairs: Any = None,
+        alpha: float | None = None,
+        grid: bool | None = None,
+        steps: int | None = None,
+        learn: Any = None,
+        loss: str | None = None,
+        prefix_tokens: int | None = None,
+        weights: str | None = None,
+        fallback: int | None = None,
+        budget: float | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> MobileQuantized:
+        """Quantize a causal language model of transformers (Llama, Mistral, Qwen2, Qwen3, StableLM
+        or Gemma 1 to 3).
+
+        ``recipe``: the method, or a baseline (``recipe.RECIPES``); what follows changes a setting
+        of it (``recipe.Recipe``). ``pairs``, ``learn``: words, or text with commas. ``fallback``:
+        at most so many activations may have 16 bits where the KL divergence is above ``budget``
+        nats for each token. ``checkpoint``: a folder to keep work in; the same call goes on from
+        there.
+
+        Raises InputError for an unsupported architecture, for calibration data that cannot be used,
+        and where an activation is not finite; OptionError for settings.
+        """
+        chosen = make(
+            recipe,
+            self.schemes[0] if scheme is None else scheme,
+            {
+                "pairs": pairs, "alpha": alpha, "grid": grid, "steps": steps, "learn": learn,
+                "loss": loss, "prefix_tokens": prefix_tokens, "weights": weights,
+                "fallback": fallback, "budget": budget,
+            },
+        )  # fmt: skip
+        started = time.perf_counter()
+        original = opened(model, self.device)
+        layers = describe(original.network)
+        words = original.tokenizer if tokenizer is None else tokenizer
+        rows, remarks = windows(calibration, words, original.network.config)
+        work = None
+        if checkpoint is not None:
+            facts = {"recipe": chosen.kept(), "seed": seed, "model": dict(original.source)}
+            facts["calibration"] = [list(rows.shape), int((rows * 31 + 7).cumsum(1).sum())]
+            work = Work(Path(checkpoint), facts)
+        found = fit(
+            original.network, layers, rows.to(self.device), chosen,
+            seed=seed, progress=progress, work=work,
+        )  # fmt: skip
+        found.report["notes"] = remarks + found.report["notes"]
+        found.report["calibration"] = {"windows": len(rows), "length": rows.shape[1]}
+        found.report["seconds"] = time.perf_counter() - started
+        return MobileQuantized.made(self, original, words, chosen, found)
+
+    @isolated()
+    def estimate(
+        self,
+        model: Any,
+        calibration: Any = None,
+        *,
+        scheme: str | None = None,
+        recipe: str = "mobilequant",
+        **changes: Any,
+    ) -> Estimate:
+        """What ``quantize`` would cost; ``notes`` has the pairs found. Reads no weights."""
+        for name in ("tokenizer", "seed", "progress", "checkpoint"):
+            changes.pop(name, None)
+        chosen = make(recipe, self.schemes[0] if scheme is None else scheme, changes)
+        return planning.plan(model, calibration, chosen, self.device)
+
+
+class MobileQuantized(QuantizedModel):
+    """A language model that computes as its integers would, in float32.
+
+    Called like the original. ``config`` has ``recipe`` and ``source_model``; ``module`` is the
+    network of transformers, with sites.
+    """
+
+    def __init__(
+        self, made_from: Any, network: Any, config: Mapping[str, Any], tokenizer: Any
+    ) -> None:
+        super().__init__(made_from)
+        self.module: Any = network.eval()  # sites were added to it
+        self.config = config
+        self.tokenizer = tokenizer
+        self.sites: Mapping[str, Site] = {}
+        """Name, such as ``3.h`` -> where an activation is quantized."""
+        self.grids: Mapping[str, Grid] = {}
+        """Path of a linear layer -> the grid of its weight."""
+        self.layers = describe(network)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings it was made with."""
+        return Recipe.restored(self.config["recipe"])
+
+    @classmethod
+    def made(
+        cls,
+        quantizer: MobileQuant,
+        original: Original,
+        tokenizer: Any,
+        recipe: Recipe,
+        found: Fitted,
+    ) -> Self:
+        """What ``fit`` made of an original."""
+        report = found.report
+        config = {
+            "format": FORMAT,
+            "recipe": recipe.kept(),
+            "source_model": dict(original.source),
+            "wide": report["wide"],
+        }
+        model = cls(quantizer, original.network, config, tokenizer)
+        model.sites, model.grids = found.sites, found.grids
+        errors = report.pop("errors")
+        bits = {name: site.bits for name, site in model.sites.items()}
+        layers = {
+            layer.path(name): {
+                "weight_bits": recipe.weight_bits,
+                "activation_bits": bits[f"{layer.index}.{layer.inputs[name]}"],
+                "error": errors[layer.path(name)],
+            }
+            for layer in model.layers
+            for name in layer.linears
+        }
+        config["report"] = {
+            "bytes_before": original.bytes,
+            "bytes_after": _size(model.state()) + _size(model.quantization()),
+            **report,
+            "layers": layers,
+        }
+        return model
+
+    @classmethod
+    def open(cls, request: BuildRequest) -> Self:
+        """A saved folder."""
+        assert request.folder is not None
+        folder, config = request.folder, request.config
+        if request.dtype != "float32":
+            raise DeviceError(
+                f"dtype={request.dtype!r}: the simulation of integers computes in float32, which "
+                "holds 16-bit codes exactly. Leave dtype out."
+            )
+        if config.get("format") != FORMAT:
+            raise WeightsError(
+                f"{folder} has format {config.get('format')!r}; this plugin reads {FORMAT}."
+            )
+        network = read(folder, str(folder)).eval().requires_grad_(False)
+        model = cls(request, network, config, tokenizer_of(folder))
+        bits = model.recipe.activation_bits
+        sites = model.sites = attach(network, model.layers, bits, model.recipe.prefix_tokens)
+        kept = load_tensors(folder / GRIDS)
+        try:
+            for name, site in sites.items():
+                site.bits = 16 if name in config["wide"] else site.bits
+                last = 2**site.bits - 1
+                site.set(Grid(kept[f"{name}.step"], kept[f"{name}.zero"], 0, last))
+                site.on = True
+            model.grids = {
+                layer.path(name): _grid(kept, layer.path(name), model.recipe, name)
+                for layer in model.layers
+                for name in layer.linears
+            }
+        except KeyError as error:
+            raise WeightsError(f"{folder / GRIDS} lacks {error}. Quantize it again.") from None
+        for path, grid in model.grids.items():
+            weight = network.get_submodule(path).weight
+            weight.copy_(grid(weight))  # the very floats that were quantized
+        network.to(request.device)
+        return model
+
+    # --- use --------------------------------------------------------------------------------------
+
+    @isolated()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    @isolated()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.generate(*args, **kwargs)
+
+    @isolated()
+    @torch.no_grad()
+    def clipped(self, ids: Tensor) -> Mapping[str, float]:
+        """Site -> share, from 0 to 1, of its values on token ids (N,T) that its range cuts off."""
+        counts = Clipped()
+        with watching(self.sites, counts):
+            for row in ids:
+                self.module(row[None].to(self.device))
+        return counts.shares
+
+    def report(self) -> Mapping[str, Any]:
+        """Also ``kl``, ``agreement``, ``perplexity`` beside ``perplexity_original`` on windows that
+        learning did not see, the same ``before_learning``, ``wide`` and ``clipped`` sites,
+        ``notes``.
+        """
+        report: Mapping[str, Any] = self.config["report"]
+        return report
+
+    # --- the folder -------------------------------------------------------------------------------
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Weights under the names of transformers; those of linear layers as 16-bit floats, from
+        which their codes come back exactly.
+        """
+        dtype = getattr(torch, self.source_model["dtype"])
+        found: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in self.module.state_dict().items():
+            grid = self.grids.get(name.removesuffix(".weight"))
+            if tensor.data_ptr() in seen and not tensor.is_meta:  # tied
+                continue
+            seen.add(tensor.data_ptr())
+            if grid is not None:
+                half = tensor.half()
+                found[name] = half if torch.equal(grid(half.float()), tensor) else tensor
+            else:  # norms and biases were changed by the fold; the embedding was not
+                found[name] = tensor.to(dtype) if tensor.ndim > 1 else tensor
+        return found
+
+    def quantization(self) -> dict[str, Tensor]:
+        """``NAME.step`` and ``NAME.zero`` of each site and of each linear layer."""
+        found: dict[str, Tensor] = {}
+        parts = {name: site.grid for name, site in self.sites.items()} | dict(self.grids)
+        for name, grid in parts.items():
+            found |= {f"{name}.step": grid.step, f"{name}.zero": grid.zero}
+        return found
+
+    def save_files(self, folder: Path) -> None:
+        super().save_files(folder)
+        self.module.config.save_pretrained(folder)
+        if getattr(self.module, "generation_config", None) is not None:
+            self.module.generation_config.save_pretrained(folder)
+        save_tensors(folder / GRIDS, self.quantization())
+
+
+def _grid(kept: Mapping[str, Tensor], path: str, recipe: Recipe, linear: str) -> Grid:
+    form, bits = recipe.form(linear), recipe.weight_bits
+    low, high = (0, 2**bits - 1) if form.zero_point else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return Grid(kept[f"{path}.step"], kept[f"{path}.zero"], low, high)
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,0 +1,127 @@
+"""The language model that is to be quantized: opened, copied, described by what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from zoo.bases import resolve
+from zoo.errors import InputError, WeightsError
+
+
+@dataclass(frozen=True)
+class Original:
+    """A copy of the network, float32 and in eval mode, and what is known of it."""
+
+    network: Any
+    tokenizer: Any
+    source: Mapping[str, Any]
+    """``id``, ``revision``, ``license``, ``sha256`` of a folder, ``dtype`` of the weights."""
+    bytes: int
+    """Of all weights, as the original has them."""
+
+
+def opened(model: Any, device: torch.device | str = "cpu") -> Original:
+    """``model``: a module, a folder, or a Hub id. Raises InputError for what is none of them."""
+    if isinstance(model, nn.Module):
+        if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
+            raise InputError(f"{type(model).__name__} is no causal language model of transformers.")
+        kind = next(model.parameters()).dtype
+        name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        source = {"id": str(name), "revision": None, "license": None, "sha256": None}
+        network, tokenizer = deepcopy(model), None
+    elif isinstance(model, str | Path):
+        base = resolve(model)
+        assert base.folder is not None  # resolve gives one or raises
+        kind = _dtype(base.folder)
+        network, tokenizer = read(base.folder, str(model)), tokenizer_of(base.folder)
+        source = {"id": base.id, "revision": base.revision, "license": base.license}
+        source |= {"sha256": base.sha256}
+    else:
+        raise InputError(
+            f"model={model!r:.60}: expected a causal language model of transformers, a folder, or "
+            "a Hub id."
+        )
+    size = size_of(network, kind)
+    network = network.to(device, torch.float32).eval().requires_grad_(False)
+    source["dtype"] = str(kind).removeprefix("torch.")
+    return Original(network, tokenizer, source, size)
+
+
+def read(folder: Path, shown: str) -> Any:
+    """The network of a transformers folder in float32, every weight from the file."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{shown} is no language model of transformers: it has no config.json.")
+    try:
+        with _quiet():
+            found: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{shown} cannot be read as a causal language model: {error}") from error
+    network, loading = found
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        names = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+        raise WeightsError(f"{shown} lacks weights or has others: {', '.join(names[:5])}.")
+    return network
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bar."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def outline(model: Any) -> Any:
+    """The network without its weights: on the meta device, by its configuration alone."""
+    if isinstance(model, nn.Module):
+        config = deepcopy(model.config)
+    else:
+        folder = resolve(model).folder
+        assert folder is not None
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{model} is no language model of transformers: {error}") from error
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer that lies in a folder, or None."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def size_of(network: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of all weights in a dtype, tied ones once."""
+    return sum(parameter.numel() for parameter in network.parameters()) * dtype.itemsize
+
+
+def _dtype(folder: Path) -> torch.dtype:
+    """What a folder's configuration says its weights have; float32 where it does not."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    found = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return found if isinstance(found, torch.dtype) else torch.float32

@@ -1,0 +1,417 @@
+"""mobilequant as users meet it: the contract, saved folders, commands, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from zoo_mobilequant import recipe
+from zoo_mobilequant.evaluate import accuracy, perplexity, read_choices
+from zoo_mobilequant.model import GRIDS, MobileQuantized
+
+import zoo
+from tests import overlay
+from tests.conftest import forget
+from tests.plugins.tiny_lms import LMS, tiny_lm, tokens
+from zoo import api, plugins
+from zoo.errors import DeviceError, InputError, NotReadyError, OptionError, UsageError, WeightsError
+from zoo.registry import catalogue
+from zoo.testing import QuantizerSuite
+from zoo.testing.loopback import LoopbackHub
+
+
+@pytest.fixture(scope="module", autouse=True)
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The entry is planned until its benchmark has been run, and so has no entry point: here it
+    has both. Gives the folder of that metadata.
+    """
+    site = tmp_path_factory.mktemp("site")
+    info = site / f"edgezoo-{zoo.__version__}.dist-info"
+    info.mkdir()
+    points = overlay.pyproject()["project"]["entry-points"][plugins.GROUP]
+    lines = [f"{name} = {package}" for name, package in points.items()]
+    lines += ["mobilequant = zoo_mobilequant"] if "mobilequant" not in points else []
+    (info / "entry_points.txt").write_text("\n".join([f"[{plugins.GROUP}]", *lines]), "utf-8")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: edgezoo\nVersion: {zoo.__version__}\n", "utf-8"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        patch.setattr(api, "require_code", lambda entry: catalogue().owner(entry))
+        forget()
+        yield site
+    forget()
+
+
+@pytest.fixture
+def quantizer() -> Any:
+    return zoo.load("mobilequant", device="cpu")
+
+
+def logits(model: Any, ids: Tensor | None = None) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(tokens() if ids is None else ids).logits
+    return found
+
+
+@pytest.mark.slow
+class TestContract(QuantizerSuite):
+    """With three steps of learning, so that it takes seconds."""
+
+    name = "mobilequant"
+
+    @pytest.fixture(autouse=True)
+    def few_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(recipe, "RECIPES", {**recipe.RECIPES, "mobilequant": {"steps": 3}})
+
+
+# --- saved folders --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", LMS)
+def test_a_saved_folder_is_the_same_model(kind: str, quantizer: Any, tmp_path: Path) -> None:
+    """Bit for bit; the weights are 16-bit floats from which the codes come back."""
+    made = quantizer.quantize(tiny_lm(kind), tokens(8), steps=1, learn="ranges", scheme="w4a8")
+    before = logits(made)
+    folder = made.save_pretrained(tmp_path / "saved")
+    again = zoo.load(folder, device="cpu")
+    assert isinstance(again, MobileQuantized)
+    assert torch.equal(logits(again), before)
+    assert again.report() == made.report()
+    assert again.recipe == made.recipe
+    for name, tensor in made.state().items():
+        linear = name.removesuffix(".weight") in made.grids
+        assert (tensor.dtype == torch.float16) == linear, name
+
+
+@pytest.mark.parametrize("weights", ["row", "paper"])
+@pytest.mark.parametrize("scheme", recipe.SCHEMES)
+def test_every_weight_format_comes_back(
+    scheme: str, weights: str, quantizer: Any, tmp_path: Path
+) -> None:
+    made = quantizer.quantize(
+        tiny_lm(), tokens(8), scheme=scheme, weights=weights, steps=0, prefix_tokens=1
+    )
+    again = zoo.load(made.save_pretrained(tmp_path / "saved"), device="cpu")
+    assert torch.equal(logits(again), logits(made))
+    for path, grid in again.grids.items():
+        weight = again.module.get_submodule(path).weight
+        codes = grid.codes(weight)
+        assert codes.min() >= grid.low
+        assert codes.max() <= grid.high
+        assert len(codes.unique()) <= 2**made.recipe.weight_bits
+
+
+def test_sites_of_16_bits_come_back(quantizer: Any, tmp_path: Path) -> None:
+    made = quantizer.quantize(tiny_lm(), tokens(8), steps=0, fallback=3, budget=0.0)
+    wide = made.report()["wide"]
+    assert len(wide) == 3
+    again = zoo.load(made.save_pretrained(tmp_path / "saved"), device="cpu")
+    assert {name for name, site in again.sites.items() if site.bits == 16} >= {*wide}
+    assert torch.equal(logits(again), logits(made))
+
+
+def test_transformers_reads_the_folder(quantizer: Any, tmp_path: Path) -> None:
+    """As an ordinary model: quantized weights, transformation folded in, activations in float."""
+    import transformers
+
+    network = tiny_lm("llama tied")
+    made = quantizer.quantize(network, tokens(8), scheme="w8a16", steps=0)
+    folder = made.save_pretrained(tmp_path / "saved")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert float((logits(plain) - logits(network)).norm() / logits(network).norm()) < 0.05
+    assert "lm_head.weight" not in made.state()
+
+
+@pytest.mark.parametrize("kind", ["llama tied", "gemma2", "stablelm"])
+def test_generation(kind: str, quantizer: Any, tmp_path: Path) -> None:
+    """Greedy, with the cache, is the argmax of the whole sequence each time."""
+    made = quantizer.quantize(tiny_lm(kind), tokens(8), steps=0)
+    ids = tokens(1, 6)
+    found = made.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    for at in range(6, 11):
+        wanted = logits(made, found[:, :at])[0, -1]
+        wanted[2] = -float("inf")  # min_new_tokens forbids the end
+        top = wanted.topk(2).values
+        assert found[0, at] == wanted.argmax() or float(top[0] - top[1]) < 0.02
+
+
+def test_a_damaged_folder_is_refused(quantizer: Any, tmp_path: Path) -> None:
+    made = quantizer.quantize(tiny_lm(), tokens(8), steps=0)
+    kept = made.quantization()
+    made.quantization = lambda: {k: v for k, v in kept.items() if k != "1.h.step"}
+    folder = made.save_pretrained(tmp_path / "saved")
+    with pytest.raises(WeightsError, match=r"quantization.safetensors lacks '1.h.step'"):
+        zoo.load(folder, device="cpu")
+    (folder / GRIDS).write_bytes(b"{}")
+    with pytest.raises(WeightsError):
+        zoo.load(folder, device="cpu")
+
+
+def test_other_formats_and_dtypes_are_refused(quantizer: Any, tmp_path: Path) -> None:
+    made = quantizer.quantize(tiny_lm(), tokens(8), steps=0)
+    folder = made.save_pretrained(tmp_path / "saved")
+    with pytest.raises(DeviceError, match="float32"):
+        zoo.load(folder, device="cpu", dtype="float16")
+    made.config = {**made.config, "format": 9}
+    folder = made.save_pretrained(tmp_path / "later")
+    with pytest.raises(WeightsError, match="has format 9; this plugin reads 1"):
+        zoo.load(folder, device="cpu")
+
+
+# --- through the loopback Hub ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_by_hub_id(listed: Path, tmp_path: Path) -> None:
+    """A model of each architecture; commit and licence are recorded."""
+    kinds = ["llama GQA", "qwen2", "qwen3", "stablelm", "mistral", "gemma", "gemma2", "gemma3"]
+    with LoopbackHub() as hub:
+        commits = {}
+        for i, kind in enumerate(kinds):
+            folder = tmp_path / str(i)
+            tiny_lm(kind).save_pretrained(folder)
+            (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n", "utf-8")
+            files = {p.name: p.read_bytes() for p in folder.iterdir()}
+            commits[f"org/lm-{i}"] = hub.add(f"org/lm-{i}", files)
+        code = f"""
+import sys
+sys.path.insert(0, {str(listed)!r})
+import torch, zoo
+from zoo import api
+api.require_code = lambda entry: api.catalogue().owner(entry)
+quantizer = zoo.load("mobilequant", device="cpu")
+ids = torch.randint(3, 64, (4, 16), generator=torch.Generator().manual_seed(0))
+for name, commit in {commits!r}.items():
+    made = quantizer.quantize(name, ids, steps=1)
+    source = made.source_model
+    assert (source["id"], source["revision"], source["license"]) == (name, commit, "apache-2.0")
+    again = zoo.load(made.save_pretrained({str(tmp_path)!r} + "/" + commit), device="cpu")
+    assert torch.equal(again(ids).logits, made(ids).logits)
+    print(source["id"])
+"""
+        done = hub.run(code, home=tmp_path / "home", timeout=300)
+    assert done.stdout.split() == [*commits], done.stderr
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_what_is_no_language_model(quantizer: Any, tmp_path: Path) -> None:
+    for thing in (torch.nn.Linear(2, 2), None, 7):
+        with pytest.raises(InputError, match="causal language model"):
+            quantizer.quantize(thing, tokens())
+    (tmp_path / "empty.json").write_text("{}", "utf-8")
+    with pytest.raises(InputError, match=r"no config\.json"):
+        quantizer.quantize(tmp_path, tokens())
+    tiny_lm().save_pretrained(tmp_path / "lm")
+    config = json.loads((tmp_path / "lm" / "config.json").read_text("utf-8"))
+    (tmp_path / "lm" / "config.json").write_text(
+        json.dumps({**config, "num_hidden_layers": 4}), "utf-8"
+    )
+    with pytest.raises(WeightsError, match="lacks weights"):
+        quantizer.quantize(tmp_path / "lm", tokens())
+
+
+def test_wrong_settings_are_refused_before_work(quantizer: Any) -> None:
+    with pytest.raises(OptionError, match="recipe='gptq': expected one of mobilequant, rtn"):
+        quantizer.quantize("./no/such/folder", recipe="gptq")
+    with pytest.raises(OptionError, match="pairs='x'"):
+        quantizer.quantize("./no/such/folder", pairs="x")
+
+
+def test_a_checkpoint_of_other_work_is_refused(quantizer: Any, tmp_path: Path) -> None:
+    keywords: dict[str, Any] = {"steps": 2, "checkpoint": tmp_path / "work"}
+    first = quantizer.quantize(tiny_lm(), tokens(8), **keywords)
+    again = quantizer.quantize(tiny_lm(), tokens(8), **keywords)
+    assert torch.equal(logits(first), logits(again))
+    for change in ({"seed": 3}, {"scheme": "w4a8"}):
+        with pytest.raises(UsageError, match="holds work with another"):
+            quantizer.quantize(tiny_lm(), tokens(8), **{**keywords, **change})
+    with pytest.raises(UsageError, match="another calibration"):
+        quantizer.quantize(tiny_lm(), tokens(8, seed=5), **keywords)
+
+
+def test_the_report(quantizer: Any) -> None:
+    """Divergence and agreement with the original, remarks, a line for each linear layer."""
+    report = quantizer.quantize(tiny_lm(), tokens(4), scheme="w4a8", steps=0).report()
+    assert 0 < report["kl"] < 1
+    assert 0 < report["agreement"] <= 1
+    assert len(report["layers"]) == 3 * 7
+    line = report["layers"]["model.layers.1.mlp.down_proj"]
+    assert (line["weight_bits"], line["activation_bits"]) == (4, 8)
+    assert 0.02 < line["error"] < 0.3
+    assert "Calibrated on 4 windows only" in report["notes"][0]
+
+
+def test_estimate_reads_no_weights(quantizer: Any, tmp_path: Path) -> None:
+    tiny_lm().save_pretrained(tmp_path / "lm")
+    (tmp_path / "lm" / "model.safetensors").unlink()
+    cost = quantizer.estimate(tmp_path / "lm", tokens(8), steps=10)
+    assert cost.evaluations == 8 + 2 * 8 + 3 * 4 + 30
+    assert cost.flops > 0
+    assert cost.memory > 0
+    assert any("3 vo, 3 ud, 3 qk, 3 n1, 3 n2" in note for note in cost.notes)
+    with pytest.raises(OptionError, match="recipe"):
+        quantizer.estimate(tmp_path / "lm", recipe="x")
+
+
+# --- commands and evaluation ----------------------------------------------------------------------
+
+
+class Letters:
+    """A tokenizer: one token for each letter."""
+
+    bos_token_id = 1
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [3 + ord(c) % 60 for c in text]}
+
+
+def test_perplexity_is_that_of_transformers_loss() -> None:
+    network = tiny_lm()
+    found = perplexity(network, Letters(), "some words. " * 3)
+    ids = torch.tensor([[1, *Letters()("some words. " * 3)["input_ids"]]])
+    with torch.no_grad():
+        loss = network(ids, labels=ids).loss
+    assert found["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-4)
+    assert found["tokens"] == 36
+
+
+def test_choices_go_by_likelihood_for_each_byte() -> None:
+    """A model that always expects "a" prefers answers of that letter, however long they are."""
+
+    class Always:
+        def __call__(self, ids: Tensor) -> Any:
+            scores = torch.zeros(*ids.shape, 64)
+            scores[..., Letters()("a")["input_ids"][0]] = 5.0
+            return type("Output", (), {"logits": scores})()
+
+    from zoo_mobilequant.evaluate import Choice
+
+    items = [Choice("q", ["bb", "aaaaaaaa", "b"], 1), Choice("q", ["aaa", "bcb"], 1)]
+    assert accuracy(Always(), Letters(), items) == [True, False]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no json",
+        '{"question": "a", "choices": ["b", "c"]}',
+        '{"question": "a", "choices": ["b"], "answer": 0}',
+        '{"question": "a", "choices": ["b", "c"], "answer": 2}',
+        '{"question": "a", "choices": ["b", "c"], "answer": "d"}',
+        '{"question": 1, "choices": ["b", "c"], "answer": 0}',
+        "[1, 2]",
+    ],
+)
+def test_a_wrong_line_of_choices_is_named(line: str, tmp_path: Path) -> None:
+    good = '{"question": "a", "choices": ["b", "c"], "answer": "c"}'
+    (tmp_path / "items.jsonl").write_text(f"{good}\n\n{line}\n", "utf-8")
+    with pytest.raises(InputError, match=r"items\.jsonl, line 3"):
+        read_choices(tmp_path / "items.jsonl")
+    (tmp_path / "items.jsonl").write_text(good, "utf-8")
+    assert read_choices(tmp_path / "items.jsonl")[0].answer == 1
+
+
+@pytest.fixture
+def folders(quantizer: Any, tmp_path: Path) -> tuple[Path, Path]:
+    """(original, quantized), with a tokenizer."""
+    tokenizer = QuantizerSuite.tokenizer.__wrapped__(Once())  # type: ignore[attr-defined]
+    tiny_lm().save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    made = quantizer.quantize(tmp_path / "lm", tokens(8), steps=0)
+    return tmp_path / "lm", made.save_pretrained(tmp_path / "small")
+
+
+class Once:
+    """What a suite's fixture asks of the suite."""
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        return make()
+
+
+def run(*arguments: str, capsys: Any) -> tuple[int, str]:
+    """``zoo *arguments`` in this process: exit code and what it printed."""
+    from zoo.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out + captured.err
+
+
+def test_commands_of_a_saved_folder(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: Any
+) -> None:
+    _, small = folders
+    code, out = run("run", str(small), "generate", "the end", "--tokens", "4", capsys=capsys)
+    assert (code, out[:13]) == (0, "t h e   e n d"), out
+    (tmp_path / "text.txt").write_text("a small text to be measured. " * 20, "utf-8")
+    code, out = run("run", str(small), "eval", str(tmp_path / "text.txt"), "--json", capsys=capsys)
+    assert code == 0, out
+    models = json.loads(out)["models"]
+    assert models["quantized"]["perplexity"] == pytest.approx(
+        models["original"]["perplexity"], rel=0.2
+    )
+    items = '{"question": "is it", "choices": ["so", "not so"], "answer": 0}\n' * 3
+    (tmp_path / "items.jsonl").write_text(items, "utf-8")
+    code, out = run("run", str(small), "eval", str(tmp_path / "items.jsonl"), capsys=capsys)
+    assert code == 0, out
+    assert "original" in out
+    assert "accuracy" in out
+
+
+def test_eval_without_the_original(folders: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
+    original, small = folders
+    original.rename(tmp_path / "elsewhere")
+    (tmp_path / "text.txt").write_text("a small text to be measured. " * 20, "utf-8")
+    code, out = run("run", str(small), "eval", str(tmp_path / "text.txt"), capsys=capsys)
+    assert code == 0
+    assert "note: The original is not available for comparison" in out
+    code, out = run(
+        "run", str(small), "eval", str(tmp_path / "text.txt"),
+        "--original", str(tmp_path / "elsewhere"), capsys=capsys,
+    )  # fmt: skip
+    assert code == 0
+    assert "note: The original" not in out
+
+
+def test_commands_of_the_quantizer_say_what_to_do(quantizer: Any) -> None:
+    from zoo_mobilequant import cli
+
+    for command in (cli.generate, cli.eval_):
+        with pytest.raises(NotReadyError, match="zoo quantize mobilequant LLM"):
+            command(quantizer, ["x"])
+
+
+def test_text_unlike_the_calibration_is_remarked_on(quantizer: Any) -> None:
+    from zoo_mobilequant.cli import _clipped
+
+    made = quantizer.quantize(tiny_lm(), tokens(8), steps=0)
+    text = "words " * 50
+    site = made.sites["1.h"]
+    assert all("1.h" not in note for note in _clipped(made, Letters(), text))
+    site.set(type(site.grid)(site.step / 50, site.zero, 0, 255))
+    assert "1 activations" not in _clipped(made, Letters(), text)[0]
+    assert "most of all 1.h" in _clipped(made, Letters(), text)[0]
+
+
+def test_zoo_quantize(folders: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
+    original, _ = folders
+    out_folder = tmp_path / "out"
+    arguments = ("quantize", "mobilequant", str(original), "-o", str(out_folder), "-O", "steps=2")
+    code, out = run(*arguments, "--dry-run", capsys=capsys)
+    assert code == 0, out
+    assert "3 vo, 3 ud, 3 qk, 3 n1, 3 n2" in out
+    assert "of memory beyond the weights" in out
+    assert not out_folder.exists()
+    code, out = run(*arguments, "--quiet", capsys=capsys)
+    assert code == 0, out
+    assert "21 layers quantized" in out
+    assert zoo.load(out_folder, device="cpu").recipe.steps == 2
