@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,8 @@ class Encoder:
                 part, size=self.side, mode="bicubic", antialias=True, align_corners=False
             )
             inputs = (larger.clamp(0, 1) - self.mean) / self.std
-            net = self.net
-            found.append(net.forward_head(net.forward_features(inputs), pre_logits=True))  # type: ignore[operator]
+            net: Any = self.net
+            found.append(net.forward_head(net.forward_features(inputs), pre_logits=True))
         return torch.cat(found).clone()
 
 

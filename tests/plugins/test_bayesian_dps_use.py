@@ -60,6 +60,7 @@ def test_select_on_jsonl_writes_weights_a_selection_and_a_report(tmp_path: Path)
     chosen = [json.loads(line) for line in (out / "selection.jsonl").read_text().splitlines()]
     assert [row["index"] for row in weights] == list(range(80))
     assert [row["weight"] for row in chosen] == sorted((r["weight"] for r in chosen), reverse=True)
+    assert all(row["text"] and row["label"] in ("fruit", "metal") for row in chosen)
     loaded = zoo.load(out)
     assert loaded.select(fraction=0.25).tolist() == [row["index"] for row in chosen]
     assert loaded.explain(1)["label"] in ("fruit", "metal")
@@ -71,6 +72,17 @@ def test_select_on_jsonl_writes_weights_a_selection_and_a_report(tmp_path: Path)
     again = run("select", "bayesian-dps", "--train", train, "--target", target, "-o", out)
     assert again.exit_code != 0
     assert "already exists" in str(again.exception)
+
+
+def test_select_without_a_target_and_a_number(tmp_path: Path) -> None:
+    """It says what took the target's place, and keeps what the estimate says."""
+    train = lines(tmp_path / "train.jsonl", sentences(80))
+    done = run("select", "bayesian-dps", "--train", train, "-o", tmp_path / "out", "--quiet")
+    assert done.exit_code == 0, done.output
+    assert "no trusted set" in done.output
+    loaded = zoo.load(tmp_path / "out")
+    kept = (tmp_path / "out" / "selection.jsonl").read_text().splitlines()
+    assert len(kept) == int((loaded.state()["wrong"] < 0.5).sum())
 
 
 def test_select_on_parquet_pictures_shows_them(tmp_path: Path) -> None:
@@ -104,8 +116,8 @@ def test_select_on_parquet_pictures_shows_them(tmp_path: Path) -> None:
         "select", "bayesian-dps", "--train", tmp_path / "train.parquet", "--k", 50, "--quiet",
         "--target", tmp_path / "target.parquet", "-o", tmp_path / "kept", "--epochs", 1,
     )  # fmt: skip
-    assert "k=50: there are 48" in str(done.exception)
-    assert len(zoo.load(tmp_path / "kept").weights) == 48  # not lost to a wrong k
+    assert "--k 50: expected 0 to 48" in str(done.exception)  # before the fit
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.parametrize(
