@@ -401,7 +401,7 @@ def test_the_common_metrics(here: Site, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(NotReadyError, match=r"for the kind Detector yet.* for: SRModel"):
         bench.run_interface("Detector", command="c")
     (photos / "a.png").unlink()
-    with pytest.raises(UsageError, match=r"there is no picture below it"):
+    with pytest.raises(UsageError, match=r"contains no images"):
         bench.run_interface("SRModel", command="c", data=photos)
 
 

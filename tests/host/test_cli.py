@@ -538,7 +538,7 @@ def test_ctrl_c_leaves_nothing_behind(run: Command, here: Site) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.strip() == "zoo: interrupted; nothing half-written is left."
+    assert err.strip() == "zoo: interrupted; no partial file is left."
     assert sorted(p.name for p in Path().iterdir()) == ["in.jpg", "in.png", "site"]
 
 

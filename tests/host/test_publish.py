@@ -199,7 +199,7 @@ def test_what_is_refused_leaves_everything_as_it_was(
     (project / "registry.yaml").write_text(pinless, "utf-8")
     nowhere = zoo(hub, site, "publish", "gain", "--to", "them/gain")
     assert nowhere.returncode == 2
-    assert "nowhere to write hub.repo, hub.revision" in nowhere.stderr
+    assert "has no place for hub.repo, hub.revision" in nowhere.stderr
     (project / "registry.yaml").write_text(before, "utf-8")
 
     assert zoo(hub, site, "publish", "gain", "--to", "not a repo").returncode == 2
@@ -244,7 +244,7 @@ def test_a_saved_folder_is_published_without_touching_a_registry(
     for claim in ("trained by", "variant", "License", "license:", "Training", "Independent", "!["):
         assert claim not in card, claim
     assert "saved by its user" in card
-    assert "licence or data" in done.stderr
+    assert "no licence or no training data" in done.stderr
     told = zoo(hub, site, "publish", "./mine", "--to", "me/told", "--license", "mit",
                "--trained-on", "my holiday photos (my own)")  # fmt: skip
     assert (told.returncode, told.stderr) == (0, "")
@@ -253,7 +253,7 @@ def test_a_saved_folder_is_published_without_touching_a_registry(
     assert "- my holiday photos (my own)" in said
     wrong = zoo(hub, site, "publish", "./mine", "--to", "me/x", "--license", "nonsense")
     assert wrong.returncode == 2
-    assert "expected one of the Hub's" in wrong.stderr
+    assert "expected a Hub identifier" in wrong.stderr
     wrong = zoo(hub, site, "publish", "gain", "--to", "me/x", "--license", "mit")
     assert wrong.returncode == 2
     assert "are for a saved folder" in wrong.stderr

@@ -839,7 +839,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "unequal pairs": (lambda: fresh().align(X, Y), "20 images and 5 texts"),
     "raw without a base": (lambda: fresh().align(X, ["a", "b"], labels=L % 2), "base="),
     "ragged labels": (lambda: fresh().align(X, Y, labels=[[1], [2, 3]]), "whole numbers"),
-    "no label file": (lambda: fresh().align(X, Y, labels="y.csv"), "y.csv is not there"),
+    "no label file": (lambda: fresh().align(X, Y, labels="y.csv"), "no file or folder y.csv"),
     "sparse": (
         lambda: fresh().align(torch.from_numpy(X).to_sparse(), Y, labels=L),
         "to_dense",

@@ -390,7 +390,7 @@ def test_a_second_fit_is_as_a_first_one(model: Photos, folder: Path, photos: Pat
 
 def test_refusals(model: Photos, photos: Path) -> None:
     pictures = [picture((1, 2, 3), 0)]
-    with pytest.raises(NotReadyError, match="knows no classes"):
+    with pytest.raises(NotReadyError, match="was not fitted on classes"):
         model.predict_proba(pictures)
     with pytest.raises(InputError, match="texts: expected strings"):
         model.similarity(pictures, [])
@@ -568,7 +568,7 @@ def test_classify_goes_on_past_a_broken_photo(
     (mixed / "broken.png").write_bytes(b"no picture")
     out = tmp_path / "sorted"
     assert run("classify", folder, mixed, "--labels", "beach, dog, receipt", "-o", out) == 1
-    assert "1 of 13 pictures could not be used" in capsys.readouterr().err
+    assert "1 of 13 images could not be used" in capsys.readouterr().err
     rows = list(csv.DictReader((out / "labels.csv").read_text("utf-8").splitlines()))
     assert len(rows) == 12
     assert {row["label"] for row in rows} <= {"beach", "dog", "receipt"}
