@@ -88,8 +88,9 @@ HEADLINES = {
     "{{lfa-photos, map without CIFAR-10's classes | CIFAR-10}} where the map met no kinds of them; "
     "4 photos a class {{lfa-photos | CIFAR-10, 4 shots}}, logistic regression "
     "{{logistic regression | CIFAR-10, 4 shots}}",
-    "bayesian-dps": "ranks wrong labels at AUROC {{bayesian-dps | label noise: AUROC}} %; "
-    "small-loss {{small loss | label noise: AUROC}}, chance 50",
+    "bayesian-dps": "ranks wrong labels at AUROC "
+    "{{bayesian-dps | symmetric noise, raw features: AUROC}} %; cleanlab "
+    "{{cleanlab | symmetric noise, raw features: AUROC}}, chance 50",
 }
 """Model -> how good it is, next to rivals, for the README. Each ready model has one."""
 COSTS = {

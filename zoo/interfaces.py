@@ -405,9 +405,9 @@ class DataSelector(Model):
     ) -> Self:
         """Learn weights for ``train`` (N examples) that serve the small ``target`` set.
 
-        ``train`` and ``target``: sources for ``zoo.tables.read``. ``model``: a torch module to
-        train with the weights; ``loss``: (output, batch) -> (B,) losses, one for each example.
-        Returns self, fitted.
+        ``train`` and ``target``: sources for ``zoo.tables.read``; ``target`` may be None where the
+        method can do without. ``model``: a torch module to train with the weights; ``loss``:
+        (output, batch) -> (B,) losses, one for each example. Returns self, fitted.
         """
 
     @property
@@ -418,7 +418,8 @@ class DataSelector(Model):
     @abc.abstractmethod
     def select(self, *, fraction: float | None = None, k: int | None = None) -> np.ndarray:
         """(k,) int64 indices into ``train``, heaviest first, ties by index. Give one of fraction
-        and k."""
+        and k; with neither, as many as the method estimates, or OptionError if it has no estimate.
+        """
 
 
 # --- detection ------------------------------------------------------------------------------------

@@ -1,29 +1,37 @@
-"""What the method is measured against, in one loop with it: same network, batches, steps, target.
+"""What the method is measured against: the same network and steps, or what people use instead.
 
-Every method except ``uniform`` and ``target only`` trains on the training and on the target batch,
-the target's mean loss weighted by the same rho. The bi-level ones are written from their papers'
-equations with torch.func, so that any module works.
+Each method takes a task and a seed and gives scores of the training rows (more is better), right
+answers on the test set, or both. Those of libraries see the rows flat and standardised, with the
+strength of the penalty chosen by cross-validation on the labels as given.
 """
 
 from __future__ import annotations
 
-import abc
 import math
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
-from .joint import Joint
-from .sampler import Recipe, WeightSampler
+from .issues import wrong
+from .joint import Joint, adam, rate
+from .sampler import Recipe, WeightSampler, plain
+from .trusted import Learner, agreeing, teaches_less
+
+BATCH, TARGET_BATCH, EPOCHS, STEPS = 64, 16, 10, 300
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
-    """One experiment: data as tensors, a network, a loss, and how long to train."""
+    """One experiment: rows as tensors, and a network."""
 
     x: Tensor
     y: Tensor
@@ -32,46 +40,29 @@ class Task:
     test_x: Tensor
     test_y: Tensor
     good: Tensor
-    """(N,) bool: what a method should find (clean, of a rare class, of the target's domain)."""
+    """(N,) bool: what is to be found (a right label, a rare class, a row of the target's kind)."""
     build: Callable[[], nn.Module]
-    loss: Callable[[Tensor, Tensor], Tensor]
-    """(output, y) -> (B,)."""
-    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer]
-    augment: Callable[[Tensor, torch.Generator], Tensor] = lambda x, dice: x
-    steps: int = 500
-    batch: int = 64
-    target_batch: int = 16
-    rho: float = 0.1
-    keep: float = 0.6
-    """Share to keep, known to every method that needs it."""
-    groups: Tensor | None = None
-    """(N,) classes or sources with a budget of their own, for the variants that use it."""
-    shares: Tensor | None = None
-    extra: dict[str, float] = field(default_factory=dict)
+    classes: int = 10
+
+    def loss(self, net: nn.Module, batch: Any) -> Tensor:
+        """(B,) cross-entropy."""
+        return functional.cross_entropy(net(batch[0]), batch[1], reduction="none")
 
 
 @dataclass
 class Run:
     """What a method leaves."""
 
-    net: nn.Module
-    weights: Tensor | None
-    """(N,) or None where a method gives none."""
-    seconds: float
+    scores: Tensor | None = None
+    """(N,), more is better."""
+    predicted: Tensor | None = None
+    """(M,) classes of the test rows."""
+    seconds: float = 0.0
     """CPU-seconds."""
+    sampler: WeightSampler | None = None
 
 
 Method = Callable[[Task, int], Run]
-"""(task, seed) -> run."""
-
-
-def rows_of(n: int, batch: int, steps: int, dice: torch.Generator) -> list[Tensor]:
-    """Indices for each step: epochs without the incomplete last batch."""
-    batch = min(batch, n)
-    found: list[Tensor] = []
-    while len(found) < steps:
-        found += [r for r in torch.randperm(n, generator=dice).split(batch) if len(r) == batch]
-    return found[:steps]
 
 
 def start(task: Task, seed: int) -> nn.Module:
@@ -81,266 +72,292 @@ def start(task: Task, seed: int) -> nn.Module:
         return task.build()
 
 
-def sampled(
-    task: Task,
-    seed: int,
-    recipe: Recipe,
-    *,
-    groups: Tensor | None = None,
-    shares: Tensor | None = None,
-    rows: Tensor | None = None,
-    target: bool = True,
-    steps: int | None = None,
-) -> Run:
-    """The method itself; with lr_weights=0 it is plain training. ``rows``: part of the set."""
-    net, steps = start(task, seed), steps or task.steps
-    dice = torch.Generator().manual_seed(seed)
-    n = len(task.x) if rows is None else len(rows)
-    sampler = WeightSampler(
-        len(task.x), recipe, steps=steps, groups=groups, shares=shares, seed=seed
-    )
+def sampled(task: Task, seed: int, recipe: Recipe, factors: Tensor | None = None) -> Run:
+    """The method itself as ``fit`` runs it, or plain training (``sampler.plain``).
 
-    def loss_of(net: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, None]:
-        return task.loss(net(batch[0]), batch[1]), None
-
-    joint = Joint(net, loss_of, sampler, task.optimiser, seed=seed)
-    mine = rows_of(n, task.batch, steps, dice)
-    theirs = rows_of(len(task.target_x), task.target_batch, steps, dice)
+    ``factors`` (N,): what each row's loss counts, for class weights.
+    """
     began = time.process_time()
-    for ids, others in zip(mine, theirs, strict=True):
-        ids = ids if rows is None else rows[ids]
-        others = others if target else others[:0]
-        x = torch.cat([task.x[ids], task.target_x[others]])
-        y = torch.cat([task.y[ids], task.target_y[others]])
-        joint.step(ids, [task.augment(x, dice), y], len(others))
-    weights = sampler.mean if recipe.lr_weights else None
-    return Run(net.eval(), weights, time.process_time() - began)
+    net, n = start(task, seed), len(task.x)
+    dice = torch.Generator().manual_seed(seed)
+    steps = max(EPOCHS * math.ceil(n / BATCH), STEPS)
+    sampler = WeightSampler(n, recipe, steps=steps, classes=task.classes, seed=seed)
+    scale = torch.ones(n) if factors is None else factors
+    now = torch.empty(0, dtype=torch.long)
+
+    def losses(net: nn.Module, batch: Any) -> Tensor:
+        return task.loss(net, batch) * torch.cat([scale[now], torch.ones(len(batch[0]) - len(now))])
+
+    joint = None
+    while sampler.step_number < steps:
+        for now in torch.randperm(n, generator=dice).split(BATCH):
+            others = torch.randint(len(task.target_x), (TARGET_BATCH,), generator=dice)
+            batch = [torch.cat([task.x[now], task.target_x[others]]),
+                     torch.cat([task.y[now], task.target_y[others]])]  # fmt: skip
+            if joint is None:
+                made = adam(rate(net, losses, batch))
+                joint = Joint(net, lambda n, b: (losses(n, b), None), sampler, made, seed=seed)
+            joint.step(now, batch, len(others))
+    found = None if recipe.weighting == "none" else sampler.mean
+    return Run(found, answers(net, task), time.process_time() - began, sampler)
 
 
-def plain(task: Task) -> Recipe:
-    """All weights 1, no noise: SGD on the training and the target batch."""
-    return Recipe(keep=1, lr_weights=0, temperature=0, normalise="none", meta_weight=task.rho)
+def answers(net: nn.Module, task: Task) -> Tensor:
+    """Classes that a network gives the test rows."""
+    net.eval()
+    with torch.no_grad():
+        return torch.cat([net(part) for part in task.test_x.split(500)]).argmax(1)
 
 
-def uniform(task: Task, seed: int) -> Run:
-    """Plain training on the training set alone."""
-    return sampled(task, seed, plain(task), target=False)
+def learner(task: Task, seed: int) -> Learner:
+    """As ``fit`` makes it, of the rows of the training set, then of the target set."""
+    x, y = torch.cat([task.x, task.target_x]), torch.cat([task.y, task.target_y])
+    net = start(task, seed)
+    return Learner(
+        net, lambda n, b: (task.loss(n, b), None),
+        adam(rate(net, task.loss, [x[:BATCH], y[:BATCH]])),
+        lambda ids: [x[ids], y[ids]], lambda n, b: n(b[0]), BATCH, seed,
+    )  # fmt: skip
 
 
-def mixing(task: Task, seed: int) -> Run:
-    """Plain training on both sets."""
-    return sampled(task, seed, plain(task))
-
-
-def mixing_longer(task: Task, seed: int) -> Run:
-    """The same for twice the steps, as long as selecting and retraining takes."""
-    return sampled(task, seed, plain(task), steps=2 * task.steps)
-
-
-def random_subset(task: Task, seed: int) -> Run:
-    """As many examples as are kept, at random, and the target set."""
-    dice = torch.Generator().manual_seed(seed + 1)
-    rows = torch.randperm(len(task.x), generator=dice)[: round(task.keep * len(task.x))]
-    return sampled(task, seed, plain(task), rows=rows)
-
-
-def oracle(task: Task, seed: int) -> Run:
-    """What is to be found, and the target set: how much there is to gain."""
-    return sampled(task, seed, plain(task), rows=task.good.nonzero()[:, 0])
-
-
-def class_weights(task: Task, seed: int) -> Run:
-    """Each class counts as in the target set: for imbalance, where one knows it is that."""
-    recipe = Recipe(keep=1, lr_weights=0, temperature=0, normalise="target", meta_weight=task.rho)
-    return sampled(task, seed, recipe, groups=task.groups, shares=task.shares)
-
-
-def retrained(recipe: Recipe, share: float, by_group: bool = False) -> Method:
-    """The method, then plain training from the start on the heaviest examples and the target."""
+def ours(**changes: Any) -> Method:
+    """The method at its defaults, but for these."""
 
     def run(task: Task, seed: int) -> Run:
-        groups, shares = (task.groups, task.shares) if by_group else (None, None)
-        found = sampled(task, seed, recipe, groups=groups, shares=shares)
-        assert found.weights is not None
-        order = found.weights.argsort(descending=True, stable=True)
-        rows = order[: round(share * len(order))]
-        again = sampled(task, seed, plain(task), rows=rows)
-        return Run(again.net, found.weights, found.seconds + again.seconds)
+        began, n, m = time.process_time(), len(task.x), len(task.target_x)
+        recipe = Recipe(**changes)
+        if recipe.warm_up and teaches_less(
+            learner(task, seed), torch.arange(n), torch.arange(n, n + m), task.target_y
+        ):
+            recipe = replace(recipe, warm_up=0.0)
+        found = sampled(task, seed, recipe)
+        return replace(found, seconds=time.process_time() - began)
 
     return run
 
 
-def target_only(task: Task, seed: int) -> Run:
-    """Plain training on the target set."""
-    return _loop(task, seed, lambda *_: torch.zeros(len(_[1])), rho=1.0)
+def mixing(task: Task, seed: int) -> Run:
+    """Plain training on both sets."""
+    return sampled(task, seed, plain())
 
 
-def small_loss(task: Task, seed: int) -> Run:
-    """The share ``keep`` of each batch with the smallest loss, after the same warm-up as ours.
-
-    Its weight of an example: how often it was kept when it was seen.
-    """
-    seen, kept = torch.zeros(len(task.x)), torch.zeros(len(task.x))
-    warm = Recipe().warm_up * task.steps
-
-    def rule(step: int, ids: Tensor, losses: Tensor) -> Tensor:
-        if step < warm:
-            return torch.ones(len(ids))
-        count = max(1, round(task.keep * len(ids)))
-        chosen = torch.zeros(len(ids))
-        chosen[losses.argsort()[:count]] = len(ids) / count
-        seen[ids] += 1
-        kept[ids] += chosen.bool().float()
-        return chosen
-
-    run = _loop(task, seed, rule)
-    return Run(run.net, kept / seen.clamp_min(1), run.seconds)
-
-
-def _loop(
-    task: Task, seed: int, rule: Callable[[int, Tensor, Tensor], Tensor], rho: float | None = None
-) -> Run:
-    """Training with a rule that says what each loss of the batch counts."""
-    net, dice = start(task, seed), torch.Generator().manual_seed(seed)
-    optimiser = task.optimiser(list(net.parameters()))
-    mine = rows_of(len(task.x), task.batch, task.steps, dice)
-    theirs = rows_of(len(task.target_x), task.target_batch, task.steps, dice)
+def without_target(task: Task, seed: int) -> Run:
+    """The method with no trusted rows: those that agree out of fold take their place."""
     began = time.process_time()
-    for step, (ids, others) in enumerate(zip(mine, theirs, strict=True)):
-        ids = ids[:0] if rho is not None else ids
-        x = torch.cat([task.x[ids], task.target_x[others]])
-        y = torch.cat([task.y[ids], task.target_y[others]])
-        losses = task.loss(net(task.augment(x, dice)), y)
-        total = (task.rho if rho is None else rho) * losses[len(ids) :].mean()
-        if len(ids):
-            total = (
-                total + (rule(step, ids, losses[: len(ids)].detach()) * losses[: len(ids)]).mean()
-            )
-        _descend(optimiser, total, step, task.steps)
-    return Run(net.eval(), None, time.process_time() - began)
+    rows = agreeing(learner(task, seed).out_of_fold(torch.arange(len(task.x))), task.y)
+    changed = Task(**{**vars(task), "target_x": task.x[rows], "target_y": task.y[rows]})
+    run = sampled(changed, seed, Recipe())
+    return Run(run.scores, run.predicted, time.process_time() - began, run.sampler)
 
 
-def _descend(optimiser: torch.optim.Optimizer, total: Tensor, step: int, steps: int) -> None:
-    """A step with the cosine schedule that all methods have."""
-    for group in optimiser.param_groups:
-        group.setdefault("first_lr", group["lr"])
-        group["lr"] = group["first_lr"] * 0.5 * (1 + math.cos(math.pi * step / steps))
-    optimiser.zero_grad(set_to_none=True)
-    total.backward()
-    optimiser.step()
+def class_weights(task: Task, seed: int) -> Run:
+    """Plain training in which each class counts as often as any other."""
+    counts = torch.bincount(task.y, minlength=task.classes).float()
+    return sampled(task, seed, plain(), (len(task.y) / task.classes / counts.clamp_min(1))[task.y])
 
 
-# --- bi-level -------------------------------------------------------------------------------------
+def logit_adjustment(task: Task, seed: int) -> Run:
+    """Plain training of logits to which the log of each class's share is added (Menon et al.,
+    2021)."""
+    counts = torch.bincount(task.y, minlength=task.classes).float()
+    prior = (counts / counts.sum()).clamp_min(1e-6).log()
+
+    class Adjusted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = task.build()
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.net(x)
+            return found + prior if self.training else found
+
+    return sampled(Task(**{**vars(task), "build": Adjusted}), seed, plain())
 
 
-class Unrolled(abc.ABC):
-    """One step of training is unrolled, and the target's loss after it is differentiated by the
-    weights: theta' = theta - eta grad (1/B) sum w_i l_i, then dL_target(theta')/dw. Second order.
-    """
+# --- libraries ------------------------------------------------------------------------------------
 
-    def __init__(self, task: Task, net: nn.Module) -> None:
-        self.task, self.net = task, net
-        self.optimiser = task.optimiser(list(net.parameters()))
 
-    @abc.abstractmethod
-    def weights(self, losses: Tensor, ids: Tensor) -> Tensor:
-        """(B,) with a graph to what is learned."""
+def _flat(task: Task) -> tuple[np.ndarray, ...]:
+    x = task.x.flatten(1)
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    return tuple(
+        ((part.flatten(1) - mean) / std).numpy() for part in (task.x, task.target_x, task.test_x)
+    )
 
-    @abc.abstractmethod
-    def learn(self, meta: Tensor, ids: Tensor) -> None:
-        """Move what the weights come from down the target's loss."""
 
-    def step(self, step: int, ids: Tensor, batch: tuple[Tensor, ...]) -> None:
-        """``batch``: x, y of the training rows, x, y of the target rows."""
-        x, y, target_x, target_y = batch
+def _logistic(x: np.ndarray, y: np.ndarray) -> Any:
+    """Logistic regression with the penalty that predicts best out of fold."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
+    search = GridSearchCV(LogisticRegression(max_iter=100), {"C": [1e-4, 1e-3, 1e-2, 1e-1]}, cv=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not converged: as good as it needs to be
+        return search.fit(x, y).best_estimator_
+
+
+def target_only(task: Task, seed: int) -> Run:
+    """Logistic regression on the target rows; its loss on the training rows."""
+    began = time.process_time()
+    x, target, test = _flat(task)
+    model = _logistic(target, task.target_y.numpy())
+    logs = np.full((len(x), task.classes), -30.0)
+    logs[:, model.classes_] = model.predict_log_proba(x)
+    scores = torch.from_numpy(logs)[torch.arange(len(x)), task.y]
+    predicted = torch.from_numpy(model.predict(test))
+    return Run(scores, predicted, time.process_time() - began)
+
+
+def cleanlab(task: Task, seed: int) -> Run:
+    """cleanlab's label quality from out-of-fold logistic regression; then trained on the rows that
+    it does not call issues, and on the target."""
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+    from sklearn.base import clone
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    began = time.process_time()
+    x, target, test = _flat(task)
+    y = task.y.numpy()
+    model = _logistic(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+        p = cross_val_predict(clone(model), x, y, cv=folds, method="predict_proba")
+        kept = ~find_label_issues(y, p)
+        model.fit(np.concatenate([x[kept], target]), np.concatenate([y[kept], task.target_y]))
+    scores = torch.from_numpy(get_label_quality_scores(y, p))
+    return Run(scores, torch.from_numpy(model.predict(test)), time.process_time() - began)
+
+
+def neighbours(task: Task, seed: int) -> Run:
+    """How many of the ten nearest other training rows have the same label."""
+    from sklearn.neighbors import NearestNeighbors
+
+    began = time.process_time()
+    x, _, _ = _flat(task)
+    near = NearestNeighbors(n_neighbors=11).fit(x).kneighbors(x, return_distance=False)[:, 1:]
+    same = (task.y[torch.from_numpy(near)] == task.y[:, None]).float().mean(1)
+    return Run(same, None, time.process_time() - began)
+
+
+def knn_shapley(task: Task, seed: int, k: int = 10) -> Run:
+    """The Shapley value of each training row for k nearest neighbours on the target rows, in closed
+    form (Jia et al., 2019)."""
+    began = time.process_time()
+    x, target, _ = (torch.from_numpy(part) for part in _flat(task))
+    order = torch.cdist(target, x).argsort(1)
+    same = (task.y[order] == task.target_y[:, None]).double()
+    n = len(x)
+    rank = torch.arange(1, n, dtype=torch.float64)
+    steps = (same[:, :-1] - same[:, 1:]) / k * rank.clamp_max(k) / rank
+    last = same[:, -1:] / n
+    values = torch.cat([steps.flip(1).cumsum(1).flip(1) + last, last], 1)
+    found = torch.zeros(len(target), n, dtype=torch.float64).scatter_(1, order, values)
+    return Run(found.mean(0), None, time.process_time() - began)
+
+
+def against_target(task: Task, seed: int) -> Run:
+    """Logistic regression that tells target rows from training rows: how much like the target."""
+    from sklearn.linear_model import LogisticRegression
+
+    began = time.process_time()
+    x, target, _ = _flat(task)
+    both = np.concatenate([x, target])
+    which = np.repeat([0, 1], [len(x), len(target)])
+    model = LogisticRegression(C=1e-4, max_iter=200, class_weight="balanced").fit(both, which)
+    return Run(torch.from_numpy(model.decision_function(x)), None, time.process_time() - began)
+
+
+# --- the step of a bi-level method ----------------------------------------------------------------
+
+
+class Unrolled:
+    """One step of training is unrolled, and the target's loss after it is differentiated by a logit
+    for each row: theta' = theta - eta grad (1/B) sum w_i l_i, then dL_target(theta')/da."""
+
+    def __init__(self, task: Task, net: nn.Module, lr: float = 10.0, eta: float = 0.02) -> None:
+        self.task, self.net, self.lr, self.eta = task, net, lr, eta
+        self.a = torch.zeros(len(task.x))
+        self.optimiser = torch.optim.SGD(net.parameters(), lr=eta, momentum=0.9)
+
+    def gradient(self, ids: Tensor, batch: Any, target: Any) -> Tensor:
+        """dL_target(theta')/da of the rows ``ids``."""
         params: dict[str, Tensor] = dict(self.net.named_parameters())
-        losses = self.task.loss(functional_call(self.net, params, (x,)), y)
-        inner = (self.weights(losses, ids) * losses).mean()
+        a = self.a[ids].requires_grad_()
+
+        def loss(params: dict[str, Tensor], part: Any) -> Tensor:
+            output: Tensor = functional_call(self.net, params, (part[0],))
+            return functional.cross_entropy(output, part[1], reduction="none")
+
+        inner = (a.sigmoid() * loss(params, batch)).mean()
         grads = torch.autograd.grad(inner, list(params.values()), create_graph=True)
-        eta = self.optimiser.param_groups[0]["lr"]
-        moved = {k: p - eta * g for (k, p), g in zip(params.items(), grads, strict=True)}
-        meta = self.task.loss(functional_call(self.net, moved, (target_x,)), target_y).mean()
-        self.learn(meta, ids)
-        losses = self.task.loss(self.net(torch.cat([x, target_x])), torch.cat([y, target_y]))
-        b = len(x)
-        with torch.no_grad():
-            w = self.weights(losses[:b], ids)
-        total = (w * losses[:b]).mean() + self.task.rho * losses[b:].mean()
-        _descend(self.optimiser, total, step, self.task.steps)
+        moved = {k: p - self.eta * g for (k, p), g in zip(params.items(), grads, strict=True)}
+        (found,) = torch.autograd.grad(loss(moved, target).mean(), a)
+        return found
 
-    def run(self, seed: int) -> Run:
-        """All steps."""
-        task, dice = self.task, torch.Generator().manual_seed(seed)
-        mine = rows_of(len(task.x), task.batch, task.steps, dice)
-        theirs = rows_of(len(task.target_x), task.target_batch, task.steps, dice)
-        began = time.process_time()
-        for step, (ids, others) in enumerate(zip(mine, theirs, strict=True)):
-            x = task.augment(torch.cat([task.x[ids], task.target_x[others]]), dice)
-            b = len(ids)
-            self.step(step, ids, (x[:b], task.y[ids], x[b:], task.target_y[others]))
-        return Run(self.net.eval(), self.final(), time.process_time() - began)
-
-    @abc.abstractmethod
-    def final(self) -> Tensor:
-        """(N,) weights at the end."""
-
-
-class FreeLogits(Unrolled):
-    """One logit for each example, as ours."""
-
-    def __init__(self, task: Task, net: nn.Module, lr: float = 10.0) -> None:
-        super().__init__(task, net)
-        self.lr = lr
-        self.a = torch.full((len(task.x),), math.log(task.keep / (1 - task.keep)))
-        self.now = self.a[:0]
-
-    def weights(self, losses: Tensor, ids: Tensor) -> Tensor:
-        self.now = self.a[ids].requires_grad_(torch.is_grad_enabled())
-        return self.now.sigmoid()
-
-    def learn(self, meta: Tensor, ids: Tensor) -> None:
-        (gradient,) = torch.autograd.grad(meta, self.now)
-        self.a[ids] = (self.a[ids] - self.lr * gradient).clamp(-6, 6)
-
-    def final(self) -> Tensor:
-        return self.a.sigmoid()
-
-
-class MetaWeightNet(Unrolled):
-    """Shu et al., NeurIPS 2019: an MLP from loss to weight, normalised over the batch."""
-
-    def __init__(self, task: Task, net: nn.Module) -> None:
-        super().__init__(task, net)
-        self.mlp = nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid())
-        self.adam = torch.optim.Adam(self.mlp.parameters(), lr=1e-3, weight_decay=1e-4)
-        self.last = torch.zeros(len(task.x))
-
-    def weights(self, losses: Tensor, ids: Tensor) -> Tensor:
-        w: Tensor = self.mlp(losses.detach()[:, None])[:, 0]
-        if not torch.is_grad_enabled():
-            self.last[ids] = w
-        return w * len(w) / w.sum().clamp_min(1e-6)
-
-    def learn(self, meta: Tensor, ids: Tensor) -> None:
-        self.adam.zero_grad()
-        parameters = list(self.mlp.parameters())
-        for p, gradient in zip(parameters, torch.autograd.grad(meta, parameters), strict=True):
-            p.grad = gradient
-        self.adam.step()
-
-    def final(self) -> Tensor:
-        return self.last
+    def step(self, ids: Tensor, batch: Any, target: Any) -> None:
+        """One step of the logits, one of the network on both batches."""
+        self.a[ids] -= self.lr * self.gradient(ids, batch, target)
+        self.optimiser.zero_grad()
+        w = self.a[ids].sigmoid()
+        losses = (w * self.task.loss(self.net, batch)).mean()
+        (losses + 0.1 * self.task.loss(self.net, target).mean()).backward()
+        self.optimiser.step()
 
 
 def bilevel(task: Task, seed: int) -> Run:
-    """One-step unrolled, a logit for each example."""
-    return FreeLogits(task, start(task, seed)).run(seed)
+    """As many steps of it as the method makes."""
+    began = time.process_time()
+    made, dice = Unrolled(task, start(task, seed)), torch.Generator().manual_seed(seed)
+    for _ in range(EPOCHS):
+        for ids in torch.randperm(len(task.x), generator=dice).split(BATCH):
+            others = torch.randint(len(task.target_x), (TARGET_BATCH,), generator=dice)
+            made.step(ids, (task.x[ids], task.y[ids]),
+                      (task.target_x[others], task.target_y[others]))  # fmt: skip
+    return Run(made.a, answers(made.net, task), time.process_time() - began)
 
 
-def meta_weight_net(task: Task, seed: int) -> Run:
-    """One-step unrolled, a network from loss to weight."""
-    net = start(task, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = MetaWeightNet(task, net)
-    return made.run(seed)
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def auroc(scores: Tensor, good: Tensor) -> float:
+    """Per cent of pairs (good, other) in which the good one has more; ties count half."""
+    values, where = torch.unique(scores.double(), return_inverse=True)
+    counts = torch.bincount(where, minlength=len(values)).double()
+    ranks = (counts.cumsum(0) - (counts - 1) / 2)[where]
+    a, b = int(good.sum()), int((~good).sum())
+    return 100 * float((ranks[good].sum() - a * (a + 1) / 2) / (a * b))
+
+
+def calibration(sampler: WeightSampler, good: Tensor) -> tuple[float, float, float]:
+    """Of the weights as statements on the labels: squared error over stated variance, 1 where the
+    spread is honest. Of the probabilities that labels are wrong: their expected calibration error
+    in per cent, ten bins; and their sum, in per cent of the rows that are wrong."""
+    truth, mean = good.double(), sampler.mean.double()
+    ratio = float((mean - truth).square().mean() / sampler.std.double().square().mean())
+    p = wrong(sampler.losses, round(math.exp(sampler.guess))).double()
+    bins = (p * 10).long().clamp_max(9)
+    error = sum(abs(float((p[bins == b] - 1 + truth[bins == b]).sum())) for b in range(10)) / len(p)
+    return ratio, 100 * error, 100 * float(p.sum() / (~good).sum().clamp_min(1))
+
+
+@cache
+def methods() -> dict[str, Method]:
+    """Rows of the table."""
+    return {
+        "train + target": mixing,
+        "target only": target_only,
+        "cleanlab": cleanlab,
+        "nearest neighbours agree": neighbours,
+        "KNN-Shapley": knn_shapley,
+        "train against target": against_target,
+        "one-step bi-level": bilevel,
+        "class weights": class_weights,
+        "logit adjustment": logit_adjustment,
+        "bayesian-dps": ours(),
+        "bayesian-dps, no noise": ours(temperature=0.0, weight_temperature=0.005),
+        "bayesian-dps, Langevin weights": ours(weighting="langevin"),
+        "bayesian-dps, no target first": ours(warm_up=0.0),
+        "bayesian-dps, no trusted set": without_target,
+    }

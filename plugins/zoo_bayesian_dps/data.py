@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,8 +53,9 @@ def check_classes(train: Table, target: Table) -> None:
     if lost := sorted(classes - have):
         some = ", ".join(train.classes[i] for i in lost[:10])
         warnings.warn(
-            f"the target set has no example of: {some}. Training examples of these classes will "
-            "mostly lose their weight.",
+            f"the target set has no example of: {some}. A network that starts from the target does "
+            "not know these classes: their rows start with a high loss, and right ones too get "
+            "only about half the weight of others. Add a few trusted rows of each.",
             stacklevel=3,
         )
 
@@ -85,6 +88,39 @@ def short(row: Any, length: int = 160) -> str:
     parts = row if isinstance(row, tuple) else (row,)
     text = " ".join(" ".join(p for p in parts if isinstance(p, str)).split())
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def called(row: Any) -> dict[str, str]:
+    """What tells a person which row it is: its file, or its text in one line; {} for numbers."""
+    if isinstance(row, Mapping):
+        for key in ("file_name", "path", "image", "img"):
+            value = row.get(key)
+            value = value.get("path") if isinstance(value, Mapping) else value
+            if isinstance(value, str | Path):
+                return {"file": str(value)}
+        row = tuple(v for v in row.values() if isinstance(v, str))
+    if isinstance(row, tuple) and row and isinstance(row[0], Path):
+        row = row[0]
+    if isinstance(row, Path):
+        return {"file": str(row)}
+    parts = row if isinstance(row, tuple) else (row,)
+    return {"text": text} if (text := short(tuple(parts))) else {}
+
+
+def some_of(table: Table, ids: Sequence[int], what: str) -> Table:
+    """Some rows of a table as one of their own."""
+    index = np.asarray(ids, dtype=np.int64)
+
+    def part(values: Any) -> Any:
+        if values is None or hasattr(values, "dtype"):
+            return None if values is None else values[index]
+        return [values[int(i)] for i in index]
+
+    lists = {name: part(getattr(table, name)) for name in ("labels", "codes", "sources", "ids")}
+    inputs, origin = part(table.inputs), part(table.origin)
+    if table.inputs is table.origin:
+        origin = inputs
+    return replace(table, what=what, inputs=inputs, origin=origin, texts=part(table.texts), **lists)
 
 
 def collated(rows: Sequence[Any]) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from zoo.errors import InputError, OptionError
+from zoo.errors import InputError
 from zoo.weights import load_tensors, save_tensors
 
 from .joint import per_example
@@ -83,7 +83,6 @@ class WeightedTrainer(Trainer):
     The loss of each example is the mean over its labels that are not -100; ``loss``: another
     (output, batch) -> (B,). ``target_batch_size``: rows of the target set for each device batch
     (default a quarter). Noise on the network's steps is off: with Adam it would sample nothing.
-    ``partition="contrast"`` needs a second network, which ``zoo.load("bayesian-dps")`` has.
     """
 
     def __init__(
@@ -93,21 +92,17 @@ class WeightedTrainer(Trainer):
         recipe: Recipe | None = None,
         loss: Callable[[Any, Any], Tensor] | None = None,
         features: int = 0,
-        groups: Any = None,
-        shares: Tensor | None = None,
         target_batch_size: int | None = None,
         **keywords: Any,
     ) -> None:
         super().__init__(*args, **keywords)
         self.recipe = recipe or Recipe(temperature=0.0)
-        if self.recipe.partition == "contrast":
-            raise OptionError("partition='contrast' is not for the Trainer; use 'drop'.")
         if self.train_dataset is None or not hasattr(self.train_dataset, "__len__"):
             raise InputError("train_dataset: weights need rows by index, and their number.")
         if not len(target_dataset):
             raise InputError("target_dataset is empty: there is nothing to serve.")
         self.per_example = loss or default_loss
-        self._sampler_options = {"groups": groups, "shares": shares, "features": features}
+        self._sampler_options = {"features": features}
         fields = None
         assert self.model is not None
         if self.args.remove_unused_columns:
@@ -142,8 +137,8 @@ class WeightedTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **keywords: Any) -> None:
         """With the mean weight and the loss threshold."""
-        logs["mean_weight"] = float(self.sampler.sums.sum() / self.sampler.n)
-        logs["loss_threshold"] = -float(self.sampler.thresholds.mean())
+        logs["mean_weight"] = self.sampler.mean_weight
+        logs["loss_threshold"] = self.sampler.threshold
         super().log(logs, *args, **keywords)
 
     def compute_loss(

@@ -1,10 +1,11 @@
-"""One joint step: the network's chain and the weights' chain, on one forward pass.
+"""One joint step: the network's chain and the weights' chain, on one forward pass; and its rate.
 
-Eq. 6 to 9 of this plugin's README.md.
+Eq. 8 to 11 of this plugin's README.md.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,19 +18,51 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 
-from .sampler import WeightSampler, langevin_, together
+from .sampler import WeightSampler, langevin_, samples, together
 
 LossOf = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 """(network, batch) -> losses (B,), features of the examples (B,d) for a weight network or None."""
+CHANGE = 0.7
+"""Nats by which the first step at the chosen rate changes the losses of its batch, on average."""
+TRIALS = (1e-5, 1e-8, 1e-11)
+"""Rates of the steps that are tried: the first at which losses change little, so in proportion."""
+
+
+def adam(lr: float) -> Callable[[Any], torch.optim.Optimizer]:
+    """The default optimiser: steps of one size whatever the scale of the gradient. It has no weight
+    decay: the noise and the few steps keep a network from the labels that it should not learn."""
+    return lambda parameters: torch.optim.Adam(parameters, lr=lr)
+
+
+def rate(net: nn.Module, losses_of: Callable[[nn.Module, Any], Tensor], batch: Any) -> float:
+    """The learning rate of Adam that suits the rows (eq. 11): its first step changes the losses of
+    ``batch`` by 0.7 nats on average. Tried on a copy; the network stays as it is.
+
+    A step of Adam has the size of the rate in each parameter, so what it does to the losses grows
+    with the scale and the number of features; this takes that out. From 1e-6 to 0.1.
+    """
+    if not any(p.requires_grad for p in net.parameters()):
+        raise InputError("the network has no parameter to train: all are frozen, or none.")
+    for lr in TRIALS:
+        trial = deepcopy(net).eval()  # dropout would change the losses too
+        optimiser = adam(lr)([p for p in trial.parameters() if p.requires_grad])
+        before = losses_of(trial, batch)
+        before.mean().backward()
+        optimiser.step()
+        with torch.no_grad():
+            change = float((losses_of(trial, batch) - before).abs().mean())
+        if 0 < change < 0.05:
+            return min(max(lr * CHANGE / change, 1e-6), 0.1)
+    return 1e-3  # nothing changes, or everything at once
 
 
 class Joint:
-    """theta and w beside each other; with ``contrast`` also theta', which never sees the target.
+    """theta and w beside each other.
 
-    ``optimiser`` makes an optimiser for parameters; it is called once for each network, and its
-    learning rate falls to 0 by a cosine over the sampler's ``steps``. The target's examples are
-    part of theta's likelihood: the network trains on them at each step. With torch.distributed
-    every process brings its part of the batch; gradients are summed over all.
+    ``optimiser`` makes an optimiser for parameters; its learning rate falls to 0 by a cosine over
+    the sampler's ``steps``. The target's examples are part of theta's likelihood: the network
+    trains on them at each step. With torch.distributed every process brings its part of the batch;
+    gradients are summed over all.
     """
 
     def __init__(
@@ -43,20 +76,15 @@ class Joint:
         precision: torch.dtype | None = None,
     ) -> None:
         """``precision``: of autocast, such as bfloat16."""
-        recipe = sampler.recipe
         if not any(p.requires_grad for p in net.parameters()):
             raise InputError("the network has no parameter to train: all are frozen, or none.")
-        self.loss_of, self.sampler, self.precision = loss_of, sampler, precision
+        self.net, self.loss_of, self.sampler, self.precision = net, loss_of, sampler, precision
         self.device = next(net.parameters()).device
         self.dice = torch.Generator(self.device).manual_seed(seed)  # alike in all processes
-        self.nets = [net, deepcopy(net)] if recipe.partition == "contrast" else [net]
-        self.optimisers = [
-            optimiser([p for p in member.parameters() if p.requires_grad]) for member in self.nets
-        ]
-        # A step of Adam with noise is no Langevin step: it would sample nothing.
-        plain = all(isinstance(found, torch.optim.SGD) for found in self.optimisers)
-        self.temperature = recipe.temperature if plain else 0.0
-        self.rates = [[g["lr"] for g in found.param_groups] for found in self.optimisers]
+        self.optimiser = optimiser([p for p in net.parameters() if p.requires_grad])
+        self.temperature = sampler.recipe.temperature if samples(self.optimiser) else 0.0
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.frozen = _digest(net)
 
     def losses(self, net: nn.Module, batch: Any, count: int) -> tuple[Tensor, Tensor | None]:
         """(count,) float32 losses; InputError where the loss gives anything else."""
@@ -74,7 +102,7 @@ class Joint:
         rows of the target set, collated together: one forward pass for both.
         """
         b, sampler = len(ids), self.sampler
-        losses, features = self.losses(self.nets[0], batch, b + target_count)
+        losses, features = self.losses(self.net, batch, b + target_count)
         self._require_finite(losses, ids)
         features = None if features is None else features[:b].detach()
         coefficients = sampler.coefficients(ids, features).to(losses.device)
@@ -82,31 +110,26 @@ class Joint:
         total = (coefficients * losses[:b]).sum() / rows
         if target_count and sampler.recipe.meta_weight:
             total = total + sampler.recipe.meta_weight * losses[b:].sum() / targets
-        self._move(0, total)
-        prior = None
-        if len(self.nets) > 1:
-            prior, _ = self.losses(self.nets[1], head(batch, b, b + target_count), b)
-            self._require_finite(prior, ids)
-            self._move(1, (coefficients * prior).sum() / rows)
-        sampler.observe(ids, losses[:b], prior, features)
+        self._move(total)
+        sampler.observe(ids, losses[:b], features)
         sampler.update()
         found = losses.detach()
         return float(found[:b].mean()), float(found[b:].mean()) if target_count else math.nan
 
-    def _move(self, which: int, total: Tensor) -> None:
-        optimiser, sampler = self.optimisers[which], self.sampler
+    def _move(self, total: Tensor) -> None:
+        sampler = self.sampler
         if sampler.steps:
             decay = 0.5 * (1 + math.cos(math.pi * min(1.0, sampler.step_number / sampler.steps)))
-            for group, rate in zip(optimiser.param_groups, self.rates[which], strict=True):
-                group["lr"] = rate * decay
-        optimiser.zero_grad(set_to_none=True)
+            for group, first in zip(self.optimiser.param_groups, self.rates, strict=True):
+                group["lr"] = first * decay
+        self.optimiser.zero_grad(set_to_none=True)
         total.backward()
         if together():
-            for p in self.nets[which].parameters():
+            for p in self.net.parameters():
                 if p.grad is not None:
                     distributed.all_reduce(p.grad)
-        optimiser.step()
-        langevin_(optimiser, sampler.n, self.temperature, self.dice)
+        self.optimiser.step()
+        langevin_(self.optimiser, sampler.n, self.temperature, self.dice)
 
     def _require_finite(self, losses: Tensor, ids: Tensor) -> None:
         bad = ~losses.detach().isfinite().cpu()
@@ -123,32 +146,56 @@ class Joint:
     # checkpoints
 
     def state(self) -> dict[str, Tensor]:
-        """Networks, optimisers, sampler and noise, as tensors."""
+        """What steps change, as tensors: of the network all but frozen parameters, of which there
+        is a digest; optimiser, sampler and noise."""
         kept = {f"sampler.{k}": v for k, v in self.sampler.state().items()}
         kept["dice"] = self.dice.get_state()
-        for i, (net, optimiser) in enumerate(zip(self.nets, self.optimisers, strict=True)):
-            kept |= {f"net{i}.{k}": v for k, v in net.state_dict().items()}
-            for row, moments in optimiser.state_dict()["state"].items():
-                for name, value in moments.items():
-                    if value is not None:
-                        kept[f"optimiser{i}.{row}.{name}"] = torch.as_tensor(value)
+        kept["frozen"] = self.frozen
+        kept["rates"] = torch.tensor(self.rates, dtype=torch.float64)
+        frozen = _frozen(self.net)
+        kept |= {f"net.{k}": v for k, v in self.net.state_dict().items() if k not in frozen}
+        for row, moments in self.optimiser.state_dict()["state"].items():
+            for name, value in moments.items():
+                if value is not None:
+                    kept[f"optimiser.{row}.{name}"] = torch.as_tensor(value)
         return kept
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """The opposite."""
+        """The opposite; InputError for the state of another network."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
+        if not torch.equal(state["frozen"], self.frozen):
+            raise InputError(
+                "the checkpoint is of another network: its frozen parameters differ. Bring back "
+                "the network of the first run, or start anew."
+            )
         self.sampler.restore(part("sampler."))
         self.dice.set_state(state["dice"].clone())
-        for i, (net, optimiser) in enumerate(zip(self.nets, self.optimisers, strict=True)):
-            net.load_state_dict(part(f"net{i}."))
-            rows: dict[int, dict[str, Tensor]] = {}
-            for key, value in part(f"optimiser{i}.").items():
-                row, _, name = key.partition(".")
-                rows.setdefault(int(row), {})[name] = value.clone()
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": rows})
+        self.rates = state["rates"].tolist()  # chosen for the network's first state
+        self.net.load_state_dict({**self.net.state_dict(), **part("net.")})
+        rows: dict[int, dict[str, Tensor]] = {}
+        for key, value in part("optimiser.").items():
+            row, _, name = key.partition(".")
+            rows.setdefault(int(row), {})[name] = value.clone()
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": rows})
+
+
+def _frozen(net: nn.Module) -> set[str]:
+    """Names of the parameters that no step changes, in the network's state."""
+    every = net.named_parameters(remove_duplicate=False)
+    return {name for name, p in every if not p.requires_grad}
+
+
+def _digest(net: nn.Module) -> Tensor:
+    """(16,) bytes that tell frozen parameters apart; with none, those of nothing."""
+    found = hashlib.blake2b(digest_size=16)
+    for p in net.parameters():
+        if not p.requires_grad:
+            flat = p.detach().cpu().contiguous().flatten()
+            found.update(flat.view(torch.uint8).numpy().tobytes())
+    return torch.frombuffer(bytearray(found.digest()), dtype=torch.uint8)
 
 
 def per_example(losses: Any, count: int) -> Tensor:
@@ -173,16 +220,3 @@ def _totals(rows: int, targets: int) -> tuple[int, int]:
     both = torch.tensor([rows, targets], device=device)
     distributed.all_reduce(both)
     return int(both[0]), max(1, int(both[1]))
-
-
-def head(batch: Any, b: int, count: int) -> Any:
-    """The first ``b`` rows of a collated batch of ``count``."""
-    if isinstance(batch, Tensor):
-        return batch[:b] if batch.ndim and len(batch) == count else batch
-    if isinstance(batch, Mapping):
-        return {key: head(value, b, count) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        if len(batch) == count and not isinstance(batch[0], Tensor):
-            return batch[:b]
-        return [head(value, b, count) for value in batch]
-    return batch

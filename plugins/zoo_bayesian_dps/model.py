@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from zoo.errors import (
     InputError,
+    MissingDependencyError,
     NotReadyError,
     OptionError,
     OutputError,
@@ -38,16 +39,20 @@ from zoo.weights import check_target, load_module, load_tensors, save_tensors
 
 from . import report as reports
 from . import tasks
-from .data import check_classes, numbered
-from .joint import Joint
-from .sampler import Recipe, WeightSampler, together
+from .data import called, check_classes, numbered, some_of
+from .issues import suggested, wrong
+from .joint import Joint, adam, per_example, rate
+from .sampler import Recipe, WeightSampler, plain, together
+from .trusted import FOLDS, Learner, agreeing, teaches_less
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from zoo.progress import Progress
 
-TENSORS = ("weights", "std", "losses", "visits", "labels", "sources")
+TENSORS = (
+    "weights", "std", "losses", "visits", "labels", "sources", "wrong", "suggested", "trusted",
+)  # fmt: skip
 NETWORK = "network.safetensors"
 Fit = TypeVar("Fit", bound=Callable[..., Any])
 
@@ -92,7 +97,8 @@ class BayesianDPS(DataSelector):
         super().__init__(request)
         self._device = torch.device(request.device)
         self._dtype = request.dtype
-        self._base = request.base.folder if request.base else None
+        base = request.bases.get("model")
+        self._base = base.folder if base else None
         self._found: dict[str, Tensor] = {}
         self._trained: Trained | None = None
         self._train: Table | None = None
@@ -198,6 +204,9 @@ class BayesianDPS(DataSelector):
     ) -> Self:
         """Learn weights for ``train`` (N examples) that serve ``target``, and train; returns self.
 
+        ``target``: None where there are no trusted rows: those whose label agrees with predictions
+        out of fold then take its place (eq. 14), which the summary says; for classes only.
+
         ``train``, ``target``: whatever ``zoo.tables.read`` takes: a path (.csv, .jsonl, .parquet,
         .npz, ..., one folder of pictures a class), arrays (x, y), a DataFrame, records, a torch or
         a ``datasets`` data set. ``features``, ``label``: columns, where they have other names than
@@ -225,42 +234,57 @@ class BayesianDPS(DataSelector):
             raise OptionError("features= names columns; a function goes to weight_features=.")
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
-            rows, wanted = matched(
-                read(train, what="train", features=features, label=label),
-                read(target, what="target", features=features, label=label),
-            )
-            check_classes(rows, wanted)
+            rows = read(train, what="train", features=features, label=label)
+            wanted = rows
+            if target is not None:
+                given_target = read(target, what="target", features=features, label=label)
+                rows, wanted = matched(rows, given_target)
+                check_classes(rows, wanted)
+            elif rows.codes is None:
+                raise InputError(
+                    "target=None is for rows with classes: there is no out-of-fold prediction that "
+                    "a label could agree with. Pass target=, a few trusted rows."
+                )
         notes = list(dict.fromkeys(str(w.message) for w in heard))
         if sources is not None and (
             isinstance(sources, str | bytes) or not hasattr(sources, "__len__")
         ):
             raise OptionError(f"sources={sources!r:.60}: expected one for each training example.")
         given = rows.sources if sources is None else sources
-        origin, target_origin, origins = numbered(given, wanted.sources, "source")
+        origin, _, origins = numbered(given, wanted.sources, "source")
         if origin is not None and len(origin) != len(rows):
             raise InputError(f"sources: {len(origin)} for {len(rows)} training examples.")
         for note in notes:
             warnings.warn(note, stacklevel=4)  # beyond the decorators
         recipe = self._recipe()
         task = self._task_for(rows, wanted, model, loss, collate, weight_features, recipe)
+        task = replace(task, classes=_choices(rows, loss))
         if optimizer is not None or lr is not None:
-            task = replace(task, optimiser=_optimiser(task.optimiser, optimizer, lr))
-        labels, target_labels = (
-            None if table.codes is None else torch.from_numpy(table.codes)
-            for table in (rows, wanted)
-        )
-        groups, shares = None, None
-        if self.options.get("budget", "one") != "one":
-            groups, shares = _groups(
-                self.options["budget"], (labels, target_labels), (origin, target_origin)
-            )
+            task = replace(task, optimiser=_optimiser(task.optimiser or adam(1e-3), optimizer, lr))
+        labels = None if rows.codes is None else torch.from_numpy(rows.codes)
         plan = Plan.of(len(rows), len(wanted), epochs, batch, target_batch, task.kind, seed)
         task.net.to(self._device)
         first = deepcopy(task.net.state_dict()) if retrain is not None else None
+        trusted = None
+        if target is None:
+            trusted = self._agreeing(task, rows, plan)
+            wanted = some_of(rows, trusted.tolist(), "target")
+            plan = replace(plan, m=len(wanted), target_batch=min(plan.target_batch, len(wanted)))
+            notes.append(
+                f"there was no trusted set: {len(wanted):,} rows whose label agrees most surely "
+                "with out-of-fold predictions took its place. Labels that are wrong in a "
+                "systematic way (two classes exchanged) agree too; a few hundred trusted rows find "
+                "those."
+            )
+        elif recipe.warm_up and self._teaches_less(task, rows, wanted, plan):
+            recipe = replace(recipe, warm_up=0.0)
+            notes.append(
+                "the training set as it is teaches more than the target set alone: the network "
+                "learned from both from the start. Labels that are wrong in a systematic way need "
+                "more trusted rows than these."
+            )
         both = _Both(task, rows, wanted)
-        sampler, history = self._sample(
-            both, task, recipe, plan, groups, shares, progress, checkpoint, resume
-        )
+        sampler, history = self._sample(both, task, recipe, plan, progress, checkpoint, resume)
         self._found = {
             "weights": sampler.mean,
             "std": sampler.std,
@@ -276,6 +300,10 @@ class BayesianDPS(DataSelector):
             chosen = torch.from_numpy(self.select(fraction=retrain)).sort().values
             history += self._retrain(both, task, chosen, plan, progress)
         task.net.eval()
+        self._judge(both, task, rows)
+        if trusted is not None:
+            self._found["trusted"] = torch.zeros(len(rows), dtype=torch.int32)
+            self._found["trusted"][trusted] = 1
         self._trained, self._folder = Trained(task.net, task.kind, task.processor), None
         self._train, self._target = rows, wanted
         self.bases = {}  # the trained network is in the saved folder
@@ -331,20 +359,20 @@ class BayesianDPS(DataSelector):
         return task
 
     def _sample(
-        self, both: _Both, task: tasks.Task, recipe: Recipe, plan: Plan,
-        groups: Tensor | None, shares: Tensor | None, progress: Progress,
+        self, both: _Both, task: tasks.Task, recipe: Recipe, plan: Plan, progress: Progress,
         checkpoint: str | Path | None, resume: bool, chosen: Tensor | None = None,
     ) -> tuple[WeightSampler, list[dict[str, float]]]:  # fmt: skip
         """The joint chain over all steps of the plan."""
         wants_features = recipe.weighting == "network"
         width = self._width(task, both) if wants_features else 0
         sampler = WeightSampler(
-            len(both.train), recipe, steps=plan.steps, groups=groups, shares=shares, features=width,
+            len(both.train), recipe, steps=plan.steps, classes=task.classes, features=width,
             seed=plan.seed,
         )  # fmt: skip
+        optimiser = task.optimiser or adam(self._rate(task, both, plan))
         precision = torch.bfloat16 if self._precision() else None
         joint = Joint(
-            task.net, task.loss_of(wants_features), sampler, task.optimiser,
+            task.net, task.loss_of(wants_features), sampler, optimiser,
             seed=plan.seed, precision=precision,
         )  # fmt: skip
         if not isinstance(checkpoint, str | Path | None):
@@ -362,8 +390,7 @@ class BayesianDPS(DataSelector):
                 if file is None:
                     raise OptionError("resume=True needs checkpoint=, the file of the first run.")
                 history = _go_on(joint, file, facts)
-            for net in joint.nets:
-                net.train()
+            task.net.train()
             with track(plan.steps, progress, "select") as advance:
                 advance(sampler.step_number)
                 while sampler.step_number < plan.steps:
@@ -398,15 +425,82 @@ class BayesianDPS(DataSelector):
         progress: Progress,
     ) -> list[dict[str, float]]:  # fmt: skip
         """Plain training on the chosen rows and the target, for as many steps."""
-        plain = Recipe(
-            keep=1, lr_weights=0, temperature=0, normalise="none",
-            meta_weight=self._recipe().meta_weight,
-        )  # fmt: skip
         _, history = self._sample(
-            both, task, plain, replace(plan, n=len(chosen)), None, None, progress,
+            both, task, plain(self._recipe().meta_weight), replace(plan, n=len(chosen)), progress,
             None, False, chosen,
         )  # fmt: skip
         return [{**point, "retrain": 1.0} for point in history]
+
+    def _learner(self, task: tasks.Task, rows: Table, wanted: Table, plan: Plan) -> Learner:
+        """Of rows of the training set, then of the target set, by numbers from 0."""
+        both, n = _Both(task, rows, wanted), len(rows)
+
+        def batch_of(ids: Tensor) -> Any:
+            return moved(both.batch(ids[ids < n], ids[ids >= n] - n), self._device)
+
+        def logits_of(net: nn.Module, batch: Any) -> Tensor:
+            return tasks.logits_of(task.forward(net, batch))
+
+        optimiser = task.optimiser or adam(self._rate(task, both, plan))
+        return Learner(
+            task.net, task.loss_of(False), optimiser, batch_of, logits_of, plan.batch, plan.seed
+        )
+
+    def _teaches_less(self, task: tasks.Task, rows: Table, wanted: Table, plan: Plan) -> bool:
+        """Is the target set too little to start from? Asked of classes and small networks only:
+        the answer costs half a run."""
+        if task.classes < 2 or task.kind == "transformers" or wanted.codes is None:
+            return False
+        n, m = len(rows), len(wanted)
+        if m < 2 * FOLDS or together():
+            return False
+        with _own_random(plan.seed, self._device):
+            return teaches_less(
+                self._learner(task, rows, wanted, plan), torch.arange(n), torch.arange(n, n + m),
+                torch.from_numpy(np.asarray(wanted.codes)),
+            )  # fmt: skip
+
+    def _agreeing(self, task: tasks.Task, rows: Table, plan: Plan) -> Tensor:
+        """Numbers of the rows that take a target set's place."""
+        with _own_random(plan.seed, self._device):
+            found = self._learner(task, rows, rows, plan).out_of_fold(torch.arange(len(rows)))
+        if found.shape[1] != len(rows.classes):
+            raise InputError(
+                f"target=None: the network gives {found.shape[1]} numbers a row, the labels have "
+                f"{len(rows.classes)} classes. Pass target=, a few trusted rows."
+            )
+        kept = agreeing(found, torch.from_numpy(np.asarray(rows.codes)))
+        if len(kept) < len(rows.classes):
+            raise InputError(
+                f"target=None: only {len(kept)} rows agree with out-of-fold predictions, which is "
+                "too few to learn from. Pass target=, a few trusted rows."
+            )
+        return kept
+
+    def _judge(self, both: _Both, task: tasks.Task, rows: Table) -> None:
+        """How probably each row's label is wrong, and what it should be."""
+        found = self._found
+        found["wrong"] = (
+            wrong(found["losses"], task.classes) if task.classes > 1 else 1 - found["weights"]
+        )
+        if rows.codes is None or rows.kind == "language":
+            return
+        codes, parts = torch.from_numpy(rows.codes), []
+        with torch.no_grad():
+            for ids in torch.arange(len(rows)).split(256):
+                output = task.forward(task.net, moved(both.batch(ids, ids[:0]), self._device))
+                logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+                if logits is None or logits.shape != (len(ids), len(rows.classes)):
+                    return
+                parts.append(suggested(logits.float().cpu(), codes[ids]))
+        found["suggested"] = torch.cat(parts).to(torch.int32)
+
+    def _rate(self, task: tasks.Task, both: _Both, plan: Plan) -> float:
+        """The learning rate that suits the rows of the first batch."""
+        ids, others = plan.rows_of(0)
+        batch, loss_of = moved(both.batch(ids, others), self._device), task.loss_of(False)
+        count = len(ids) + len(others)
+        return rate(task.net, lambda net, b: per_example(loss_of(net, b)[0], count), batch)
 
     def _precision(self) -> bool:
         """bfloat16 autocast where a dtype of 16 bits was asked for; parameters stay float32."""
@@ -454,13 +548,19 @@ class BayesianDPS(DataSelector):
     def select(
         self, *, fraction: float | None = None, k: int | None = None, per: str | None = None
     ) -> np.ndarray:
-        """(k,) int64 indices into ``train``, heaviest first, ties by index. Give one of the two.
+        """(k,) int64 indices into ``train``, heaviest first, ties by index.
 
-        ``per``: ``label`` or ``source`` takes this fraction of each class or source.
+        With neither ``fraction`` nor ``k`` as many as the estimate says are right (see ``issues``).
+        ``per``: ``label`` or ``source`` takes this fraction of each class or source. A warning says
+        where a class loses most of its rows.
         """
         n = len(self.weights)
-        if (fraction is None) == (k is None):
+        if fraction is not None and k is not None:
             raise OptionError("select: give either fraction or k.")
+        if fraction is None and k is None:
+            if per is not None:
+                raise OptionError(f"per={per!r} is for a fraction.")
+            k = int((self._values("wrong") < 0.5).sum())
         if fraction is not None:
             if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
                 raise OptionError(f"fraction={fraction!r}: expected a number from 0 to 1.")
@@ -468,7 +568,15 @@ class BayesianDPS(DataSelector):
             raise OptionError(f"k={k}: there are {n} training examples.")
         order = self.ranking()
         if per is None:
-            return order[: k if fraction is None else round(fraction * n)]
+            chosen = order[: k if fraction is None else round(fraction * n)]
+            if lost := self._lost(chosen):
+                warnings.warn(
+                    f"this selection leaves less than a quarter of what it leaves of the whole set "
+                    f"of: {', '.join(lost[:10])}. Rare looks like wrong: select(fraction=..., "
+                    "per='label') takes the same share of each class.",
+                    stacklevel=2,
+                )
+            return chosen
         if per not in ("label", "source") or fraction is None:
             raise OptionError(f"per={per!r}: expected label or source, with a fraction.")
         group = self._values(f"{per}s")[order]
@@ -477,6 +585,61 @@ class BayesianDPS(DataSelector):
             members = np.flatnonzero(group == value)
             taken[members[: round(fraction * len(members))]] = True
         return order[taken]
+
+    def _lost(self, chosen: np.ndarray) -> list[str]:
+        """Classes whose kept share is below a quarter of the whole selection's, of those that would
+        have ten rows or more in it."""
+        if "labels" not in self._found or not len(chosen):
+            return []
+        labels, names = self._values("labels"), self.config.get("classes", [])
+        rows = np.bincount(labels)
+        kept = np.bincount(labels[chosen], minlength=len(rows)) / np.maximum(rows, 1)
+        share = len(chosen) / len(labels)
+        few = np.flatnonzero((rows * share >= 10) & (kept < 0.25 * share))
+        return [names[i] if i < len(names) else str(i) for i in few]
+
+    def issues(self, *, at_least: float = 0.5) -> Any:
+        """A DataFrame of the rows whose label is wrong with a probability of ``at_least``, the
+        likeliest first: row, id (where rows have one), label, suggested, probability, weight, and
+        the file or text (where ``fit`` ran in this process).
+
+        The probability is eq. 13: for labels that are wrong at random it is calibrated, and its sum
+        over all rows estimates how many are wrong; systematic exchanges it underestimates. Without
+        classes it is 1 - weight, and nothing is suggested.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                "issues() gives a DataFrame, which needs pandas. Run: pip install 'edgezoo[data]'",
+                name="pandas",
+            ) from error
+        if isinstance(at_least, bool) or not isinstance(at_least, int | float):
+            raise OptionError(f"at_least={at_least!r}: expected a number from 0 to 1.")
+        return pandas.DataFrame([self.row(i) for i in self._suspects(at_least)])
+
+    def _suspects(self, at_least: float) -> list[int]:
+        p = self._values("wrong")
+        order = np.lexsort((np.arange(len(p)), self.weights, -p))
+        return [int(i) for i in order if p[i] >= at_least]
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One training row for a table: row, id, label, suggested, probability that the label is
+        wrong, weight, and its file or text where the rows are still here."""
+        names = self.config.get("classes", [])
+        found: dict[str, Any] = {"row": index}
+        if self.ids is not None:
+            found["id"] = self.ids[index]
+        for key in ("labels", "suggested"):
+            if key in self._found:
+                number = int(self._found[key][index])
+                name = "label" if key == "labels" else key
+                found[name] = names[number] if number < len(names) else number
+        found["probability"] = round(float(self._values("wrong")[index]), 5)
+        found["weight"] = float(self.weights[index])
+        if self._train is not None:
+            found |= called(self._train.raw([index])[0])
+        return found
 
     def explain(self, index: int) -> Mapping[str, Any]:
         """What is known of one training example: weight, spread, rank, loss, visits, groups."""
@@ -515,8 +678,9 @@ class BayesianDPS(DataSelector):
         """
         summary = {k: v for k, v in self.summary.items() if k != "history"}
         reports.write(
-            Path(folder), self._found, self.summary, self.config, self._train, self._target, chosen
-        )
+            Path(folder), self._found, self.summary, self.config, self._train, chosen,
+            [self.row(i) for i in self._suspects(0.5)[: reports.SHOWN]],
+        )  # fmt: skip
         return summary
 
 
@@ -634,20 +798,13 @@ def _labels(train: Table, target: Table, own: bool) -> tuple[Tensor | None, Tens
     return made[0], made[1]
 
 
-def _groups(
-    budget: str,
-    labels: tuple[Tensor | None, Tensor | None],
-    sources: tuple[Tensor | None, Tensor | None],
-) -> tuple[Tensor, Tensor | None]:
-    """Groups of the training set, and their shares in the target set where it has such groups."""
-    train, target = labels if budget == "label" else sources
-    if train is None:
-        field = "label" if budget == "label" else "source"
-        raise InputError(f"budget={budget!r} needs a {field} for each training example.")
-    if target is None:
-        return train, None
-    count = int(max(train.max(), target.max())) + 1
-    return train, torch.bincount(target, minlength=count).double()
+def _choices(rows: Table, loss: Any) -> int:
+    """Classes among which the loss chooses; 0 where it is not known to be -log p of a class."""
+    known = loss is None or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    numbers = all(isinstance(v, float) for v in rows.labels or ())
+    if not known or rows.codes is None or rows.kind == "language" or numbers:
+        return 0
+    return len(rows.classes)
 
 
 def _optimiser(

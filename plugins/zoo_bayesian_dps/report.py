@@ -29,8 +29,8 @@ def moment(sampler: WeightSampler, train_loss: float, target_loss: float) -> dic
         "step": float(sampler.step_number),
         "train_loss": round(train_loss, 5),
         "target_loss": round(target_loss, 5),
-        "mean_weight": round(float(sampler.sums.sum() / sampler.n), 5),
-        "threshold": round(-float(sampler.thresholds.mean()), 5),
+        "mean_weight": round(sampler.mean_weight, 5),
+        "threshold": round(sampler.threshold, 5),
     }
 
 
@@ -51,27 +51,27 @@ def summary(
             f"each example was seen {visits:.1f} times: too few for weights of their own. Raise "
             "epochs, or use weighting=network."
         )
-    if sampler.recipe.lr_weights and n > 1 and float(w.std()) < 0.02 and sampler.recipe.keep < 1:
-        notes.append("the weights hardly differ: raise epochs or lr_weights.")
+    if n > 1 and float(w.std()) < 0.02 and sampler.keep is not None and sampler.keep < 1:
+        notes.append("the weights hardly differ: raise epochs.")
     groups = {}
     for key, names in (("labels", classes), ("sources", sources)):
         if key in found and len(names) <= 1000:
             groups[key] = _masses(w, found[key], names)
     uneven = _uneven(groups.get("labels", []))
-    if uneven and sampler.recipe.partition == "drop" and len(sampler.sizes) == 1:
+    if uneven:
         notes.append(
             f"small classes lost their weight ({', '.join(uneven[:5])}): rare looks like wrong. "
-            "Use budget=label, or partition=contrast."
+            "Select with per='label', and look at their rows before you drop any."
         )
     return {
         "n": n,
         "steps": steps,
-        "keep": sampler.recipe.keep,
+        "keep": sampler.keep,
         "mean_weight": round(float(w.mean()), 5),
         "below_0.1": round(float((w < 0.1).float().mean()), 5),
         "above_0.9": round(float((w > 0.9).float().mean()), 5),
         "visits": round(visits, 2),
-        "threshold": round(-float(sampler.thresholds.mean()), 5),
+        "threshold": round(sampler.threshold, 5),
         "groups": groups,
         "notes": notes,
     }
@@ -112,8 +112,8 @@ def write(
     summary: Mapping[str, Any],
     config: Mapping[str, Any],
     train: Table | None,
-    target: Table | None,
     chosen: np.ndarray | None,
+    suspects: Sequence[Mapping[str, Any]],
 ) -> None:
     """``report.html``, whole and without a connection: pictures are in it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,9 @@ def write(
     parts = [f"<h1>Weights of {len(w):,} training examples</h1>"]
     parts += [f"<p class=note>{html.escape(note)}</p>" for note in summary["notes"]]
     facts = {
-        "mean weight": f"{summary['mean_weight']:.3f} (asked: {summary['keep']:.3f})",
+        "mean weight": f"{summary['mean_weight']:.3f}"
+        + ("" if summary["keep"] is None else f" (asked: {summary['keep']:.3f})"),
+        "labels estimated wrong": f"{float(found['wrong'].sum()):,.0f}",
         "weight below 0.1": per_cent(summary["below_0.1"]),
         "weight above 0.9": per_cent(summary["above_0.9"]),
         "loss threshold": f"{summary['threshold']:.3f}",
@@ -131,6 +133,12 @@ def write(
     if chosen is not None:
         facts["selected"] = f"{len(chosen):,}"
     parts.append(_table(["", ""], [[k, v] for k, v in facts.items()]))
+    facts_of = ("row", "id", "label", "suggested", "probability", "weight", "file", "text")
+    if suspects:
+        columns = [name for name in facts_of if any(name in row for row in suspects)]
+        lines = [[str(row.get(name, "")) for name in columns] for row in suspects]
+        pictures = "" if train is None else _pictures(train, suspects)
+        parts.append(f"<h2>Likeliest wrong</h2>{pictures}{_table(columns, lines)}")
     parts.append(f"<h2>Histogram</h2>{_image(histogram(w))}")
     taken = np.zeros(len(w), bool)
     if chosen is not None:
@@ -178,6 +186,19 @@ def histogram(w: np.ndarray, bins: int = 40) -> Any:
     for x, text in ((10, "0"), (bins * 7, "weight"), (bins * 14, "1")):
         draw.text((x, 168), text, fill="black")
     return image
+
+
+def _pictures(train: Table, suspects: Sequence[Mapping[str, Any]]) -> str:
+    """The suspects as pictures: what they are called, and what they should be."""
+    figures = []
+    for row in suspects:
+        picture = _thumbnail(train[row["row"]], train.kind)
+        if picture is not None:
+            said = f"{row['row']}: {row.get('label', '')}, rather {row.get('suggested', '?')}"
+            figures.append(
+                f"<figure>{_image(picture)}<figcaption>{html.escape(said)}</figcaption></figure>"
+            )
+    return "".join(figures)
 
 
 def _examples(

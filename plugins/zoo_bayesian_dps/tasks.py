@@ -25,9 +25,12 @@ from zoo.errors import InputError, MissingDependencyError, OptionError, ZooError
 from zoo.tables import Table
 
 from .data import collated, pixels_of
+from .joint import adam
 
 Loss = Callable[[Any, Any], Tensor]
 """(output, batch) -> losses (B,)."""
+TEXT_RATE = 0.03
+"""Adam's, for the bag of words: a word's embedding moves only where the word occurs."""
 IGNORED = -100
 """Label of a token that the loss leaves out, as transformers has it."""
 
@@ -43,7 +46,8 @@ class Task:
     loss: Loss
     features: Callable[[Any, Any], Tensor]
     """(output, batch) -> (B,d), what a weight network sees: the label or answer included."""
-    optimiser: Callable[[Any], torch.optim.Optimizer]
+    optimiser: Callable[[Any], torch.optim.Optimizer] | None = None
+    """None: Adam at the rate that suits the rows (``joint.rate``)."""
     kind: str = "custom"
     """custom, transformers, or the name of a bundled network."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -52,9 +56,12 @@ class Task:
     """A tokenizer, saved beside a transformers model."""
     raw: bool = False
     """Does ``collate`` take a list of rows as the user has them, and no labels?"""
+    classes: int = 0
+    """Among which the loss, -log p, chooses; 0 for any other loss."""
 
     def batch(self, parts: Sequence[tuple[Table, Sequence[int], Tensor | None]]) -> Any:
         """Rows of several tables, with their labels (N,) or None, as one batch."""
+        parts = [part for part in parts if len(part[1])]
         if self.raw:
             rows = [row for table, ids, _ in parts for row in table.raw(ids)]
             return self.collate(rows, None)
@@ -76,11 +83,6 @@ class Task:
             return self.loss(output, batch), seen
 
         return run
-
-
-def sgd(lr: float = 0.05) -> Callable[[Any], torch.optim.Optimizer]:
-    """SGD with momentum; its weight decay is a Gaussian prior of theta."""
-    return lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=5e-4)
 
 
 def adamw(lr: float) -> Callable[[Any], torch.optim.Optimizer]:
@@ -262,7 +264,7 @@ def own(net: nn.Module, train: Table, loss: Any, collate: Any, features: Any) ->
     return Task(
         net, _own_collate(train) if collate is None else lambda rows, _: collate(rows), forward,
         default_loss if loss is None else as_loss(loss), features or default_features,
-        adamw(2e-5) if is_language else sgd(), raw=collate is not None,
+        adamw(2e-5) if is_language else None, raw=collate is not None,
     )  # fmt: skip
 
 
@@ -326,7 +328,7 @@ class ConvNet(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two hidden layers on standardised features."""
+    """One hidden layer on standardised features."""
 
     centre: Tensor
     scale: Tensor
@@ -335,10 +337,7 @@ class MLP(nn.Module):
         super().__init__()
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
-            nn.Linear(hidden, classes),
-        )  # fmt: skip
+        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,d) -> (B,classes)."""
@@ -396,7 +395,7 @@ BUNDLED: Mapping[str, Callable[..., nn.Module]] = {
 
 def bundled(train: Table) -> Task:
     """The small network for this kind of data."""
-    kind, lr, classes = train.kind, 0.05, len(train.classes)
+    kind, classes = train.kind, len(train.classes)
     config: dict[str, Any] = {}
     to_inputs: Callable[[Any], Tensor]
     if kind == "image":
@@ -422,7 +421,7 @@ def bundled(train: Table) -> Task:
         def to_inputs(rows: Any) -> Tensor:
             return torch.from_numpy(rows).float()
     elif kind == "text":
-        config, lr = {"classes": classes}, 0.1
+        config = {"classes": classes}
 
         def to_inputs(rows: Any) -> Tensor:
             return nn.utils.rnn.pad_sequence([pieces(row) for row in rows], batch_first=True)
@@ -442,7 +441,8 @@ def bundled(train: Table) -> Task:
         net.scale.copy_(sample.std(0, unbiased=False).clamp_min(1e-6))
     return Task(
         net, lambda rows, y: (to_inputs(rows), y), lambda net, b: net(b[0]), default_loss,
-        default_features, sgd(lr), kind, config,
+        default_features, optimiser=adam(TEXT_RATE) if kind == "text" else None, kind=kind,
+        config=config,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""Where instance weights live: one logit for each example, or a small network that gives them.
+"""The chain of the weights given the network: three ways to move w_i in [0, 1].
 
-Both are moved by ``gradient``, the derivative of the energy by the weight of each example of the
-batch, dU/dw_i: positive numbers lower a weight. Nothing here knows the rest of the model.
+Given theta the weights are independent of each other, and of each the energy knows one number, its
+derivative z_i = dU/dw_i = l_i - tau: positive numbers lower a weight. Nothing here knows the rest
+of the model.
 """
 
 from __future__ import annotations
@@ -19,22 +20,52 @@ RATE = 5e-3
 """Adam's learning rate of a weight network at step size 1."""
 
 
+# --- the conditional of one weight ----------------------------------------------------------------
+#
+# p(w | theta) is proportional to exp(-w z / T) on [0, 1]: an exponential distribution, cut off.
+
+
+def _not_zero(z: Tensor) -> Tensor:
+    """float64, away from the removable singularity at 0."""
+    z = z.double()
+    return torch.where(z.abs() < 1e-4, torch.full_like(z, 1e-4), z)
+
+
+def conditional_mean(z: Tensor) -> Tensor:
+    """E[w] = 1/z - 1/(e^z - 1): 1/2 at 0, falling in z. Eq. 5, float32."""
+    z = _not_zero(z)
+    return (1 / z - 1 / torch.expm1(z)).float()
+
+
+def conditional_variance(z: Tensor) -> Tensor:
+    """Var[w] = 1/z^2 - e^z/(e^z - 1)^2: 1/12 at 0, and minus the derivative of the mean."""
+    z = _not_zero(z)
+    small = 1 / 12 - z.square() / 240  # the series, where the difference below cancels
+    exact = 1 / z.square() - 0.25 / (z / 2).sinh().square()  # an infinite one leaves 1/z^2
+    return torch.where(z.abs() < 0.05, small, exact).clamp_min(0).float()
+
+
+def conditional_draw(z: Tensor, dice: torch.Generator) -> Tensor:
+    """One draw of each, by the inverse of the distribution function."""
+    z = _not_zero(z)
+    u = torch.rand(z.shape, generator=dice, dtype=torch.float64)
+    # For z < 0 by symmetry: 1 - w has the distribution of -z.
+    a = z.abs()
+    w = -torch.log1p(u * torch.expm1(-a)) / a
+    return torch.where(z > 0, w, 1 - w).clamp(0, 1).float()
+
+
 class Weights(Protocol):
-    """w_i in (0, 1) of the examples ``ids`` (B,)."""
+    """w_i in [0, 1] of the examples ``ids`` (B,)."""
 
     def now(self, ids: Tensor, features: Tensor | None) -> Tensor:
         """(B,) float32 weights, detached."""
 
     def move(
-        self,
-        ids: Tensor,
-        features: Tensor | None,
-        gradient: Tensor,
-        lr: float,
-        temperature: float,
-        dice: torch.Generator,
+        self, ids: Tensor, features: Tensor | None, z: Tensor, step: float, dice: torch.Generator
     ) -> None:
-        """One Langevin step down the energy; ``ids`` are unique, ``gradient`` (B,) is dU/dw."""
+        """One step down the energy; ``ids`` are unique, ``z`` (B,) is dU/dw, ``step`` falls from
+        ``lr_weights`` to 0."""
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
@@ -49,37 +80,50 @@ def logit(share: float) -> float:
     return min(max(math.log(share / (1 - share)), -LIMIT), LIMIT)
 
 
-class FreeWeights:
-    """w_i = sigmoid(a_i), a (N,) float32: 4 bytes an example; only rows of the batch move.
+class ExactWeights:
+    """w_i drawn from its conditional at each visit: Gibbs sampling, with no step size (eq. 5)."""
 
-    a_i <- a_i - h (w_i (1 - w_i) dU/dw_i - T (1 - 2 w_i)) + sqrt(2 h T) xi, with h = 4 lr (eq. 9).
+    def __init__(self, n: int, start: float, temperature: float) -> None:
+        self.w = torch.full((n,), start)
+        self.temperature = temperature
+
+    def now(self, ids: Tensor, features: Tensor | None) -> Tensor:
+        return self.w[ids]
+
+    def move(
+        self, ids: Tensor, features: Tensor | None, z: Tensor, step: float, dice: torch.Generator
+    ) -> None:
+        self.w[ids] = conditional_draw(z / self.temperature, dice)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"w": self.w}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.w.copy_(state["w"])
+
+
+class LangevinWeights:
+    """w_i = sigmoid(a_i), the logits moved by Langevin dynamics, as in the paper (eq. 6).
+
+    a_i <- a_i - h (w_i (1 - w_i) dU/dw_i - T (1 - 2 w_i)) + sqrt(2 h T) xi, with h = 4 step.
     The last term of the drift is the change of variables from w to a, so that at T = 1 the w_i
     themselves have the density exp(-U) on (0, 1). T = 0 is the plain gradient step.
     """
 
-    def __init__(self, start: Tensor) -> None:
-        """``start`` (N,): the first weights."""
-        p = start.clamp(1e-6, 1 - 1e-6)
-        self.a = (p / (1 - p)).log().clamp(-LIMIT, LIMIT).float()
+    def __init__(self, n: int, start: float, temperature: float) -> None:
+        self.a = torch.full((n,), logit(start))
+        self.temperature = temperature
 
     def now(self, ids: Tensor, features: Tensor | None) -> Tensor:
         return self.a[ids].sigmoid()
 
     def move(
-        self,
-        ids: Tensor,
-        features: Tensor | None,
-        gradient: Tensor,
-        lr: float,
-        temperature: float,
-        dice: torch.Generator,
+        self, ids: Tensor, features: Tensor | None, z: Tensor, step: float, dice: torch.Generator
     ) -> None:
-        a, h = self.a[ids], 4 * lr
+        a, h, t = self.a[ids], 4 * step, self.temperature
         w = a.sigmoid()
-        drift = w * (1 - w) * gradient - temperature * (1 - 2 * w)
-        a = a - h * drift
-        if temperature:
-            a += math.sqrt(2 * h * temperature) * torch.randn(a.shape, generator=dice)
+        a = a - h * (w * (1 - w) * z - t * (1 - 2 * w))
+        a += math.sqrt(2 * h * t) * torch.randn(a.shape, generator=dice)
         self.a[ids] = a.clamp(-LIMIT, LIMIT)
 
     def state(self) -> dict[str, Tensor]:
@@ -93,10 +137,13 @@ class WeightNetwork:
     """w_i = sigmoid(g(h_i)): an MLP on features h_i of the example, its label or answer included.
 
     For data too large for each example to be seen a few times. Starts at w = ``start`` for all.
-    Trained by Adam, 5e-3 times the step size, on mean_i w_i dU/dw_i (eq. 12).
+    Trained by Adam, 5e-3 times the step size, towards the means of the conditionals (eq. 7).
     """
 
-    def __init__(self, width: int, start: float, hidden: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, width: int, start: float, temperature: float, hidden: int = 64, seed: int = 0
+    ) -> None:
+        self.temperature = temperature
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             first, last = nn.Linear(width, hidden), nn.Linear(hidden, 1)
@@ -108,25 +155,20 @@ class WeightNetwork:
     def _weights(self, features: Tensor | None) -> Tensor:
         assert features is not None
         found: Tensor = self.net(features.float())[:, 0]
-        return found.clamp(-LIMIT, LIMIT).sigmoid()
+        return (LIMIT * (found / LIMIT).tanh()).sigmoid()  # a hard limit would stop its learning
 
     def now(self, ids: Tensor, features: Tensor | None) -> Tensor:
         with torch.no_grad():
             return self._weights(features)
 
     def move(
-        self,
-        ids: Tensor,
-        features: Tensor | None,
-        gradient: Tensor,
-        lr: float,
-        temperature: float,
-        dice: torch.Generator,
+        self, ids: Tensor, features: Tensor | None, z: Tensor, step: float, dice: torch.Generator
     ) -> None:
         for group in self.optimiser.param_groups:
-            group["lr"] = RATE * lr
+            group["lr"] = RATE * step
         self.optimiser.zero_grad()
-        (self._weights(features) * gradient).mean().backward()
+        wanted = conditional_mean(z / self.temperature)
+        nn.functional.binary_cross_entropy(self._weights(features), wanted).backward()
         self.optimiser.step()
 
     def state(self) -> dict[str, Tensor]:

@@ -978,6 +978,17 @@ def half_for_every_fraction(toy: Any, cls: Any) -> type:
     return Broken
 
 
+@mutant("DataSelector", "test_select_without_a_number")
+def estimates_the_first_rows(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def select(self, *, fraction=None, k=None):
+            if fraction is None and k is None:
+                return toy.np.arange(3)
+            return super().select(fraction=fraction, k=k)
+
+    return Broken
+
+
 @mutant("DataSelector", "test_weights")
 def ids_of_a_few_rows(toy: Any, cls: Any) -> type:
     return type("Broken", (cls,), {"ids": ("a", "b")})
@@ -1507,6 +1518,7 @@ PROMISES: dict[str, dict[str, str]] = {
         "(k,) int64 indices": "indices_of_32_bits half_for_every_fraction",
         "heaviest first, ties by index": "lightest_first ties_from_the_end",
         "Give one of fraction and k": "takes_what_there_is",
+        "as many as the method estimates": "estimates_the_first_rows",
     },
     # detection
     "Detections.boxes": {

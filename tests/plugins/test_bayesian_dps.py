@@ -13,9 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from zoo_bayesian_dps.joint import Joint
-from zoo_bayesian_dps.sampler import Recipe, WeightSampler, budgets, energy, langevin_
-from zoo_bayesian_dps.weights import FreeWeights
+from zoo_bayesian_dps.issues import wrong
+from zoo_bayesian_dps.joint import CHANGE, Joint, rate
+from zoo_bayesian_dps.sampler import Recipe, WeightSampler, energy, langevin_
+from zoo_bayesian_dps.weights import (
+    LangevinWeights,
+    conditional_draw,
+    conditional_mean,
+    conditional_variance,
+)
 
 import zoo
 from zoo.errors import InputError, NotReadyError, OptionError, ZooError
@@ -26,15 +32,11 @@ class TestBayesianDPS(DataSelectorSuite):
     name = "bayesian-dps"
 
 
-class TestContrast(DataSelectorSuite):
-    """The same with the second chain and a budget for each class."""
+class TestLangevin(DataSelectorSuite):
+    """The same with the weights' chain as published."""
 
     name = "bayesian-dps"
-    load_with: ClassVar[Mapping[str, Any]] = {
-        "partition": "contrast",
-        "budget": "label",
-        "normalise": "target",
-    }
+    load_with: ClassVar[Mapping[str, Any]] = {"weighting": "langevin"}
     epochs = 12
 
 
@@ -73,42 +75,73 @@ def planted(n: int = 240, seed: int = 0) -> tuple[list[Any], list[Any], np.ndarr
 
 
 def test_the_drive_is_the_derivative_of_the_energy() -> None:
-    """dU/dw = loss + lambda_g, by autograd in float64, with two groups of different budgets."""
+    """dU/dw = loss - tau, by autograd in float64."""
     dice = torch.Generator().manual_seed(0)
     w = torch.rand(12, generator=dice, dtype=torch.float64).requires_grad_()
     losses = torch.rand(12, generator=dice, dtype=torch.float64)
-    groups = torch.tensor([0] * 5 + [1] * 7)
-    kept = torch.tensor([0.2, 0.9], dtype=torch.float64)
-    (found,) = torch.autograd.grad(energy(w, losses, groups, kept, 50.0), w)
-    means = torch.stack([w[:5].mean(), w[5:].mean()]).detach()
-    torch.testing.assert_close(found, losses + (50 * (means - kept))[groups])
+    (found,) = torch.autograd.grad(energy(w, losses, 0.6, 7.0), w)
+    sampler = WeightSampler(12, Recipe(keep=0.6, stiffness=7.0))
+    sampler.sum = float(w.detach().sum())
+    torch.testing.assert_close(found, losses.detach() - sampler.threshold)
+
+
+@pytest.mark.parametrize("z", [-400.0, -30.0, -3.0, -1e-3, 0.0, 0.04, 0.06, 2.0, 30.0, 400.0])
+def test_the_conditional_of_a_weight_is_the_truncated_exponential(z: float) -> None:
+    """Mean, variance and draws against quadrature of exp(-w z) on [0, 1]."""
+    w = torch.linspace(0, 1, 400_001, dtype=torch.float64)
+    p = torch.exp(-w * z - max(0.0, -z))
+    p = p / p.sum()
+    mean = float((p * w).sum())
+    variance = float((p * (w - mean).square()).sum())
+    one = torch.tensor([z])
+    assert float(conditional_mean(one)) == pytest.approx(mean, abs=2e-5)
+    assert float(conditional_variance(one)) == pytest.approx(variance, rel=2e-3, abs=1e-9)
+    drawn = conditional_draw(one.expand(20_000), torch.Generator().manual_seed(0)).double()
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    error = math.sqrt(variance / 20_000)
+    assert float(drawn.mean()) == pytest.approx(mean, abs=4 * error + 1e-6)
+    assert float(drawn.std()) == pytest.approx(math.sqrt(variance), rel=0.05)
 
 
 @pytest.mark.parametrize("start", [0.2, 0.95])
 def test_the_prior_alone_pulls_the_mean_weight_to_its_budget_from_both_sides(start: float) -> None:
-    sampler = WeightSampler(50, Recipe(keep=0.6, warm_up=0, lr_weights=0.1))
+    recipe = Recipe(keep=0.6, weighting="langevin", weight_temperature=0, warm_up=0, lr_weights=0.1)
+    sampler = WeightSampler(50, recipe)
     sampler.weights.restore({"a": torch.full((50,), math.log(start / (1 - start)))})
-    sampler.sums[0] = 50 * start
+    sampler.w[:], sampler.sum = start, 50 * start
     distance = abs(start - 0.6)
     for _ in range(30):
         sampler.step(torch.arange(50), torch.zeros(50))
-        assert abs(float(sampler.means[0]) - 0.6) <= distance + 1e-6
-        distance = abs(float(sampler.means[0]) - 0.6)
+        assert abs(sampler.mean_weight - 0.6) <= distance + 1e-6
+        distance = abs(sampler.mean_weight - 0.6)
     assert distance < 0.02
 
 
-def test_two_groups_of_losses_part_at_the_budget() -> None:
+@pytest.mark.parametrize("weighting", ["exact", "langevin"])
+def test_two_groups_of_losses_part_at_the_budget(weighting: str) -> None:
     """Losses 0.1 for 60 %, 3.0 for 40 %, beta 0.6: weights near 1 and 0, the threshold between."""
     losses = torch.tensor([0.1] * 60 + [3.0] * 40)
-    sampler = WeightSampler(100, Recipe(keep=0.6))
+    sampler = WeightSampler(100, Recipe(keep=0.6, weighting=weighting))
     dice = torch.Generator().manual_seed(0)
     for _ in range(600):
         ids = torch.randperm(100, generator=dice)[:25]
         sampler.step(ids, losses[ids])
-    weights = sampler.weights_for(torch.arange(100))
-    assert weights[:60].min() > 0.9
-    assert weights[60:].max() < 0.1
-    assert 0.1 < -float(sampler.thresholds[0]) < 3.0
+    assert sampler.mean[:60].min() > 0.85
+    assert sampler.mean[60:].max() < 0.15
+    assert 0.1 < sampler.threshold < 3.0
+    assert sampler.mean_weight == pytest.approx(0.6, abs=0.06)  # off by threshold / kappa
+
+
+def test_without_a_budget_a_label_is_kept_where_it_is_explained_better_than_by_a_guess() -> None:
+    losses = torch.tensor([0.0, 1.0, 2.0, 2.6, 3.0, 9.0])  # log 10 = 2.3
+    sampler = WeightSampler(6, Recipe(), classes=10)
+    for _ in range(5):
+        sampler.step(torch.arange(6), losses)
+    assert sampler.threshold == pytest.approx(math.log(10))
+    assert (sampler.mean > 0.5).tolist() == [True, True, True, False, False, False]
+    assert (sampler.mean.diff() < 0).all()
+    assert WeightSampler(6, Recipe()).keep == 0.7  # of a loss that is not known to be -log p
 
 
 def test_the_weights_chain_samples_the_posterior() -> None:
@@ -117,11 +150,11 @@ def test_the_weights_chain_samples_the_posterior() -> None:
     200 chains side by side, 3,000 steps of size 4 lr = 0.04: Euler's bias is about 1 %.
     """
     loss = 3.0
-    weights = FreeWeights(torch.full((200,), 0.5))
+    weights = LangevinWeights(200, 0.5, 1.0)
     ids, dice = torch.arange(200), torch.Generator().manual_seed(0)
     seen = []
     for step in range(3000):
-        weights.move(ids, None, torch.full((200,), loss), 0.01, 1.0, dice)
+        weights.move(ids, None, torch.full((200,), loss), 0.01, dice)
         if step > 500 and step % 10 == 0:
             seen.append(weights.now(ids, None))
     w = torch.cat(seen).double()
@@ -146,7 +179,7 @@ def test_only_the_rows_of_the_batch_move_and_the_sum_is_exact() -> None:
         rest[ids] = False
         assert torch.equal(before[rest], after[rest])
     exact = float(sampler.weights_for(torch.arange(30)).double().sum())
-    assert float(sampler.sums[0]) == pytest.approx(exact, rel=1e-6)
+    assert sampler.sum == pytest.approx(exact, rel=1e-6)
 
 
 def test_an_example_that_comes_twice_in_a_step_counts_once_with_its_mean_loss() -> None:
@@ -167,37 +200,52 @@ def test_accumulated_batches_are_one_step() -> None:
     assert torch.equal(whole.mean, parts.mean)
 
 
-def test_weights_average_after_the_burn_in() -> None:
-    sampler = WeightSampler(8, Recipe(keep=0.5, warm_up=0, burn_in=0.5), steps=40)
+def test_published_weights_rank_as_the_mean_loss_along_the_chain() -> None:
+    """Exactly: the weight is a falling function of it, with its spread by the law of total
+    variance, and never more than a weight that is 0 or 1 can have."""
+    dice = torch.Generator().manual_seed(0)
+    sampler = WeightSampler(200, Recipe(), classes=10)
+    seen = torch.rand(7, 200, generator=dice) * 4
+    for losses in seen:
+        sampler.step(torch.arange(200), losses)
+    torch.testing.assert_close(sampler.losses, seen.mean(0))
+    order = seen.mean(0).argsort()
+    assert (sampler.mean[order].diff() <= 0).all()
+    z = (sampler.losses - sampler.threshold) / 0.05
+    within = conditional_variance(z)
+    total = within + (within / 0.05).square() * seen.var(0)
+    most = sampler.mean * (1 - sampler.mean)
+    torch.testing.assert_close(sampler.std, torch.minimum(total, most).sqrt())
+
+
+def test_langevin_weights_average_after_the_warm_up() -> None:
+    recipe = Recipe(keep=0.5, weighting="langevin", warm_up=0.5)
+    sampler = WeightSampler(8, recipe, steps=40)
     kept = []
     for step in range(40):
         sampler.step(torch.arange(8), torch.arange(8) / 2)
-        if step + 1 >= 20:
+        if step >= 20:
             kept.append(sampler.weights_for(torch.arange(8)))
     torch.testing.assert_close(sampler.mean, torch.stack(kept).mean(0))
-    torch.testing.assert_close(sampler.std, torch.stack(kept).std(0))
 
 
-def test_budgets_follow_the_target_as_far_as_the_data_go() -> None:
-    sizes = torch.tensor([90.0, 10.0], dtype=torch.float64)
-    found = budgets(0.5, sizes, torch.tensor([0.5, 0.5], dtype=torch.float64))
-    assert found[1] == 1.0  # all of the rare class
-    assert float((sizes * found).sum()) == pytest.approx(50)
-    assert budgets(0.5, sizes, sizes / 100).tolist() == pytest.approx([0.5, 0.5])
-    assert budgets(0.3, sizes, None).tolist() == [0.3, 0.3]
-    assert budgets(1.0, sizes, torch.tensor([1.0, 1.0])).tolist() == pytest.approx([1.0, 1.0])
-
-
-def test_normalised_to_the_target_each_class_counts_as_in_the_target() -> None:
-    """The mean over the training set of coefficient x one-hot is the target's share."""
-    groups = torch.tensor([0] * 90 + [1] * 10)
-    recipe = Recipe(keep=0.5, normalise="target")
-    sampler = WeightSampler(100, recipe, groups=groups, shares=torch.tensor([0.5, 0.5]))
-    found = sampler.coefficients(torch.arange(100))
-    assert float(found[:90].sum()) / 100 == pytest.approx(0.5, rel=1e-3)
-    assert float(found[90:].sum()) / 100 == pytest.approx(0.5, rel=1e-3)
-    total = WeightSampler(100, Recipe(keep=0.5, normalise="total"))
-    assert float(total.coefficients(torch.arange(100)).mean()) == pytest.approx(1.0, rel=1e-5)
+def test_in_the_warm_up_the_network_learns_from_the_target_alone() -> None:
+    x, y = batches()
+    net, twin = nn.Linear(5, 2), nn.Linear(5, 2)
+    twin.load_state_dict(net.state_dict())
+    sampler = WeightSampler(30, Recipe(temperature=0, warm_up=0.5), classes=2, steps=10)
+    joint, optimiser = Joint(net, loss_of, sampler, sgd), sgd(twin.parameters())
+    for step in range(5):
+        ids = torch.arange(6) + step
+        joint.step(ids, [torch.cat([x[ids], x[30:34]]), torch.cat([y[ids], y[30:34]])], 4)
+        for group in optimiser.param_groups:
+            group["lr"] = 0.1 * 0.5 * (1 + math.cos(math.pi * step / 10))
+        optimiser.zero_grad()
+        (0.1 * functional.cross_entropy(twin(x[30:34]), y[30:34])).backward()
+        optimiser.step()
+        torch.testing.assert_close(net.weight, twin.weight)
+    assert not sampler.warming
+    assert (sampler.coefficients(torch.arange(30)) > 0).any()
 
 
 # --- the network's chain --------------------------------------------------------------------------
@@ -206,7 +254,7 @@ def test_normalised_to_the_target_each_class_counts_as_in_the_target() -> None:
 def test_without_noise_and_with_a_flat_prior_a_step_is_the_weighted_sgd_step() -> None:
     x, y = batches()
     recipe = Recipe(
-        keep=0.5, lr_weights=0, temperature=0, stiffness=0, normalise="none", meta_weight=0.7
+        keep=0.5, weighting="langevin", lr_weights=0, temperature=0, warm_up=0, meta_weight=0.7
     )
     net = nn.Linear(5, 2)
     twin = deepcopy(net)
@@ -259,34 +307,62 @@ def test_langevin_reaches_the_conjugate_gaussian_posterior(momentum: float, eta:
     assert float(found.var()) == pytest.approx(1 / precision, rel=0.1)
 
 
-def test_contrast_is_the_derivative_of_the_evidence() -> None:
-    """Linear-Gaussian world: d log p(D_m | w) / dw_i = E_prior[l_i] - E_posterior[l_i]."""
+def test_preconditioned_langevin_reaches_the_gaussian_posterior() -> None:
+    """The same with Adam's steps and noise: two parameters whose curvatures are 100 to 1.
 
-    def log_evidence(w: Tensor, y: Tensor, m: Tensor) -> Tensor:
-        a, b = w.sum() + 1.0, (w * y).sum()  # prior given w: N(b/a, 1/a)
-        mean, variance = b / a, 1 / a
-        k = len(m)
-        cov = torch.eye(k, dtype=w.dtype) + variance
-        off = m - mean
-        return -0.5 * (off @ torch.linalg.solve(cov, off) + torch.logdet(cov))
+    A stationary chain: Adam's second moment is that of the gradient's own noise (here added, of
+    the size of a minibatch's), so that the preconditioner hardly changes. Bias of the left-out term
+    and of the step: 15 % in the variance.
+    """
+    dice = torch.Generator().manual_seed(0)
+    n, curvature = 100, torch.tensor([[10.0], [0.1]])
+    theta = nn.Parameter(torch.zeros(2, 300))
+    optimiser = torch.optim.Adam([theta], lr=0.02, betas=(0.0, 0.999))
+    seen = []
+    for step in range(4000):
+        noise = 3 * curvature.sqrt() * torch.randn(theta.shape, generator=dice)
+        theta.grad = curvature * theta.detach() + noise
+        optimiser.step()
+        langevin_(optimiser, n, 100.0, dice)  # posterior variance T / (n curvature)
+        if step > 2000 and step % 20 == 0:
+            seen.append(theta.detach().clone())
+    found = torch.stack(seen).double().var((0, 2))
+    expected = 100.0 / (n * curvature[:, 0].double())
+    assert float(found[0] / expected[0]) == pytest.approx(1, rel=0.15)
+    assert float(found[1] / expected[1]) == pytest.approx(1, rel=0.15)
 
-    w = torch.tensor([0.3, 0.8], dtype=torch.float64, requires_grad=True)
-    y = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    m = torch.tensor([1.5, 0.5, 1.0], dtype=torch.float64)
-    (found,) = torch.autograd.grad(log_evidence(w, y, m), w)
 
-    def expected_loss(a: Tensor, b: Tensor) -> Tensor:
-        return 0.5 * ((y - b / a).square() + 1 / a)
+def test_the_rate_takes_out_the_scale_of_the_rows() -> None:
+    """The first step changes the losses by as much whatever the scale, to first order. Nothing
+    changes in the network that is tried."""
+    x, y = batches(n=400, d=30)
 
-    a, b = w.sum() + 1.0, (w * y).sum()
-    contrast = expected_loss(a, b) - expected_loss(a + 3, b + m.sum())
-    torch.testing.assert_close(found, contrast.detach())
+    def losses(net: nn.Module, batch: Any) -> Tensor:
+        return cross_entropy(net(batch[0]), batch)
+
+    found = {}
+    for scale in (10.0, 300.0, 9000.0):
+        net = nn.Linear(30, 2)
+        nn.init.zeros_(net.weight)
+        nn.init.zeros_(net.bias)
+        batch = [scale * x, y]
+        found[scale] = rate(net, losses, batch)
+        assert not net.weight.any()
+        assert net.weight.grad is None
+        before = losses(net, batch)
+        optimiser = torch.optim.Adam(net.parameters(), lr=found[scale] / 1000)
+        optimiser.zero_grad()
+        before.mean().backward()
+        optimiser.step()
+        change = float((losses(net, batch) - before).detach().abs().mean())
+        assert change == pytest.approx(CHANGE / 1000, rel=0.05)
+    assert found[300.0] / found[9000.0] == pytest.approx(30, rel=0.01)  # but for the bias
 
 
 # --- learning -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"partition": "contrast"}, {"weighting": "network"}])
+@pytest.mark.parametrize("options", [{}, {"weighting": "langevin"}, {"weighting": "network"}])
 def test_a_planted_corrupted_subset_gets_lower_weights(options: dict[str, Any]) -> None:
     train, target, bad = planted()
     selector = zoo.load("bayesian-dps", device="cpu", keep=0.75, **options)
@@ -318,27 +394,153 @@ def test_select_within_classes_and_retrain() -> None:
         selector.select(k=4, per="source")
 
 
-def test_rare_classes_keep_their_weight_under_a_budget_of_their_own() -> None:
-    """Rare and hard: without budgets they starve, which the summary says; with budgets not."""
+def classes(kind: str, n: int, seed: int = 0, apart: float = 2.0) -> tuple[Any, Tensor]:
+    """Rows of four classes: features that are raw (small, off centre, of unlike scales) or
+    standardised, pixels, or texts."""
+    dice = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 4
+    if kind == "text":
+        words = [f"{'abcd'[int(c)]}{int(i)}" for c, i in
+                 zip(y, torch.randint(0, 12, (n,), generator=dice), strict=True)]  # fmt: skip
+        noise = torch.randint(0, 40, (n, 6), generator=dice).tolist()
+        return [" ".join([w, *(f"w{i}" for i in row)]) for w, row in
+                zip(words, noise, strict=True)], y  # fmt: skip
+    if kind == "pixels":
+        x = 0.5 + 0.15 * torch.randn(n, 3, 16, 16, generator=dice)
+        for c in range(4):
+            x[y == c, :, 4 * c : 4 * c + 4] += 0.15
+        return x.clamp(0, 1), y
+    x = torch.randn(n, 40, generator=dice)
+    x[:, :4] += apart * torch.eye(4)[y]
+    scales = torch.logspace(-2, 1, 40)[torch.randperm(40, generator=dice)]
+    return (x * scales + 3 * scales if kind == "raw" else x), y
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["raw", "standardised", "pixels", "text"])
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_at_the_default_it_is_never_worse_than_plain_training(kind: str, noise: float) -> None:
+    """Of the best of five rates, which is picked on the test set of 1,600 rows itself. With right
+    labels a bound of four points: these classes overlap (a perfect classifier has 85 %), and rows
+    on the wrong side of a border look wrong."""
+    from zoo_bayesian_dps import tasks
+    from zoo_bayesian_dps.sampler import plain
+
+    from zoo.tables import read
+
+    n, m, tests = 800, 80, 1600
+    x, y = classes(kind, n + m + tests)
+    dice = torch.Generator().manual_seed(1)
+    bad = torch.rand(n, generator=dice) < noise
+    labels = y.clone()
+    labels[:n][bad] = (y[:n] + torch.randint(1, 4, (n,), generator=dice))[bad] % 4
+
+    def rows(part: slice) -> Any:
+        return [{"text": t, "label": int(c)} for t, c in
+                zip(x[part], labels[part], strict=True)] if kind == "text" else (
+            x[part].numpy(), labels[part].numpy())  # fmt: skip
+
+    train, target, test = (
+        rows(part) for part in (slice(0, n), slice(n, n + m), slice(n + m, None))
+    )
+    selector = load().fit(train, target)
+
+    def accuracy(net: nn.Module) -> float:
+        table = read(test)
+        task = tasks.bundled(read(train))
+        batch = task.batch([(table, range(tests), torch.from_numpy(np.asarray(table.codes)))])
+        with torch.no_grad():
+            return 100 * float((net.eval()(batch[0]).argmax(1) == y[n + m :]).double().mean())
+
+    best = 0.0
+    both = {part: read(given) for part, given in (("train", train), ("target", target))}
+    for lr in (1e-4, 1e-3, 3e-3, 1e-2, 3e-2):
+        torch.manual_seed(0)
+        task = tasks.bundled(both["train"])
+        sampler = WeightSampler(n, plain(), steps=300)
+        joint = Joint(task.net, task.loss_of(False), sampler, lambda p: torch.optim.Adam(p, lr=lr))  # noqa: B023
+        for step in range(300):
+            ids = torch.randperm(n, generator=torch.Generator().manual_seed(step))[:64]
+            others = torch.randperm(m, generator=torch.Generator().manual_seed(step))[:16]
+            batch = task.batch([
+                (both["train"], ids.tolist(), labels[:n]),
+                (both["target"], others.tolist(), labels[n : n + m]),
+            ])  # fmt: skip
+            joint.step(ids, batch, 16)
+        best = max(best, accuracy(task.net))
+    assert accuracy(selector.network) >= best - (1 if noise else 4)
+
+
+def test_issues_name_what_is_wrong_and_what_it_should_be() -> None:
+    pandas = pytest.importorskip("pandas")
+    x, y = classes("standardised", 1000, apart=4.0)
+    dice = torch.Generator().manual_seed(1)
+    bad = torch.rand(800, generator=dice) < 0.3
+    labels = torch.where(bad, (y[:800] + torch.randint(1, 4, (800,), generator=dice)) % 4, y[:800])
+    frame = pandas.DataFrame(x[:800].numpy()).assign(label=labels.numpy(), id=range(5000, 5800))
+    frame.columns = frame.columns.map(str)
+    wanted = pandas.DataFrame(x[800:].numpy()).assign(label=y[800:].numpy(), id=range(200))
+    wanted.columns = wanted.columns.map(str)
+    selector = load().fit(frame, wanted)
+    found = selector.issues()
+    assert {"row", "id", "label", "suggested", "probability", "weight"} <= {*found.columns}
+    assert (found["id"] == found["row"] + 5000).all()
+    assert found["probability"].is_monotonic_decreasing
+    assert found["probability"].min() >= 0.5
+    hits = bad.numpy()[found["row"]]
+    assert hits.mean() > 0.75
+    assert len(found) == pytest.approx(int(bad.sum()), rel=0.25)
+    right = y[:800].numpy()[found["row"]][hits]
+    assert (found["suggested"][hits].astype(int) == right).mean() > 0.9
+    assert len(selector.select()) == 800 - len(found)
+    assert len(selector.issues(at_least=0.0)) == 800
+
+
+def test_the_probability_is_bayes_with_the_share_that_fits() -> None:
+    """Losses drawn from the model of eq. 13 itself: the sum is the number of wrong labels."""
     dice = torch.Generator().manual_seed(0)
-    x = torch.randn(330, 6, generator=dice)
-    y = torch.cat([torch.arange(300) % 2, torch.full((30,), 2)])
-    x[:, 0] += 4.0 * (y == 1) - 4.0 * (y == 0)
-    target = (x[-60:][::2].clone(), y[-60:][::2].clone())
-    target = (torch.cat([x[:40], target[0]]), torch.cat([y[:40], target[1]]))
-    rare = (y == 2).numpy()
-    found = {}
-    for budget in ("one", "label"):
-        selector = zoo.load("bayesian-dps", device="cpu", keep=0.5, budget=budget)
-        selector.fit((x, y), target, epochs=15)
-        found[budget] = selector.weights[rare].mean() / selector.weights[~rare].mean()
-    assert found["label"] > 1.2 > found["one"]
+    k, n = 5, 20_000
+    p = torch.distributions.Dirichlet(torch.full((k,), 0.2))
+    torch.manual_seed(0)
+    q = p.sample((n,))
+    true = torch.multinomial(q, 1, generator=dice)[:, 0]
+    bad = torch.rand(n, generator=dice) < 0.25
+    given = torch.where(bad, (true + torch.randint(1, k, (n,), generator=dice)) % k, true)
+    found = wrong(-q[torch.arange(n), given].clamp_min(1e-12).log(), k)
+    assert float(found.sum()) == pytest.approx(int(bad.sum()), rel=0.05)
+    for low in (0.0, 0.3, 0.6, 0.9):
+        mine = (found >= low) & (found < low + 0.1)
+        assert float(bad[mine].double().mean()) == pytest.approx(float(found[mine].mean()), abs=0.1)
+
+
+def test_without_a_trusted_set_rows_that_agree_take_its_place() -> None:
+    x, y = classes("standardised", 800)
+    dice = torch.Generator().manual_seed(1)
+    wrong = torch.rand(800, generator=dice) < 0.3
+    labels = torch.where(wrong, (y + torch.randint(1, 4, (800,), generator=dice)) % 4, y)
+    selector = load().fit((x.numpy(), labels.numpy()), None)
+    assert any("no trusted set" in note for note in selector.summary["notes"])
+    trusted = selector.state()["trusted"].bool()
+    assert wrong[trusted].double().mean() < 0.08  # of 0.3
+    lighter = selector.weights[wrong.numpy()].mean()
+    assert lighter < selector.weights[~wrong.numpy()].mean() - 0.5
+    with pytest.raises(InputError, match="target=None is for rows with classes"):
+        load().fit((x.numpy(), x[:, 0].numpy()), None)
+
+
+def test_a_selection_that_loses_a_class_says_so() -> None:
+    x, y = classes("standardised", 480)
+    selector = load().fit((x[:400].numpy(), y[:400].numpy()), (x[400:].numpy(), y[400:].numpy()))
+    selector._found["weights"] = torch.where(y[:400] == 2, 0.1, 0.9)
+    with pytest.warns(UserWarning, match=r"of: 2\. Rare looks like wrong"):
+        selector.select(fraction=0.5)
+    assert (y[:400][selector.select(fraction=0.5, per="label")] == 2).sum() == 50
 
 
 def test_the_same_run_in_parts_is_the_same_run(tmp_path: Path) -> None:
     """Stopped by the caller after an epoch and a half, resumed from the last whole epoch."""
     train, target, _ = planted(80)
-    options: dict[str, Any] = {"device": "cpu", "temperature": 1.0, "partition": "contrast"}
+    options: dict[str, Any] = {"device": "cpu", "temperature": 1.0}
     whole = zoo.load("bayesian-dps", **options).fit(train, target, epochs=4, seed=3)
     file = tmp_path / "run.safetensors"
 
@@ -395,7 +597,7 @@ def _in_parallel(rank: int, meet: str, folder: str) -> None:
 def test_memory_is_linear_in_the_number_of_examples() -> None:
     sampler = WeightSampler(200_000)
     held = sum(t.numel() * t.element_size() for t in sampler.state().values())
-    assert held < 30 * 200_000
+    assert held < 33 * 200_000
     sampler.step(torch.arange(64), torch.rand(64))
 
 
@@ -461,7 +663,7 @@ def test_a_nan_loss_names_its_batch_and_keeps_the_last_checkpoint(tmp_path: Path
     def loss(output: Tensor, batch: Any) -> Tensor:
         calls[0] += 1
         losses = cross_entropy(output, batch)
-        return losses * math.nan if calls[0] > 7 else losses
+        return losses * math.nan if calls[0] > 2 + 7 else losses  # two for the learning rate
 
     net = nn.Linear(6, 2)
     with pytest.raises(InputError, match=r"step 7: .*training examples \[.*last checkpoint is"):
@@ -471,19 +673,6 @@ def test_a_nan_loss_names_its_batch_and_keeps_the_last_checkpoint(tmp_path: Path
     calls[0] = -1000
     selector.fit(train, target, model=net, loss=loss, epochs=4, checkpoint=file, resume=True)
     assert np.isfinite(selector.weights).all()
-
-
-def test_a_nan_loss_of_the_second_chain_stops_too() -> None:
-    train, target, _ = planted(40)
-
-    def loss(output: Tensor, batch: Any) -> Tensor:
-        losses = cross_entropy(output, batch)
-        return losses * math.nan if len(losses) == 8 else losses  # theta' sees no target rows
-
-    with pytest.raises(InputError, match=r"step 0: .*training examples \["):
-        zoo.load("bayesian-dps", device="cpu", partition="contrast").fit(
-            train, target, model=nn.Linear(6, 2), loss=loss, batch=8, epochs=1
-        )
 
 
 @pytest.mark.parametrize(
@@ -507,7 +696,7 @@ def test_wrong_numbers_are_refused(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"keep": 0}, {"keep": 1.2}, {"partition": "x"}, {"temperature": math.nan}, {"burn_in": 1}],
+    [{"keep": 0}, {"keep": 1.2}, {"weighting": "x"}, {"temperature": math.nan}, {"warm_up": 1}],
 )
 def test_wrong_recipes_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
@@ -524,16 +713,8 @@ def test_the_sampler_refuses_what_it_cannot_use() -> None:
         sampler.observe(torch.arange(2), torch.tensor([1.0, math.inf]))
     with pytest.raises(InputError, match="nothing to learn"):
         sampler.update()
-    with pytest.raises(InputError, match="prior_losses"):
-        WeightSampler(5, Recipe(partition="contrast")).observe(torch.arange(1), torch.ones(1))
-    with pytest.raises(InputError, match=r"examples \[1\] is not finite"):
-        WeightSampler(5, Recipe(partition="contrast")).observe(
-            torch.arange(2), torch.ones(2), torch.tensor([1.0, math.nan])
-        )
     with pytest.raises(InputError, match="5 training examples, there are 6"):
         WeightSampler(6).restore(sampler.state())
-    with pytest.raises(InputError, match="groups"):
-        WeightSampler(5, groups=[0, 1])
 
 
 def test_the_network_of_the_caller_is_not_kept(tmp_path: Path) -> None:

@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
 @verb("DataSelector", "fit", "select data")
 @click.option("--train", type=PATH, required=True, help="Data to choose from.")
-@click.option("--target", type=PATH, required=True, help="A few trusted examples of the target.")
+@click.option("--target", type=PATH, help="A few trusted examples; some models can do without.")
 @click.option("-o", "--out", type=PATH, required=True, help="Folder for all results.")
 @click.option("--model", "base", help="What to train: a Hub id or a folder. Same as --base.")
-@click.option("--fraction", type=float, help="Share to select; default: 0.5.")
+@click.option(
+    "--fraction", type=float, help="Share to select; default: the model's estimate, or half."
+)
 @click.option("--k", type=int, help="Number of examples to select, instead of a share.")
 @click.option("--epochs", type=int, help="Passes over the training set.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights.")
 def select(
     call: Call,
     train: Path,
-    target: Path,
+    target: Path | None,
     out: Path,
     base: str | None,
     fraction: float | None,
@@ -55,19 +57,19 @@ def select(
     call = replace(call, bases=(*call.bases, base) if base else call.bases)
     loaded: DataSelector = call.load()
     keywords = {"epochs": epochs, "seed": seed, **call.keywords, "progress": call.progress}
-    loaded.fit(str(train), str(target), **keywords)
-    share = 0.5 if fraction is None else fraction
+    loaded.fit(str(train), None if target is None else str(target), **keywords)
     loaded.save_pretrained(
         out, overwrite=call.force
     )  # first: a failed selection does not lose the fit
-    chosen = loaded.select(k=k) if k is not None else loaded.select(fraction=share)
+    chosen = _chosen(loaded, fraction, k)
     weights = loaded.weights.tolist()
     picked = chosen.tolist()
-    ids = loaded.ids
+    ids, row = loaded.ids, getattr(loaded, "row", None)
     rows = [{"index": i, **({} if ids is None else {"id": ids[i]}), "weight": w}
             for i, w in enumerate(weights)]  # fmt: skip
     _lines(out / "weights.jsonl", rows)
-    _lines(out / "selection.jsonl", [rows[i] for i in picked])
+    told = [{**rows[i], **(row(i) if callable(row) else {})} for i in picked]
+    _lines(out / "selection.jsonl", told)
     report = getattr(loaded, "report", None)
     summary = dict(report(out, chosen)) if callable(report) else {}
     if call.as_json:
@@ -77,6 +79,20 @@ def select(
     click.echo(f"{out}: {len(picked)} of {len(weights)} examples selected, mean weight {mean:.3f}")
     for note in summary.get("notes", []):
         click.echo(f"note: {note}")
+
+
+def _chosen(loaded: DataSelector, fraction: float | None, k: int | None) -> Any:
+    """What was asked for; else what the model says, where it can; else half."""
+    from ..errors import OptionError
+
+    if k is not None:
+        return loaded.select(k=k)
+    if fraction is not None:
+        return loaded.select(fraction=fraction)
+    try:
+        return loaded.select()
+    except OptionError:
+        return loaded.select(fraction=0.5)
 
 
 def _check_count(k: int, train: Path, keywords: Mapping[str, Any]) -> None:

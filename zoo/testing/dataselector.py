@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from ..errors import ZooError
+from ..errors import OptionError, ZooError
 from .checks import check_progress, copied, same, shake
 from .model import ModelSuite
 
@@ -118,6 +118,16 @@ class DataSelectorSuite(ModelSuite):
             assert abs(len(found) - fraction * count) < 1
             same(order[: len(found)], found)
 
+    def test_select_without_a_number(self, ready: Any) -> None:
+        """As many as the method estimates, heaviest first; or OptionError."""
+        import numpy as np
+
+        try:
+            found = ready.select()
+        except OptionError:
+            return
+        same(np.argsort(-ready.weights, kind="stable")[: len(found)], found)
+
     def test_ties(self, task: SelectionTask) -> None:
         """Equal examples have equal weights and are selected by index."""
         import numpy as np
@@ -140,7 +150,7 @@ class DataSelectorSuite(ModelSuite):
     @pytest.mark.parametrize(
         "wrong",
         [
-            {}, {"fraction": 0.5, "k": 3}, {"k": 1000}, {"k": -1}, {"fraction": 1.5},
+            {"fraction": 0.5, "k": 3}, {"k": 1000}, {"k": -1}, {"fraction": 1.5},
             {"fraction": -0.1}, {"fraction": float("nan")},
         ],
         ids=str,
