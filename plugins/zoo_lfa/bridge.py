@@ -225,12 +225,3 @@ def refine(
         labels = sinkhorn(x @ b.T, marginals, EPSILON).argmax(1)
         b = learn(x, z, labels, GUESSED, step)
     return b
-
-
-def ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error in [0,1]: mean |confidence - accuracy| over equal bins."""
-    confidence, best = probabilities.max(1)
-    right = (best == labels).to(confidence)
-    at = (confidence * bins).long().clamp_max(bins - 1)
-    gaps = [(confidence[at == i] - right[at == i]).sum().abs() for i in range(bins)]
-    return float(torch.stack(gaps).sum() / len(labels))

@@ -23,7 +23,7 @@ from . import bridge
 from .bridge import Bridge
 from .features import labels_of, named_by, rows_of, table_of, warn_of
 from .lfa import unit
-from .towers import ImageTower, TextTower
+from .towers import ImageTower, TextTower, both
 
 if TYPE_CHECKING:
     from zoo.progress import Progress
@@ -57,8 +57,7 @@ class Photos(VLAligner):
     def __init__(self, request: BuildRequest) -> None:
         super().__init__(request)
         assert request.folder is not None  # the entry has files
-        self.image = ImageTower(_folder(request, "image"), request.device)
-        self.text = TextTower(_folder(request, "text"), request.device)
+        self.image, self.text = both(request.bases, request.device)
         self._device = torch.device(request.device)
         file = request.folder / "model.safetensors"
         self._state = _checked(load_tensors(file), str(file))
@@ -430,12 +429,6 @@ def probes(image: ImageTower, text: TextTower) -> dict[str, Tensor]:
         "image": unit(image([picture]))[0].cpu(),
         "text": unit(text([SENTENCE]))[0].cpu(),
     }
-
-
-def _folder(request: BuildRequest, name: str) -> Path:
-    folder = request.bases[name].folder
-    assert folder is not None  # needed at load
-    return folder
 
 
 def _usual(model: Photos) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from zoo.errors import InputError, MissingDependencyError, WeightsError
 from zoo.images import each
 from zoo.progress import Progress, track
 from zoo.weights import load_module, sha256
+
+if TYPE_CHECKING:
+    from zoo.entry import Base
 
 BATCH = 32
 """Images at once: more are no faster on a CPU."""
@@ -27,6 +30,24 @@ def _missing(package: str, what: str) -> MissingDependencyError:
     return MissingDependencyError(
         f"{what} needs {package}. Run: pip install 'edgezoo[vlm]'", name=package
     )
+
+
+def both(bases: Mapping[str, Base], device: str | torch.device) -> tuple[ImageTower, TextTower]:
+    """The encoders of the bases ``image`` and ``text``."""
+    image, text = bases["image"].folder, bases["text"].folder
+    assert image is not None  # the registry says that both are needed
+    assert text is not None
+    return ImageTower(image, device), TextTower(text, device)
+
+
+def imagenet() -> list[str]:
+    """ImageNet's 1,000 classes in the classifiers' order: names, and WordNet's definition."""
+    try:
+        from timm.data.imagenet_info import ImageNetInfo
+    except ModuleNotFoundError as error:
+        raise _missing("timm", "the list of ImageNet's classes") from error
+    known = ImageNetInfo()
+    return [known.index_to_description(i, detailed=True) for i in range(known.num_classes())]
 
 
 # --- images ---------------------------------------------------------------------------------------

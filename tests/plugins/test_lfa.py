@@ -432,20 +432,17 @@ def test_encoders_that_never_met_get_the_ridge_unless_another_map_is_clearly_bet
     assert kept[400] != ("ridge", lfa.PENALTY)
 
 
-def test_random_labels_change_nothing() -> None:
-    """Of 20 draws with random labels none harms by more than chance allows."""
+def test_random_labels_are_seldom_believed() -> None:
+    """Two standard errors do not rule out chance: of 300 such draws 12 replaced zero-shot."""
     y = rows(10, 32, 1)
     dice = torch.Generator().manual_seed(0)
-    truth = torch.arange(400) % 10
-    x = lfa.unit(y[truth] + 0.25 * torch.randn(400, 32, generator=dice))
-    right = ((x @ y.T).argmax(1) == truth).float().mean()
-    lost = []
-    for seed in range(20):
-        own = torch.Generator().manual_seed(seed)
-        labels = torch.randint(10, (40,), generator=own)
-        w = lfa.fit(x[:40], y, labels, lfa.Recipe(seed=seed, iterations=20)).w
-        lost.append(float(right - ((x @ w @ y.T).argmax(1) == truth).float().mean()))
-    assert np.mean(lost) < 2 * math.sqrt(float(right * (1 - right)) / 400)
+    x = lfa.unit(y[torch.arange(40) % 10] + 0.25 * torch.randn(40, 32, generator=dice))
+    replaced = 0
+    for seed in range(40):
+        labels = torch.randint(10, (40,), generator=torch.Generator().manual_seed(seed))
+        made = lfa.fit(x, y, labels, lfa.Recipe(seed=seed, iterations=20))
+        replaced += made.report["kept"] != "zero-shot"
+    assert replaced <= 4
 
 
 # --- without labels -------------------------------------------------------------------------------
