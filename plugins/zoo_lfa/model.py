@@ -31,13 +31,17 @@ from .encoder import TEMPLATES, Encoder
 from .features import (
     POOLS,
     Stream,
+    are_strings,
     by_chance,
+    distinct,
     ensemble,
     labels_of,
+    marginals_of,
     named_by,
     numbers,
     rows_of,
     table_of,
+    unlabelled,
     warn_of,
 )
 
@@ -203,23 +207,26 @@ class LFA(VLAligner):
         _choice("pool", pool, POOLS)
         if marginals is not None and not unsupervised:
             raise OptionError("marginals= is for unsupervised=True: with labels they are counted.")
-        names: list[str] = []
+        names: list[Any] = []
         if isinstance(texts, str | Path) and numbers(texts, "texts") is None:
             texts = lines(texts, "texts")
+        images = unlabelled(images) if unsupervised else images
         table, array = table_of(images, features, label), None
-        if table is not None:
+        if table is not None and not unsupervised:
             texts, own = named_by(table, texts)
             labels = own if labels is None else labels
+        if table is not None:
             array = table.array
             images = [table[i] for i in range(len(table))] if array is None else array
         if texts is None:
             raise InputError("texts are missing: features (classes, columns), or strings.")
-        if _strings(texts):
+        if are_strings(texts):
             names = list(texts)
         x = self._image_rows(images, pool)
         classes_given = unsupervised or labels is not None
         y, labels = self._text_rows_and_labels(texts, labels, len(x), unsupervised, classes)
-        names = names if classes is None else [*classes]
+        if classes is not None:
+            names = [c.item() if isinstance(c, np.generic) else c for c in classes]
         if unsupervised and x.shape[-1] != y.shape[1]:
             raise InputError(
                 f"image features have {x.shape[-1]} columns, text features {y.shape[1]}: without "
@@ -235,7 +242,7 @@ class LFA(VLAligner):
             raise InputError("there is one class only: nothing to tell apart.")
         notes: list[str] = []
         if unsupervised:
-            weights = _marginals(marginals, len(y))
+            weights = marginals_of(marginals, len(y))
             if len(x) < len(y):
                 raise InputError(
                     f"{len(x)} images for {len(y)} classes: without labels expected at least as "
@@ -289,7 +296,7 @@ class LFA(VLAligner):
             return self._text_rows(texts), None
         if labels is not None:
             y = self._text_rows(texts)
-            names = list(texts) if _strings(texts) else []
+            names = list(texts) if are_strings(texts) else []
             if classes is not None:
                 names = list(classes)
                 if len(names) != len(y) or len({*names}) < len(names):
@@ -305,9 +312,9 @@ class LFA(VLAligner):
                 f"{rows} images and {count} texts: expected one text for each image, or labels; "
                 "unsupervised=True fits without labels."
             )
-        if array is None and _strings(texts):
-            known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-            return self._text_rows(list(known)), torch.tensor([known[t] for t in texts])
+        if array is None and are_strings(texts):
+            known, own = distinct(texts)
+            return self._text_rows(known), torch.tensor(own)
         y, inverse = torch.unique(self._text_rows(texts), dim=0, return_inverse=True)
         return y, inverse.cpu()
 
@@ -325,8 +332,9 @@ class LFA(VLAligner):
         ``texts``: features or strings, one for each class; without them ``classes`` are the texts,
         and without these the labels themselves. ``options``: those of ``align``.
         """
-        if texts is None:
-            texts = classes if classes is not None else sorted({*y}) if _strings(y) else None
+        given = y.tolist() if hasattr(y, "tolist") else y
+        if texts is None and (classes is not None or are_strings(given)):
+            texts = sorted({*given}) if classes is None else classes
         return self.align(X, texts, labels=y, classes=classes, **options)
 
     def estimator(
@@ -386,7 +394,7 @@ class LFA(VLAligner):
         """(N,C) float32, rows summing to 1: softmax of the cosines over ``texts``, by default those
         of the fit, at the temperature that the fit found or another."""
         divisor = self.temperature if temperature is None else temperature
-        if not divisor > 0:
+        if not _number(divisor) or not divisor > 0:
             raise OptionError(f"temperature={temperature!r}: expected a positive number.")
         y = self._prototypes() if texts is None else self._texts_in(texts)
         scores = self._similar(images, y)
@@ -494,6 +502,7 @@ class LFA(VLAligner):
         return _centred(y, self._state.get("text_mean"))
 
     def _image_rows(self, images: Any, pool: str) -> Any:
+        images = unlabelled(images)
         array = numbers(images, "images", self.config.get("columns", ()))
         if array is not None and not self._is_image(array):
             return rows_of(array, "image features", pool=pool, device=str(self._device))
@@ -579,12 +588,6 @@ def _in_memory(rows: Any) -> Any:
     return rows[:] if isinstance(rows, Stream) and rows.is_small else rows
 
 
-def _strings(texts: Any) -> bool:
-    return (
-        isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
-    )
-
-
 def _choice(name: str, value: Any, known: Sequence[str]) -> None:
     if value not in known:
         raise OptionError(f"{name}={value!r}: expected one of {', '.join(known)}.")
@@ -614,18 +617,6 @@ def _whole(name: str, value: Any) -> int:
 
 def _number(value: Any) -> bool:
     return isinstance(value, Real)
-
-
-def _marginals(values: Sequence[float] | None, classes: int) -> Tensor | None:
-    if values is None:
-        return None
-    try:
-        found = torch.as_tensor(np.asarray(values, dtype=np.float64))
-    except (ValueError, TypeError):
-        found = torch.empty(0)
-    if found.shape != (classes,) or not bool((found > 0).all()) or not bool(found.isfinite().all()):
-        raise InputError(f"marginals: expected {classes} positive numbers, one for each class.")
-    return found
 
 
 def _onnx(state: Mapping[str, Tensor], y: Tensor) -> bytes:

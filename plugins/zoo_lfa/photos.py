@@ -21,7 +21,17 @@ from zoo.weights import atomic_file, load_tensors
 
 from . import bridge
 from .bridge import Bridge
-from .features import labels_of, named_by, rows_of, table_of, warn_of
+from .features import (
+    are_strings,
+    distinct,
+    labels_of,
+    marginals_of,
+    named_by,
+    rows_of,
+    table_of,
+    unlabelled,
+    warn_of,
+)
 from .lfa import unit
 from .towers import ImageTower, TextTower, both
 
@@ -134,7 +144,7 @@ class Photos(VLAligner):
         tells no two labels apart. Few photos move the mean a little: ten count as much as none.
         What ``align`` learned is forgotten, as it was learned around another mean.
         """
-        found, _ = self._photos(photos, None, None)
+        found, _ = self._photos(unlabelled(photos))
         mean = bridge.mean_of(self._features(found, progress))
         self._state = {k: v for k, v in self._state.items() if k not in LEARNED} | {"mean": mean}
         self.config = {
@@ -181,6 +191,7 @@ class Photos(VLAligner):
             raise OptionError("unsupervised=True takes no labels.")
         if isinstance(texts, str | Path):
             texts = lines(texts, "texts")
+        images = unlabelled(images) if unsupervised else images
         found, table = self._photos(images, features, label)
         if table is not None and not unsupervised:
             texts, own = named_by(table, texts)
@@ -190,10 +201,10 @@ class Photos(VLAligner):
         if labels is None and not unsupervised:
             texts, labels = _classes_of(texts, len(found))
         y = self._embedded(texts)
-        names = list(texts) if _strings(texts) else []
+        names = list(texts) if are_strings(texts) else []
         if len(y) < 2:
             raise InputError("there is one class only: nothing to tell apart.")
-        shares = _shares(marginals, len(y))
+        shares = marginals_of(marginals, len(y))
         if unsupervised:
             if len(found) < len(y):
                 raise InputError(
@@ -301,7 +312,7 @@ class Photos(VLAligner):
         if isinstance(labels, str):
             labels = [text.strip() for text in labels.split(",")]
         names = list(self.classes) if labels is None else labels
-        if not _strings(names) or len(names) < 2 or not all(names):
+        if not are_strings(names) or len(names) < 2 or not all(names):
             raise NotReadyError(
                 f"{self.entry.name} exports with labels: pass labels=['beach', 'dog', ...], at "
                 "least two, or align it first."
@@ -320,7 +331,9 @@ class Photos(VLAligner):
 
     # --- what comes in ----------------------------------------------------------------------------
 
-    def _photos(self, images: Any, features: Any, label: Any) -> tuple[Any, tables.Table | None]:
+    def _photos(
+        self, images: Any, features: Any = None, label: Any = None
+    ) -> tuple[Any, tables.Table | None]:
         """Features (N,d), or a list of images; and the table that they are from, if any."""
         table = table_of(images, features, label)
         if table is not None:
@@ -346,9 +359,8 @@ class Photos(VLAligner):
         return x.clone()
 
     def _images(self, images: Any) -> Tensor:
-        return bridge.centred(
-            self._features(self._photos(images, None, None)[0]), self._state.get("mean")
-        )
+        found, _ = self._photos(unlabelled(images))
+        return bridge.centred(self._features(found), self._state.get("mean"))
 
     def _embedded(self, texts: Any) -> Tensor:
         """(M,d_text) unit rows."""
@@ -361,7 +373,7 @@ class Photos(VLAligner):
                 )
             return y
         texts = [texts] if isinstance(texts, str) else texts
-        if not _strings(texts):
+        if not are_strings(texts):
             raise InputError(
                 "texts: expected strings, at least one, or embeddings (texts, columns)."
             )
@@ -468,12 +480,6 @@ def _numbers(value: Any, what: str) -> Any:
     return found if floating else None
 
 
-def _strings(texts: Any) -> bool:
-    return (
-        isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
-    )
-
-
 def _classes_of(texts: Any, rows: int) -> tuple[Any, Any]:
     """Classes and labels of one text for each image: equal texts are one class."""
     if len(texts) != rows:
@@ -481,23 +487,10 @@ def _classes_of(texts: Any, rows: int) -> tuple[Any, Any]:
             f"{rows} images and {len(texts)} texts: expected one text for each image, or labels; "
             "unsupervised=True learns without labels."
         )
-    if _strings(texts):
-        known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        return list(known), [known[text] for text in texts]
+    if are_strings(texts):
+        return distinct(texts)
     found = _numbers(texts, "texts")
     if found is None:
         raise InputError("texts: expected strings, or embeddings (texts, columns).")
     y, inverse = np.unique(np.asarray(found), axis=0, return_inverse=True)
     return y, inverse.reshape(-1)
-
-
-def _shares(values: Sequence[float] | None, classes: int) -> Tensor | None:
-    if values is None:
-        return None
-    try:
-        found = torch.as_tensor(np.asarray(values, dtype=np.float64))
-    except (ValueError, TypeError):
-        found = torch.empty(0)
-    if found.shape != (classes,) or not bool((found > 0).all()) or not bool(found.isfinite().all()):
-        raise InputError(f"marginals: expected {classes} positive numbers, one for each class.")
-    return found

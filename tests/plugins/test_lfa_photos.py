@@ -23,6 +23,7 @@ from zoo import actions, api, cards
 from zoo import bench as zoo_bench
 from zoo.cli import main
 from zoo.errors import InputError, NotReadyError, OptionError, WeightsError
+from zoo.images import listed
 from zoo.testing import LoopbackHub, VLAlignerSuite
 
 pytest.importorskip("timm")
@@ -242,7 +243,7 @@ def test_labels_are_guessed_where_prototypes_are_roughly_right() -> None:
         )
         for m in (None, shares)
     ]
-    assert right[1] >= right[0]
+    assert right[1] > right[0]
 
 
 def _dice(seed: int) -> torch.Generator:
@@ -368,6 +369,49 @@ def test_recentre_takes_off_what_all_photos_share(model: Photos, photos: Path) -
         model.embed_images(pictures), unit(x - mean).numpy(), atol=1e-5
     )
     assert model.recentre(photos).classes == ()
+
+
+@pytest.fixture
+def holiday(photos: Path, tmp_path: Path) -> Path:
+    """The same pictures without folders for their classes, but for two in a subfolder."""
+    for i, file in enumerate(sorted(photos.rglob("*.png"))):
+        place = tmp_path / "holiday" / ("more" if i < 2 else "")
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place / f"{i:02}.png")
+    return tmp_path / "holiday"
+
+
+def test_a_folder_of_photos_without_classes(model: Photos, photos: Path, holiday: Path) -> None:
+    pictures, texts = sorted(holiday.rglob("*.png")), list(COLOURS)
+    by_list = dict(zip(pictures, model.embed_images(pictures), strict=True))
+    order = listed(holiday, below=True)
+    assert len(order) == 12
+    np.testing.assert_array_equal(model.embed_images(holiday), [by_list[f] for f in order])
+    assert model.predict_proba(holiday, texts).shape == (12, 3)
+    x = model.recentre(holiday).embed_images(pictures)
+    np.testing.assert_allclose(x, model.recentre(photos).embed_images(pictures), atol=1e-6)
+    assert model.align(holiday, texts, unsupervised=True).report["rows"] == 12
+    with pytest.raises(InputError, match="a folder of images for each class"):
+        model.align(holiday / "more", texts)  # nothing says which photo is which
+
+
+def test_texts_find_the_folders_of_their_classes(model: Photos, photos: Path) -> None:
+    """The folders' names in any order; other words in the folders' order; nothing between."""
+    tests = [picture(COLOURS[name], 70 + i) for i, name in enumerate(COLOURS)]
+    expected = model.align(photos).predict_proba(tests)
+    names, folders = model.classes, photos.parent / f"{photos.name}_underscored"
+    assert names == ("blue thing", "green thing", "red thing")
+    for name in names:
+        shutil.copytree(photos / name, folders / name.replace(" ", "_"), dirs_exist_ok=True)
+    turned = model.align(folders, list(names[::-1])).predict_proba(tests)
+    assert model.classes == names[::-1]
+    np.testing.assert_allclose(turned[:, ::-1], expected, atol=1e-4)
+    model.align(folders, ["blue thing", "leaves", "fire"])
+    assert model.classes[model.predict_proba(tests[:1])[0].argmax()] == "fire"
+    with pytest.raises(InputError, match="'red thing' is not at the place"):
+        model.align(folders, ["red thing", "leaves", "sky"])
+    with pytest.raises(InputError, match="2 for the 3 classes 'blue thing'"):
+        model.align(folders, ["sky", "fire"])
 
 
 def test_a_second_fit_is_as_a_first_one(model: Photos, folder: Path, photos: Path) -> None:
