@@ -3,6 +3,7 @@ transformers. Folders in, float32 features out; nothing here knows of the method
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError, MissingDependencyError, WeightsError
-from zoo.images import each
+from zoo.images import each, read
 from zoo.progress import Progress, track
 from zoo.weights import load_module, sha256
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from zoo.entry import Base
 
 BATCH = 32
@@ -137,24 +140,45 @@ class ImageTower:
             raise InputError("images: there is nothing in the list.")
         made = []
         with torch.inference_mode(), track(len(many), progress, "images") as advance:
-            for start in range(0, len(many), BATCH):
-                part = each(many[start : start + BATCH], self._square)
+            squares = (squared(image, self.side) for image in pictures(many))
+            while part := list(itertools.islice(squares, BATCH)):
                 made.append(self.pixels(torch.stack(part).to(self.device)).float())
                 advance(len(part))
         return torch.cat(made).clone()  # outside of inference mode: a tensor like any other
 
-    def _square(self, colours: Tensor) -> Tensor:
-        """(3,S,S) in [0,1]: through 8 bits and Pillow, so that an exported file can do the same."""
-        return squared(colours, self.side)
+
+def pictures(images: Sequence[Any]) -> Iterator[Image.Image]:
+    """Anything that ``zoo.images`` takes, and files as bytes: as Pillow's, 8 bits of RGB, upright.
+
+    Raises InputError with the number of the image that cannot be used.
+    """
+    from PIL import Image
+
+    for i, image in enumerate(images):
+        try:
+            if isinstance(image, str | Path | bytes | Image.Image):
+                yield read(image, "RGB")
+            else:
+                yield each(image, _picture)
+        except InputError as error:
+            raise InputError(f"image {i} of the list: {error}") from error
 
 
-def squared(colours: Tensor, side: int) -> Tensor:
-    """The square in the middle of (3,h,w) in [0,1], scaled bicubically to (3,side,side)."""
+def _picture(colours: Tensor) -> Image.Image:
+    from PIL import Image
+
+    return Image.fromarray((colours * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def squared(image: Image.Image, side: int) -> Tensor:
+    """(3,side,side) in [0,1]: the square in the middle, scaled bicubically.
+
+    By Pillow and in 8 bits, so that the user of an exported file can do the same.
+    """
     import numpy as np
     from PIL import Image, ImageOps
 
-    array = (colours * 255).round().byte().permute(1, 2, 0).numpy()
-    fitted = ImageOps.fit(Image.fromarray(array), (side, side), Image.Resampling.BICUBIC)
+    fitted = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
 
 

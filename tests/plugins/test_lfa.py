@@ -679,7 +679,8 @@ def test_fit_predict_score(task: worlds.Task) -> None:
     np.testing.assert_array_equal(model.classes_, np.arange(12))
     assert model.score(task.test, task.test_labels) == accuracy(expected, task)
     names = [f"thing {i}" for i in range(12)]
-    for classes in (names, list(range(100, 112)), np.arange(100, 112)):
+    kinds: list[Any] = [names, list(range(100, 112)), np.arange(100, 112)]
+    for classes in kinds:
         values = np.asarray(classes)
         named = fresh().fit(task.x, values[labels], texts=y, classes=classes)
         np.testing.assert_array_equal(named.classes_, values)
@@ -821,6 +822,7 @@ def test_every_variant_fits(task: worlds.Task, beta: float | None, loss: str | N
 
 # --- bad input ------------------------------------------------------------------------------------
 
+LOW: Any = "low"
 X, Y, L = rows(20, 8).numpy(), rows(5, 8, 1).numpy(), np.arange(20) % 5
 
 
@@ -876,7 +878,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "nothing is fitted",
     ),
     "a temperature in words": (
-        lambda: fresh().align(X, Y, labels=L, iterations=0).predict_proba(X, temperature="low"),
+        lambda: fresh().align(X, Y, labels=L, iterations=0).predict_proba(X, temperature=LOW),
         "positive number",
     ),
     "no such file": (lambda: fresh().align("no/x.npy", Y, labels=L), "no file"),

@@ -371,6 +371,18 @@ def test_recentre_takes_off_what_all_photos_share(model: Photos, photos: Path) -
     assert model.recentre(photos).classes == ()
 
 
+def test_photos_of_every_kind_give_the_same_features(bases: dict[str, Path], photos: Path) -> None:
+    """By path, as bytes (rows of parquet), opened, as an array, as a tensor; errors are numbered."""
+    tower, file = ImageTower(bases["image"], "cpu"), photos / "red thing" / "0.png"
+    pixels = np.asarray(Image.open(file))
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255
+    kinds = [file, str(file), file.read_bytes(), Image.open(file), pixels, tensor]
+    for found in tower(kinds):
+        torch.testing.assert_close(found, tower([file])[0], atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match=r"image 40 of the list: .*no file no\.png"):
+        tower([file] * 40 + ["no.png"])  # past the first batch
+
+
 @pytest.fixture
 def holiday(photos: Path, tmp_path: Path) -> Path:
     """The same pictures without folders for their classes, but for two in a subfolder."""
