@@ -182,7 +182,8 @@ class LFA(VLAligner):
         ``images``: features (N,d) or, as frames or crops, (N,T,d): numpy, torch, lists, or what
         ``zoo.tables.read`` takes (a ``.npy`` file, mapped, safetensors, CSV, parquet, a DataFrame),
         whose column of labels or texts is used; with a base also raw images, a folder with one
-        folder for each class, or rows such as JSONL's with image and text. ``features``, ``label``:
+        folder for each class (``texts`` are matched to these by name, or else by order), or rows
+        such as JSONL's with image and text. ``features``, ``label``:
         columns, where they have other names than usual. ``texts``: features (C,d) or, for T
         templates, (C,T,d), or strings. ``classes``: (C,) names for features of texts. ``labels``:
         (N,) numbers into ``texts``, or names of classes; without labels there is one text for each
@@ -195,8 +196,8 @@ class LFA(VLAligner):
         zero-shot; None validates it. ``safe``: choose among zero-shot, ridges, closed form and
         refined maps by validation on the support set, and keep zero-shot where nothing is clearly
         better (it does nothing with ``unsupervised``, where there is nothing to validate on).
-        ``met``: were the encoders trained together? By default those of one width were. Where they
-        were not, both sides are centred, and a ridge takes the place of zero-shot. ``pool`` of
+        ``met``: were the encoders trained together? By default this is assumed of equal widths. If
+        they were not, both sides are centred, and a ridge takes the place of zero-shot. ``pool`` of
         (N,T,d): mean, max, or crops (the last is the centre, and what the fitted model looks at);
         it is kept for the verbs that follow. Raises InputError naming the rows that are wrong.
         """

@@ -140,9 +140,9 @@ class Photos(VLAligner):
     def recentre(self, photos: Any, *, progress: Progress = False) -> Self:
         """Replace the mean of the features by that of these photos, unlabelled; returns self.
 
-        ``photos``: a folder, a list of images, or features (N,d_image). What all of them share then
-        tells no two labels apart. Few photos move the mean a little: ten count as much as none.
-        What ``align`` learned is forgotten, as it was learned around another mean.
+        ``photos``: a folder (subfolders included), a list of images, or features (N,d_image). What
+        all of them share then no longer favours a label. A few photos move the mean only a little
+        (eq. 18). What ``align`` learned is dropped, as it was learned around another mean.
         """
         found, _ = self._photos(unlabelled(photos))
         mean = bridge.mean_of(self._features(found, progress))
@@ -174,14 +174,15 @@ class Photos(VLAligner):
         ``images``: a folder with one folder for each class, rows of images with texts or labels, a
         list of images, or features (N,d_image). ``texts``: strings, or embeddings (C,d_text).
         ``labels`` (N,): numbers into ``texts``, or the texts themselves; without them there is one
-        text for each image. ``features``, ``label``: columns, where they have other names than
-        usual.
+        text for each image. Texts for a folder are matched to its folders by name, or else by
+        order. ``features``, ``label``: columns, where they have other names than usual.
 
-        Logistic regression that starts from the classes' names (eq. 21); where the names say less
-        of these photos than chance, from nothing. ``unsupervised``: without labels; they are
-        guessed and learned ``rounds`` times, 0 to recentre only. Classes of one size are assumed,
-        or of the shares ``marginals`` (C,). Photos move the mean too, unless ``recentre`` set it.
-        Texts that are no class of the fit go on by the bridge.
+        Logistic regression with a penalty on the distance from the prototypes of the classes'
+        names (eq. 21), or from 0 if the names predict the labels worse than chance.
+        ``unsupervised``: without labels, from a list or folder of photos; labels are guessed and
+        learned ``rounds`` times, 0 to recentre only. Classes of equal size are assumed, or of the
+        shares ``marginals`` (C,). The mean is updated too, unless ``recentre`` has set it. Texts
+        that are no class of the fit are still mapped by the bridge.
         """
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
             raise OptionError(f"rounds={rounds!r}: expected a whole number, 0 or more.")

@@ -1,8 +1,8 @@
 """``zoo bench lfa-photos``: the bundled map on ImageNet's classes and, with ``--data``, CIFAR-10.
 
-Columns "held-out" need no image: five splits of ImageNet's classes. On CIFAR-10 what learns from no
-draw is measured on five parts of the test photographs, few-shot on five draws of the support set
-and all of them. Accuracies are per cent; seconds are CPU-seconds of one thread.
+"held-out classes" needs no image: it has five splits of ImageNet's classes. On CIFAR-10, what needs
+no labels is measured on five parts of the test photographs, few-shot learning with five draws of
+the support set on all of them. Accuracies are per cent; seconds are CPU-seconds of one thread.
 """
 
 from __future__ import annotations

@@ -372,7 +372,7 @@ def test_recentre_takes_off_what_all_photos_share(model: Photos, photos: Path) -
 
 
 def test_photos_of_every_kind_give_the_same_features(bases: dict[str, Path], photos: Path) -> None:
-    """By path, as bytes (rows of parquet), opened, as an array, as a tensor; errors are numbered."""
+    """By path, as bytes (in parquet), opened, as an array, as a tensor; errors are numbered."""
     tower, file = ImageTower(bases["image"], "cpu"), photos / "red thing" / "0.png"
     pixels = np.asarray(Image.open(file))
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255
