@@ -200,7 +200,7 @@ def calibrated(x: Tensor, z: Tensor, labels: Tensor, usual: float) -> float:
 
 
 def as_sure(x: Tensor, b: Tensor, before: Tensor, scale: float) -> float:
-    """The scale at which b (M,d_x) has the mean confidence on rows x that ``before`` has at ``scale``.
+    """The scale at which b (M,d_x) has the mean confidence on rows x of ``before`` at ``scale``.
 
     Otherwise prototypes that learned from guesses would be more confident about the same guesses.
     """
