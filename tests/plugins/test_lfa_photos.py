@@ -272,7 +272,22 @@ def test_calibration() -> None:
     assert (
         bridge.calibrated(rows[few], near, own[few], 28.0) == 28.0
     )  # 25 rows, all right, make it no surer
-    assert bridge.as_sure(x, z, z, bridge.SCALES[5]) == bridge.SCALES[5]
+
+
+def test_prototypes_that_learned_are_no_more_confident_than_before() -> None:
+    """Equal mean confidence, to within the values that are tried (a factor of 1.19)."""
+    x, _, z = clusters(noise=1.5)
+    usual = bridge.SCALES[9]
+    assert bridge.as_sure(x, z, z, usual) == usual
+    blunt = unit(z + z.mean(0) * 3)  # cosines close together
+    found = bridge.as_sure(x, blunt, z, usual)
+    assert found > usual
+
+    def confidence(b: torch.Tensor, scale: float) -> float:
+        return float((scale * x @ b.T).softmax(1).amax(1).mean())
+
+    near = [confidence(blunt, found * step) for step in (1 / 1.19, 1.19)]
+    assert near[0] < confidence(z, usual) < near[1]
 
 
 def _shuffled(noise: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
