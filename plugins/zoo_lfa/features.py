@@ -119,11 +119,12 @@ def table_of(images: Any, features: Any, label: Any) -> Table | None:
 
 
 def unlabelled(images: Any) -> Any:
-    """A folder of photos as a list of them, subfolders included; anything else, and a folder with a
-    file of rows, unchanged."""
+    """A folder of photos as a list of them in the order of ``zoo.images.listed``, subfolders
+    included; anything else, and a data set (parquet, or images with a metadata file), unchanged."""
     if not isinstance(images, str | Path) or not Path(images).is_dir():
         return images
-    if any(file.suffix.lower() in tables.ENDINGS for file in Path(images).iterdir()):
+    inside = [file for file in Path(images).iterdir() if file.suffix.lower() in tables.ENDINGS]
+    if any(f.stem == "metadata" or f.suffix.lower() in (".parquet", ".arrow") for f in inside):
         return images
     return listed(images, below=True) or images
 

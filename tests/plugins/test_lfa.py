@@ -433,7 +433,7 @@ def test_encoders_that_never_met_get_the_ridge_unless_another_map_is_clearly_bet
 
 
 def test_random_labels_are_seldom_believed() -> None:
-    """Two standard errors do not rule out chance: about 3 of 100 such draws replace zero-shot."""
+    """Two standard errors do not rule out chance, but a tenth of such draws would be too many."""
     y = rows(10, 32, 1)
     dice = torch.Generator().manual_seed(0)
     x = lfa.unit(y[torch.arange(40) % 10] + 0.25 * torch.randn(40, 32, generator=dice))

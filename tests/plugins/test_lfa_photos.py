@@ -418,6 +418,11 @@ def test_a_folder_of_photos_without_classes(model: Photos, photos: Path, holiday
     x = model.recentre(holiday).embed_images(pictures)
     np.testing.assert_allclose(x, model.recentre(photos).embed_images(pictures), atol=1e-6)
     assert model.align(holiday, texts, unsupervised=True).report["rows"] == 12
+    (holiday / "02.json").write_text("{}")  # as albums from the web have them
+    with pytest.warns(UserWarning, match="02.json"):
+        assert len(model.embed_images(holiday)) == 12
+    (holiday / "metadata.csv").write_text("file_name,text\n02.png,a\n03.png,b\n")
+    assert len(model.embed_images(holiday)) == 2  # the rows of a data set
     with pytest.raises(InputError, match="a folder of images for each class"):
         model.align(holiday / "more", texts)  # nothing says which photo is which
 
