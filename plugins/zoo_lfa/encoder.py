@@ -60,7 +60,7 @@ class Encoder:
         weights = next((folder / name for name in FILES if (folder / name).is_file()), None)
         if weights is None or not (folder / "open_clip_config.json").is_file():
             raise WeightsError(
-                f"{folder} is no open_clip checkpoint: expected open_clip_config.json and "
+                f"{folder} is not an open_clip checkpoint: expected open_clip_config.json and "
                 f"{FILES[0]}. Many open_clip repositories on the Hub have both."
             )
         name = f"local-dir:{folder}"

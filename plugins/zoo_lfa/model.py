@@ -108,7 +108,7 @@ class LFA(VLAligner):
         w = tensors.get("w")
         if w is None or unknown:
             what = f"unknown tensors {', '.join(unknown)}" if unknown else "no tensor 'w'"
-            raise WeightsError(f"{where} is no map of {self.entry.name}: {what}.")
+            raise WeightsError(f"{where} is not a map of {self.entry.name}: {what}.")
         wide_x, wide_y = (*w.shape, 0, 0)[:2]
         shapes = {"mean": (wide_x,), "text_mean": (wide_y,)}
         faults = [] if w.ndim == 2 else ["w"]
@@ -451,11 +451,11 @@ class LFA(VLAligner):
         format = suffix if format is None else format
         if format not in FORMATS:
             raise OptionError(
-                f"{path.name}: {format!r} is no format of {self.entry.name}. Expected a name in "
-                ".onnx or .safetensors."
+                f"{path.name}: {self.entry.name} has no format {format!r}. Expected a name "
+                "that ends in .onnx or .safetensors."
             )
         if suffix not in ("", format):
-            raise OptionError(f"{path.name} is no name for {format}: expected .{format}.")
+            raise OptionError(f"{path.name} as format {format}: expected .{format} at its end.")
         y = self._prototypes() if texts is None else self._texts_in(texts)
         if format == "safetensors":
             weight = torch.from_numpy(self.fold(texts))
@@ -473,7 +473,7 @@ class LFA(VLAligner):
     def _prototypes(self) -> Tensor:
         if "prototypes" not in self._state:
             raise NotReadyError(
-                f"{self.entry.name} keeps no classes (not fitted, or on pairs): pass texts."
+                f"{self.entry.name} has no classes (not fitted, or fitted on pairs): pass texts."
             )
         return self._state["prototypes"]
 

@@ -307,16 +307,16 @@ class Photos(VLAligner):
         path = Path(path)
         if format != "onnx" or path.suffix not in ("", ".onnx"):
             raise OptionError(
-                f"{path.name!r} as format {format!r}: {self.entry.name} is exported to onnx only, "
-                "as name.onnx."
+                f"{path.name!r} as format {format!r}: {self.entry.name} is exported to ONNX only, "
+                "to a file that ends in .onnx."
             )
         if isinstance(labels, str):
             labels = [text.strip() for text in labels.split(",")]
         names = list(self.classes) if labels is None else labels
         if not are_strings(names) or len(names) < 2 or not all(names):
             raise NotReadyError(
-                f"{self.entry.name} exports with labels: pass labels=['beach', 'dog', ...], at "
-                "least two, or align it first."
+                f"{self.entry.name} is exported with its labels: pass at least two, such as "
+                "labels=['beach', 'dog'], or align it first."
             )
         graph = Graph(
             self.image.pixels,
@@ -455,7 +455,7 @@ def _checked(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     unknown = [name for name in tensors if name not in (*BUNDLED, *LEARNED)]
     if lacking or unknown:
         what = f"no {', '.join(lacking)}" if lacking else f"unknown {', '.join(unknown)}"
-        raise WeightsError(f"{where} is no map between two encoders: {what}.")
+        raise WeightsError(f"{where} is not a map between two encoders: {what}.")
     made = {name: tensor.float() for name, tensor in tensors.items()}
     w = made["w"]
     wide, narrow = (w.shape[0], w.shape[1]) if w.ndim == 2 else (0, 0)

@@ -92,7 +92,7 @@ class ImageTower:
         name = told.get("architecture", file.stem)
         if not isinstance(name, str) or not timm.is_model(name):
             raise WeightsError(
-                f"{folder}: {name!r} is no architecture of timm. Expected config.json with "
+                f"{folder}: timm has no architecture {name!r}. Expected config.json with "
                 "'architecture', or a file named after one, such as "
                 "tf_efficientnet_lite0.safetensors."
             )
@@ -189,7 +189,7 @@ def _only_weights(folder: Path) -> Path:
     if len(named) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise WeightsError(
-            f"{folder} is no timm model: expected model.safetensors or one other safetensors file; "
+            f"{folder} is not a timm model: expected model.safetensors, or one safetensors file; "
             f"found {found}."
         )
     return named[0]
@@ -256,7 +256,7 @@ class TextTower:
             raise WeightsError(f"{folder}: the file has no values for {', '.join(lacking[:5])}.")
         if self.tokens.pad_token_id is None:
             raise WeightsError(
-                f"{folder} is no sentence encoder: its tokenizer has no padding token. Expected "
+                f"{folder} is not a sentence encoder: its tokenizer has no padding token. Expected "
                 "one such as sentence-transformers/all-MiniLM-L6-v2."
             )
         self.network.eval().requires_grad_(False).to(device)
