@@ -223,7 +223,7 @@ def answer_loss(output: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """(B,) mean negative log-likelihood of the answer's tokens, in nats."""
     wanted = batch["labels"][:, 1:]
     counted = wanted != IGNORED
-    losses = output.logits.new_zeros(wanted.shape)
+    losses = torch.zeros(wanted.shape, device=wanted.device)
     losses[counted] = functional.cross_entropy(
         output.logits[0].float(), wanted[counted], reduction="none"
     )
@@ -233,3 +233,169 @@ def answer_loss(output: Any, batch: Mapping[str, Tensor]) -> Tensor:
 def forward(net: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """(B,) losses of a batch of ``Stack.collate``."""
     return answer_loss(net(**{k: v for k, v in batch.items() if k != "labels"}), batch)
+
+
+def losses_of(net: nn.Module, stack: Stack, rows: Sequence[Row]) -> Tensor:
+    """(N,) of rows, in float32."""
+    net.eval()
+    with torch.no_grad():
+        parts = [rows[i : i + 16] for i in range(0, len(rows), 16)]
+        return torch.cat([forward(net, stack.collate(part)) for part in parts])
+
+
+# --- rows of the table ----------------------------------------------------------------------------
+
+OURS, MIXING, TARGET, UNIFORM = "bayesian-dps", "train + target", "target only", "uniform"
+TUNED = "loss under a target-tuned model"
+RETRAINED, TRAINER = f"{OURS}, retrained on its selection", f"{OURS}, in a Trainer"
+LIKELIHOOD = "language: negative log-likelihood of held-out answers"
+AUROC_WRONG = "language: AUROC, right against wrong answers"
+AUROC_IRRELEVANT = "language: AUROC, right against irrelevant rows"
+SECONDS, MEMORY = "language: CPU-seconds", "language: bytes kept for backward"
+BILEVEL = "one-step bi-level"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finished row: its cells, and scores of the mixture's rows (N,), more is better."""
+
+    cells: dict[str, float]
+    scores: list[float] | None = None
+
+
+class Runs:
+    """The table's rows for one seed, each run once and kept in ``folder``."""
+
+    def __init__(
+        self, make: Callable[[], Stack], data: Path, folder: Path, sizes: Sizes, seed: int
+    ) -> None:
+        self.make, self.data, self.folder, self.sizes, self.seed = make, data, folder, sizes, seed
+        self.rows_of: Mapping[str, Callable[[Path], Found]] = {
+            UNIFORM: lambda file: self.trained(self.rows.train, [], file),
+            TARGET: lambda file: self.trained(self.rows.target, [], file, scored=True),
+            OURS: self.ours,
+            MIXING: lambda file: self.trained(self.rows.train, self.rows.target, file),
+            TUNED: lambda file: self.selected(TARGET, file),
+            RETRAINED: lambda file: self.selected(OURS, file),
+            TRAINER: self.trainer,
+
+        }
+
+    def found(self, row: str) -> Found:
+        """Of a row, which is run unless it was."""
+        file = self.folder / f"{self.seed}-{row.replace(' ', '-')}.json"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            made = self.rows_of[row](file.with_suffix(".safetensors"))
+            kept = file.with_suffix(".part")
+            kept.write_text(json.dumps(vars(made)), "utf-8")
+            kept.replace(file)
+        return Found(**json.loads(file.read_text("utf-8")))
+
+    @cached_property
+    def stack(self) -> Stack:
+        return self.make()
+
+    @cached_property
+    def rows(self) -> Rows:
+        rows = read_rows(self.data, self.stack.tokenizer, self.sizes, self.seed)
+        for row in [*rows.train, *rows.target, *rows.held_out]:
+            self.stack.below(row["input_ids"])
+        return rows
+
+    def cells(self, net: nn.Module, seconds: float, scores: Tensor | None = None) -> Found:
+        found = {
+            LIKELIHOOD: float(losses_of(net, self.stack, self.rows.held_out).mean()),
+            SECONDS: seconds,
+        }
+        if scores is None:
+            return Found(found)
+        for column, kind in ((AUROC_WRONG, WRONG), (AUROC_IRRELEVANT, IRRELEVANT)):
+            part = (self.rows.kind == RIGHT) | (self.rows.kind == kind)
+            found[column] = auroc(scores[part], self.rows.kind[part] == RIGHT)
+        return Found(found, scores.tolist())
+
+    def trained(
+        self, train: list[Row], target: list[Row], file: Path, scored: bool = False
+    ) -> Found:
+        """Plain training, whose state is kept in ``file``; ``scored``: with the loss of the
+        mixture's rows afterwards, which counts in the seconds."""
+        net, steps = self.stack.adapted(self.seed).train(), self.sizes.steps
+        plan = Plan(len(train), len(target), steps, BATCH, BATCH if target else 0, self.seed)
+        sampler = WeightSampler(len(train), plain(), steps=steps)
+        joint = Joint(
+            net, lambda net, batch: (forward(net, batch), None), sampler, adamw(RATE),
+            precision=torch.bfloat16,
+        )  # fmt: skip
+        spent = torch.zeros(1, dtype=torch.float64)
+        if file.is_file():
+            kept = load_tensors(file)
+            spent = kept.pop("spent")
+            joint.restore(kept)
+        began = time.process_time()
+        while sampler.step_number < steps:
+            ids, others = plan.rows_of(sampler.step_number)
+            batch = [train[i] for i in ids] + [target[i] for i in others]
+            joint.step(ids, self.stack.collate(batch), len(others))
+            if sampler.step_number % 25 == 0:
+                now = spent + time.process_time() - began
+                save_tensors(file, {**joint.state(), "spent": now})
+        scores = -losses_of(net, self.stack, self.rows.train) if scored else None
+        return self.cells(net, float(spent) + time.process_time() - began, scores)
+
+    def selected(self, ranked_by: str, file: Path) -> Found:
+        """Plain training on the rows that another row of the table ranks highest, and the
+        target."""
+        ranking = self.found(ranked_by)
+        scores = torch.tensor(ranking.scores)
+        best = scores.argsort(descending=True, stable=True)[: round(KEEP * len(scores))].sort()
+        chosen = [self.rows.train[i] for i in best.values.tolist()]
+        made = self.trained(chosen, self.rows.target, file)
+        return Found(
+            {**ranking.cells, **made.cells, SECONDS: ranking.cells[SECONDS] + made.cells[SECONDS]}
+        )
+
+    def ours(self, file: Path) -> Found:
+        """The method on the token rows, by ``fit``."""
+        import zoo
+
+        net, began = self.stack.adapted(self.seed), time.process_time()
+        resumed = file.is_file()
+        done = int(load_tensors(file)["sampler.counts"]) if resumed else 0
+        made = zoo.load("bayesian-dps", keep=KEEP, device="cpu", dtype="bfloat16")
+        assert isinstance(made, BayesianDPS)
+        made.fit(
+            self.rows.train, self.rows.target, model=net, loss=answer_loss,
+            collate=self.stack.collate, lr=RATE, batch=BATCH, target_batch=BATCH, seed=self.seed,
+            epochs=math.ceil(self.sizes.steps * BATCH / len(self.rows.train)), checkpoint=file,
+            resume=resumed,
+        )  # fmt: skip
+        seconds = (time.process_time() - began) * self.sizes.steps / (self.sizes.steps - done)
+        return self.cells(net, seconds, torch.from_numpy(made.weights))
+
+    def trainer(self, file: Path) -> Found:
+        """The method in transformers' Trainer."""
+        from transformers import TrainingArguments
+        from transformers.trainer_utils import get_last_checkpoint
+
+        from .integration import WeightedTrainer
+
+        folder, began = file.with_suffix(""), time.process_time()
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        done = int(last.rpartition("-")[2]) if last else 0
+        net = self.stack.adapted(self.seed)
+        trainer = WeightedTrainer(
+            model=net, train_dataset=self.rows.train, target_dataset=self.rows.target,
+            data_collator=self.stack.collate, loss=answer_loss, target_batch_size=BATCH,
+            recipe=Recipe(keep=KEEP, temperature=0),
+            args=TrainingArguments(
+                str(folder), max_steps=self.sizes.steps, per_device_train_batch_size=BATCH,
+                learning_rate=RATE, lr_scheduler_type="cosine", weight_decay=0.01, max_grad_norm=0,
+                save_steps=50, save_total_limit=1, bf16=True, use_cpu=True, report_to=[],
+                disable_tqdm=True, logging_strategy="no", seed=self.seed,
+            ),
+        )  # fmt: skip
+        trainer.train(last)
+        net = trainer.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
+        seconds = (time.process_time() - began) * self.sizes.steps / (self.sizes.steps - done)
+        return self.cells(net, seconds, trainer.sampler.mean)

@@ -724,8 +724,8 @@ class Plan:
         order = _order(self.n, self.seed, 0, epoch)
         ids = order[place * self.batch : (place + 1) * self.batch]
         spots = range(step * self.target_batch, (step + 1) * self.target_batch)
-        others = torch.stack([_order(self.m, self.seed, 1, s // self.m)[s % self.m] for s in spots])
-        return ids if chosen is None else chosen[ids], others
+        others = [_order(self.m, self.seed, 1, s // self.m)[s % self.m] for s in spots]
+        return ids if chosen is None else chosen[ids], torch.tensor(others, dtype=torch.long)
 
 
 _orders: dict[tuple[int, ...], Tensor] = {}
