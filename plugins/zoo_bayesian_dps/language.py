@@ -2,7 +2,7 @@
 
 A mixture of questions with their own answers, questions with another question's answer (CookDial)
 and continuations of WikiText; the target: right pairs of other dialogues. What is trained is LoRA
-on the upper third of the model's layers. The layers below are frozen, so what they give a row is
+on the upper fifth of the model's layers. The layers below are frozen, so what they give a row is
 computed once (``Stack``). Each row of the table is kept in a work folder, under a digest of the
 model and the settings: a finished one is not run again, an interrupted one goes on.
 """
@@ -16,25 +16,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.errors import InputError, MissingDependencyError
+from zoo.experiment import Book
+from zoo.interfaces import Data
 from zoo.weights import load_tensors, save_tensors
 
-from .baselines import auroc
+from .baselines import Unrolled, auroc, kept_bytes
 from .joint import Joint
 from .model import BayesianDPS, Plan
 from .sampler import Recipe, WeightSampler, plain
 from .tasks import IGNORED, adamw
 
+DATA = [
+    Data("CookDial", "MIT", "400 questions and answers of a mixture, 64 of the target, 128 held out"),
+    Data("WikiText-2", "CC BY-SA 3.0", "200 continuations of the mixture"),
+]
 Row = dict[str, list[int]]
 """``input_ids`` and ``labels``, which are -100 on the prompt."""
 RIGHT, WRONG, IRRELEVANT = 0, 1, 2
@@ -53,6 +58,7 @@ class Sizes:
     steps: int = 300
 
 
+SEEDS = 2
 QUICK = Sizes(third=8, target=8, held_out=8, tokens=32, steps=3)
 
 
@@ -154,7 +160,7 @@ def encode(tokenizer: Any, prompt: str, answer: str, most: int) -> Row:
 
 
 class Stack:
-    """The upper third of a causal language model, on what the frozen layers below give each row."""
+    """The upper fifth of a causal language model, on what the frozen layers below give each row."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -172,7 +178,7 @@ class Stack:
         ).eval()
         self.peft = peft
         layers = self.net.model.layers
-        self.cut = 2 * len(layers) // 3
+        self.cut = 4 * len(layers) // 5
         self.lower = deepcopy(self.net.model)
         self.lower.layers = self.lower.layers[: self.cut + 1]
         self.net.model.layers = layers[self.cut :]
@@ -219,7 +225,7 @@ class Stack:
             return net
 
 
-def answer_loss(output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def answer_loss(output: Any, batch: Any) -> Tensor:
     """(B,) mean negative log-likelihood of the answer's tokens, in nats."""
     wanted = batch["labels"][:, 1:]
     counted = wanted != IGNORED
@@ -230,7 +236,7 @@ def answer_loss(output: Any, batch: Mapping[str, Tensor]) -> Tensor:
     return losses.sum(1) / counted.sum(1).clamp_min(1)
 
 
-def forward(net: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def forward(net: Callable[..., Any], batch: Any) -> Tensor:
     """(B,) losses of a batch of ``Stack.collate``."""
     return answer_loss(net(**{k: v for k, v in batch.items() if k != "labels"}), batch)
 
@@ -257,28 +263,29 @@ BILEVEL = "one-step bi-level"
 
 @dataclass(frozen=True)
 class Found:
-    """A finished row: its cells, and scores of the mixture's rows (N,), more is better."""
+    """A finished row: its cells by column (of ``MEMORY``: by row), and scores of the mixture's rows
+    (N,), more is better."""
 
     cells: dict[str, float]
     scores: list[float] | None = None
 
 
 class Runs:
-    """The table's rows for one seed, each run once and kept in ``folder``."""
+    """The table's rows for one seed, and ``MEMORY``, each run once and kept in ``folder``."""
 
     def __init__(
         self, make: Callable[[], Stack], data: Path, folder: Path, sizes: Sizes, seed: int
     ) -> None:
         self.make, self.data, self.folder, self.sizes, self.seed = make, data, folder, sizes, seed
         self.rows_of: Mapping[str, Callable[[Path], Found]] = {
-            UNIFORM: lambda file: self.trained(self.rows.train, [], file),
             TARGET: lambda file: self.trained(self.rows.target, [], file, scored=True),
             OURS: self.ours,
             MIXING: lambda file: self.trained(self.rows.train, self.rows.target, file),
+            UNIFORM: lambda file: self.trained(self.rows.train, [], file),
             TUNED: lambda file: self.selected(TARGET, file),
             RETRAINED: lambda file: self.selected(OURS, file),
             TRAINER: self.trainer,
-
+            MEMORY: self.memory,
         }
 
     def found(self, row: str) -> Found:
@@ -399,3 +406,75 @@ class Runs:
         net = trainer.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
         seconds = (time.process_time() - began) * self.sizes.steps / (self.sizes.steps - done)
         return self.cells(net, seconds, trainer.sampler.mean)
+
+    def memory(self, file: Path) -> Found:
+        """Of a step of the trained fifth in float32, with attention that has second derivatives:
+        the faster kinds have none."""
+        n, target = len(self.rows.train), self.rows.target
+        ids = torch.arange(0, n, n // BATCH)[:BATCH]  # of every kind
+        rows = [self.rows.train[i] for i in ids]
+        both = self.stack.collate([*rows, *target[:BATCH]])
+
+        def joint(recipe: Recipe) -> Callable[[], Any]:
+            net = self.stack.adapted(self.seed).train()
+            sampler = WeightSampler(n, recipe)
+            made = Joint(net, lambda n, b: (forward(n, b), None), sampler, adamw(RATE))
+            return lambda: made.step(ids, both, BATCH)
+
+        unrolled = Unrolled(forward, self.stack.adapted(self.seed).train(), n)
+        steps = {
+            MIXING: joint(plain()),
+            OURS: joint(Recipe(keep=KEEP)),
+            BILEVEL: lambda: unrolled.step(
+                ids, self.stack.collate(rows), self.stack.collate(target[:BATCH])
+            ),
+        }
+        with sdpa_kernel(SDPBackend.MATH):
+            return Found({row: float(kept_bytes(step)) for row, step in steps.items()})
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+def runs(
+    base: Path, data: Path, work: Path, sizes: Sizes, seeds: Sequence[int]
+) -> dict[int, Runs]:
+    """Of each seed, kept in a folder of ``work`` that says which model and settings they are of."""
+    facts = hashlib.blake2b(repr((sizes, BATCH, RATE, KEEP)).encode(), digest_size=6)
+    for weights in sorted(base.glob("*.safetensors")):
+        with weights.open("rb") as opened:
+            facts.update(hashlib.file_digest(opened, "sha256").digest())
+    folder = work / f"language-{facts.hexdigest()}"
+    stack = cache(lambda: Stack(base))
+    return {seed: Runs(stack, data, folder, sizes, seed) for seed in seeds}
+
+
+def measure(book: Book, made: Mapping[int, Runs], advance: Callable[[], object]) -> None:
+    """Every row of every seed; ``advance`` is called after each row."""
+    for seed, of_seed in made.items():
+        for row in of_seed.rows_of:
+            for name, value in of_seed.found(row).cells.items():
+                book.add(*((name, MEMORY) if row == MEMORY else (row, name)), value, seed)
+            advance()
+
+
+def claim(book: Book) -> None:
+    """What the method has to show, whether it holds or not."""
+    for what, column in (("wrong answers", AUROC_WRONG), ("irrelevant rows", AUROC_IRRELEVANT)):
+        book.claim(
+            f"language-{what.replace(' ', '-')}",
+            f"On a language model, the weights rank right rows against {what} at least as well as "
+            "the loss under a model tuned on the target.",
+            book.better(OURS, TUNED, column),
+        )
+    book.claim(
+        "language-likelihood",
+        "On a language model, held-out answers are at least as likely as after training on both "
+        "sets.",
+        book.better(OURS, MIXING, LIKELIHOOD),
+    )
+    book.claim(
+        "language-memory",
+        "On a language model, a step keeps at most half of what a bi-level method's keeps.",
+        book.times(OURS, BILEVEL, MEMORY, at_most=0.5, test="counted"),
+    )
