@@ -288,7 +288,9 @@ class Unrolled:
 
     def gradient(self, ids: Tensor, batch: Any, target: Any) -> Tensor:
         """dL_target(theta')/da of the rows ``ids``."""
-        params = {k: p for k, p in self.net.named_parameters() if p.requires_grad}
+        params: dict[str, Tensor] = {
+            k: p for k, p in self.net.named_parameters() if p.requires_grad
+        }
         a = self.a[ids].requires_grad_()
 
         def loss(params: dict[str, Tensor], part: Any) -> Tensor:

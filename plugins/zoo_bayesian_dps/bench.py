@@ -1,6 +1,6 @@
 """The claims: wrong labels, irrelevant rows and rare classes among features of CIFAR-10 by a real
-image network (``--base image=FOLDER``), or, without one, among its pixels; the cost of a step; and, with
-``--base language=FOLDER``, instruction rows for a language model (``language.py``).
+image network (``--base image=FOLDER``), or, without one, among its pixels; the cost of a step; and,
+with ``--base language=FOLDER``, instruction rows for a language model (``language.py``).
 ``--data``: a folder with ``cifar10/``. Test rows are apart from training and target rows.
 """
 
@@ -20,7 +20,7 @@ from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Data, Metric, Results
 from zoo.progress import track
 
-from . import language
+from . import instructions, language
 from .baselines import (
     Task,
     Unrolled,
@@ -113,12 +113,13 @@ def bench(request: BenchRequest) -> Results:
     seeds = [request.seed + i for i in range(1 if quick else 3)]
     book, shown = Book(_smaller), {}
     kept = request.options.get("features") or None
-    base, spoken = request.bases.get("image"), request.bases.get("language")
+    base = request.bases.get("image")
+    language_model = request.bases["language"].folder if "language" in request.bases else None
     with one_thread(), tempfile.TemporaryDirectory() as scratch:
         work = Path(request.options.get("work") or scratch)
-        texts = {} if spoken is None else language.runs(
-            spoken.folder, request.data, work, language.QUICK if quick else language.Sizes(),
-            seeds[: language.SEEDS],
+        texts = {} if language_model is None else language.runs(
+            language_model, request.data, work,
+            instructions.QUICK if quick else instructions.Sizes(), seeds[: language.SEEDS],
         )  # fmt: skip
         rows = Rows(
             request.data, 600 if quick else 6000, base.folder if base else None,
@@ -145,7 +146,7 @@ def bench(request: BenchRequest) -> Results:
         language.claim(book)
     picture(request.out / "weights.png", book, shown, rows.kinds[0])
     data = [Data("CIFAR-10", "research use", "up to 4,000 training and 1,500 test rows a setting")]
-    data += language.DATA if texts else []
+    data += instructions.DATA if texts else []
     return book.results(data=data, seeds=seeds, pictures=["weights.png"])
 
 

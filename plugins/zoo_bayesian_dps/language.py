@@ -25,135 +25,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zoo.errors import InputError, MissingDependencyError
+from zoo.errors import MissingDependencyError
 from zoo.experiment import Book
-from zoo.interfaces import Data
 from zoo.weights import load_tensors, save_tensors
 
 from .baselines import Unrolled, auroc, kept_bytes
+from .instructions import IRRELEVANT, RIGHT, WRONG, Row, Rows, Sizes, read_rows
 from .joint import Joint
 from .model import BayesianDPS, Plan
 from .sampler import Recipe, WeightSampler, plain
 from .tasks import IGNORED, adamw
 
-DATA = [
-    Data("CookDial", "MIT", "400 questions and answers of a mixture, 64 of the target, 128 held out"),
-    Data("WikiText-2", "CC BY-SA 3.0", "200 continuations of the mixture"),
-]
-Row = dict[str, list[int]]
-"""``input_ids`` and ``labels``, which are -100 on the prompt."""
-RIGHT, WRONG, IRRELEVANT = 0, 1, 2
 BATCH, RATE, KEEP = 8, 5e-4, 1 / 3
 """Rows of each set a step, AdamW's rate for LoRA, and the share of the mixture that is right."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of rows and steps."""
-
-    third: int = 200
-    target: int = 64
-    held_out: int = 128
-    tokens: int = 96
-    steps: int = 300
-
-
 SEEDS = 2
-QUICK = Sizes(third=8, target=8, held_out=8, tokens=32, steps=3)
-
-
-# --- rows -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What one seed trains on and is tested on; no dialogue is in two of the three sets."""
-
-    train: list[Row]
-    kind: Tensor
-    """(N,) RIGHT, WRONG or IRRELEVANT."""
-    target: list[Row]
-    held_out: list[Row]
-
-
-def read_rows(data: Path, tokenizer: Any, sizes: Sizes, seed: int) -> Rows:
-    """The rows of a seed. InputError where ``data`` lacks the dialogues or WikiText."""
-    dialogues = sorted((data / "procedures" / "cookdial" / "dialog").glob("*.json"))
-    wiki = data / "wikitext-2" / "valid.txt"
-    if not dialogues or not wiki.is_file():
-        raise InputError(
-            f"--data {data}: --base language=... needs procedures/cookdial/dialog/*.json and "
-            "wikitext-2/valid.txt there."
-        )
-    dice = torch.Generator().manual_seed(seed)
-    known: set[str] = set()
-    wanted = [sizes.target, sizes.held_out, 2 * sizes.third]
-    sets: list[list[tuple[str, str]]] = [[], [], []]
-    for i in torch.randperm(len(dialogues), generator=dice).tolist():
-        place = next((p for p in range(3) if len(sets[p]) < wanted[p]), None)
-        if place is not None:  # each answer once, so that another question's is never the same
-            found = [pair for pair in pairs(dialogues[i]) if pair[1] not in known]
-            found = list({answer: (question, answer) for question, answer in found}.values())
-            known |= {answer for _, answer in found}
-            sets[place] += found
-    if any(len(s) < w for s, w in zip(sets, wanted, strict=True)):
-        raise InputError(f"--data {data}: too few dialogues in procedures/cookdial.")
-    target, held_out, mixture = (
-        [s[i] for i in torch.randperm(len(s), generator=dice)[:w].tolist()]
-        for s, w in zip(sets, wanted, strict=True)
-    )
-    right, questions = mixture[: sizes.third], mixture[sizes.third :]
-    answers = questions[1:] + questions[:1]
-    wrong = [(question, answer) for (question, _), (_, answer) in zip(questions, answers)]
-    irrelevant = continuations(wiki.read_text("utf-8"), right, dice)
-
-    def encoded(rows: Sequence[tuple[str, str]]) -> list[Row]:
-        return [encode(tokenizer, prompt, answer, sizes.tokens) for prompt, answer in rows]
-
-    kind = torch.arange(3).repeat_interleave(sizes.third)
-    return Rows(
-        encoded([*right, *wrong, *irrelevant]), kind, encoded(target), encoded(held_out)
-    )
-
-
-def pairs(dialogue: Path) -> list[tuple[str, str]]:
-    """Questions of the person in a dialogue, and the answer that follows each."""
-    turns = json.loads(dialogue.read_text("utf-8"))["messages"]
-    return [
-        (f"{a['utterance'].strip()}\n", b["utterance"].strip())
-        for a, b in zip(turns, turns[1:])
-        if not a["bot"] and b["bot"] and "?" in a["utterance"]
-    ]
-
-
-def continuations(
-    text: str, like: Sequence[tuple[str, str]], dice: torch.Generator
-) -> list[tuple[str, str]]:
-    """Starts of paragraphs and how they go on, as many words each as the pairs ``like``: the
-    length of a row says nothing of its kind."""
-    for mark in ("-", ",", "."):
-        text = text.replace(f" @{mark}@ ", mark)
-    paragraphs = [p.split() for p in text.splitlines() if p.strip() and not p.startswith(" =")]
-    longest = max(len(a.split()) + len(b.split()) for a, b in like)
-    paragraphs = [p for p in paragraphs if len(p) > longest]
-    found = []
-    for i, (a, b) in zip(torch.randperm(len(paragraphs), generator=dice).tolist(), like):
-        start, words = len(a.split()), len(b.split())
-        found.append(
-            (" ".join(paragraphs[i][:start]), " " + " ".join(paragraphs[i][start : start + words]))
-        )
-    if len(found) < len(like):
-        raise InputError("wikitext-2/valid.txt has too few paragraphs.")
-    return found
-
-
-def encode(tokenizer: Any, prompt: str, answer: str, most: int) -> Row:
-    """A row of at most ``most`` tokens, of which the prompt has at most half; labels are the answer
-    and the end."""
-    before = tokenizer(prompt, add_special_tokens=False)["input_ids"][: most // 2]
-    after = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    after = after[: most - len(before)]
-    return {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -205,7 +90,7 @@ class Stack:
         labels = torch.full((len(rows), max(sizes)), IGNORED)
         for i, row in enumerate(rows):
             labels[i, : sizes[i]] = torch.tensor(row["labels"])
-        packed = torch.cat([torch.tensor(row["labels"][1:] + [IGNORED]) for row in rows])
+        packed = torch.cat([torch.tensor([*row["labels"][1:], IGNORED]) for row in rows])
         return {
             "labels": labels,
             "inputs_embeds": torch.cat([self.below(row["input_ids"]) for row in rows])[None],
@@ -436,9 +321,7 @@ class Runs:
 # --- the whole ------------------------------------------------------------------------------------
 
 
-def runs(
-    base: Path, data: Path, work: Path, sizes: Sizes, seeds: Sequence[int]
-) -> dict[int, Runs]:
+def runs(base: Path, data: Path, work: Path, sizes: Sizes, seeds: Sequence[int]) -> dict[int, Runs]:
     """Of each seed, kept in a folder of ``work`` that says which model and settings they are of."""
     facts = hashlib.blake2b(repr((sizes, BATCH, RATE, KEEP)).encode(), digest_size=6)
     for weights in sorted(base.glob("*.safetensors")):
