@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ from .tasks import IGNORED, adamw
 
 BATCH, RATE, KEEP = 8, 5e-4, 1 / 3
 """Rows of each set a step, AdamW's rate for LoRA, and the share of the mixture that is right."""
-SEEDS = 2
+SEEDS, KEPT_EVERY = 2, 25
+"""Seeds, and steps after which the state of an unfinished row is written."""
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -100,7 +102,8 @@ class Stack:
 
     def adapted(self, seed: int) -> nn.Module:
         """A copy with LoRA on every linear layer, of the seed's first weights."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft is behind transformers
             torch.manual_seed(seed)
             config = self.peft.LoraConfig(
                 r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
@@ -229,7 +232,7 @@ class Runs:
             ids, others = plan.rows_of(sampler.step_number)
             batch = [train[i] for i in ids] + [target[i] for i in others]
             joint.step(ids, self.stack.collate(batch), len(others))
-            if sampler.step_number % 25 == 0:
+            if sampler.step_number % KEPT_EVERY == 0:
                 now = spent + time.process_time() - began
                 save_tensors(file, {**joint.state(), "spent": now})
         scores = -losses_of(net, self.stack, self.rows.train) if scored else None
@@ -267,7 +270,7 @@ class Runs:
 
     def trainer(self, file: Path) -> Found:
         """The method in transformers' Trainer."""
-        from transformers import TrainingArguments
+        from transformers import PrinterCallback, TrainingArguments
         from transformers.trainer_utils import get_last_checkpoint
 
         from .integration import WeightedTrainer
@@ -283,10 +286,11 @@ class Runs:
             args=TrainingArguments(
                 str(folder), max_steps=self.sizes.steps, per_device_train_batch_size=BATCH,
                 learning_rate=RATE, lr_scheduler_type="cosine", weight_decay=0.01, max_grad_norm=0,
-                save_steps=50, save_total_limit=1, bf16=True, use_cpu=True, report_to=[],
+                save_steps=KEPT_EVERY, save_total_limit=1, bf16=True, use_cpu=True, report_to=[],
                 disable_tqdm=True, logging_strategy="no", seed=self.seed,
             ),
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         trainer.train(last)
         net = trainer.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
         seconds = (time.process_time() - began) * self.sizes.steps / (self.sizes.steps - done)
