@@ -2,9 +2,9 @@
 
 A mixture of questions with their own answers, questions with another question's answer (CookDial)
 and continuations of WikiText; the target: right pairs of other dialogues. What is trained is LoRA
-on the upper fifth of the model's layers. The layers below are frozen, so what they give a row is
-computed once (``Stack``). Each row of the table is kept in a work folder, under a digest of the
-model and the settings: a finished one is not run again, an interrupted one goes on.
+on the upper fifth of the model's layers (``stack.py``), in bfloat16. Each row of the table is kept
+in a work folder, under a digest of the model and the settings: a finished one is not run again, an
+interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import hashlib
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,10 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zoo.errors import MissingDependencyError
 from zoo.experiment import Book
 from zoo.weights import load_tensors, save_tensors
 
@@ -35,106 +31,13 @@ from .instructions import IRRELEVANT, RIGHT, WRONG, Row, Rows, Sizes, read_rows
 from .joint import Joint
 from .model import BayesianDPS, Plan
 from .sampler import Recipe, WeightSampler, plain
-from .tasks import IGNORED, adamw
+from .stack import Stack, answer_loss, forward, losses_of
+from .tasks import adamw
 
 BATCH, RATE, KEEP = 8, 5e-4, 1 / 3
 """Rows of each set a step, AdamW's rate for LoRA, and the share of the mixture that is right."""
 SEEDS, KEPT_EVERY = 2, 25
 """Seeds, and steps after which the state of an unfinished row is written."""
-
-
-# --- the model ------------------------------------------------------------------------------------
-
-
-class Stack:
-    """The upper fifth of a causal language model, on what the frozen layers below give each row."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            import peft
-            import transformers
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(
-                "--base language=... needs transformers and peft. Run: "
-                "pip install 'edgezoo[bench]'",
-                name=str(error.name),
-            ) from error
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.net = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
-        ).eval()
-        self.peft = peft
-        layers = self.net.model.layers
-        self.cut = 4 * len(layers) // 5
-        self.lower = deepcopy(self.net.model)
-        self.lower.layers = self.lower.layers[: self.cut + 1]
-        self.net.model.layers = layers[self.cut :]
-        self.hidden: dict[tuple[int, ...], Tensor] = {}
-
-    @torch.no_grad()
-    def below(self, ids: Sequence[int]) -> Tensor:
-        """(T,d) what the upper layers take."""
-        key = tuple(ids)
-        if key not in self.hidden:
-            found = self.lower(
-                input_ids=torch.tensor([key]), output_hidden_states=True, use_cache=False
-            )
-            self.hidden[key] = found.hidden_states[self.cut][0].clone()
-        return self.hidden[key]
-
-    def collate(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
-        """Rows one after the other, without padding: positions start anew with each, and attention
-        stays within a row. Logits are computed where an answer's token is next.
-
-        ``labels`` (B,T) are padded by -100.
-        """
-        sizes = [len(row["input_ids"]) for row in rows]
-        labels = torch.full((len(rows), max(sizes)), IGNORED)
-        for i, row in enumerate(rows):
-            labels[i, : sizes[i]] = torch.tensor(row["labels"])
-        packed = torch.cat([torch.tensor([*row["labels"][1:], IGNORED]) for row in rows])
-        return {
-            "labels": labels,
-            "inputs_embeds": torch.cat([self.below(row["input_ids"]) for row in rows])[None],
-            "position_ids": torch.cat([torch.arange(size) for size in sizes])[None],
-            "logits_to_keep": (packed != IGNORED).nonzero()[:, 0],
-        }
-
-    def adapted(self, seed: int) -> nn.Module:
-        """A copy with LoRA on every linear layer, of the seed's first weights."""
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft is behind transformers
-            torch.manual_seed(seed)
-            config = self.peft.LoraConfig(
-                r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"
-            )
-            net: nn.Module = self.peft.get_peft_model(deepcopy(self.net), config)
-            net.config.use_cache = False  # type: ignore[union-attr]
-            return net
-
-
-def answer_loss(output: Any, batch: Any) -> Tensor:
-    """(B,) mean negative log-likelihood of the answer's tokens, in nats."""
-    wanted = batch["labels"][:, 1:]
-    counted = wanted != IGNORED
-    losses = torch.zeros(wanted.shape, device=wanted.device)
-    losses[counted] = functional.cross_entropy(
-        output.logits[0].float(), wanted[counted], reduction="none"
-    )
-    return losses.sum(1) / counted.sum(1).clamp_min(1)
-
-
-def forward(net: Callable[..., Any], batch: Any) -> Tensor:
-    """(B,) losses of a batch of ``Stack.collate``."""
-    return answer_loss(net(**{k: v for k, v in batch.items() if k != "labels"}), batch)
-
-
-def losses_of(net: nn.Module, stack: Stack, rows: Sequence[Row]) -> Tensor:
-    """(N,) of rows, in float32."""
-    net.eval()
-    with torch.no_grad():
-        parts = [rows[i : i + 16] for i in range(0, len(rows), 16)]
-        return torch.cat([forward(net, stack.collate(part)) for part in parts])
 
 
 # --- rows of the table ----------------------------------------------------------------------------
@@ -254,16 +157,17 @@ class Runs:
         """The method on the token rows, by ``fit``."""
         import zoo
 
-        net, began = self.stack.adapted(self.seed), time.process_time()
-        resumed = file.is_file()
-        done = int(load_tensors(file)["sampler.counts"]) if resumed else 0
+        rows, net = self.rows, self.stack.adapted(self.seed)
+        done = int(load_tensors(file)["sampler.counts"]) if file.is_file() else 0
+        done %= self.sizes.steps  # one that was at its end starts anew: its seconds are not known
+        began = time.process_time()
         made = zoo.load("bayesian-dps", keep=KEEP, device="cpu", dtype="bfloat16")
         assert isinstance(made, BayesianDPS)
         made.fit(
-            self.rows.train, self.rows.target, model=net, loss=answer_loss,
+            rows.train, rows.target, model=net, loss=answer_loss,
             collate=self.stack.collate, lr=RATE, batch=BATCH, target_batch=BATCH, seed=self.seed,
-            epochs=math.ceil(self.sizes.steps * BATCH / len(self.rows.train)), checkpoint=file,
-            resume=resumed,
+            epochs=math.ceil(self.sizes.steps * BATCH / len(rows.train)), checkpoint=file,
+            resume=done > 0,
         )  # fmt: skip
         seconds = (time.process_time() - began) * self.sizes.steps / (self.sizes.steps - done)
         return self.cells(net, seconds, torch.from_numpy(made.weights))
@@ -275,12 +179,12 @@ class Runs:
 
         from .integration import WeightedTrainer
 
-        folder, began = file.with_suffix(""), time.process_time()
+        rows, net, folder = self.rows, self.stack.adapted(self.seed), file.with_suffix("")
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        done = int(last.rpartition("-")[2]) if last else 0
-        net = self.stack.adapted(self.seed)
+        done = int(last.rpartition("-")[2]) % self.sizes.steps if last else 0
+        began = time.process_time()
         trainer = WeightedTrainer(
-            model=net, train_dataset=self.rows.train, target_dataset=self.rows.target,
+            model=net, train_dataset=rows.train, target_dataset=rows.target,
             data_collator=self.stack.collate, loss=answer_loss, target_batch_size=BATCH,
             recipe=Recipe(keep=KEEP, temperature=0),
             args=TrainingArguments(
@@ -291,7 +195,7 @@ class Runs:
             ),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        trainer.train(last)
+        trainer.train(last if done else None)
         net = trainer.accelerator.unwrap_model(net, keep_fp32_wrapper=False)
         seconds = (time.process_time() - began) * self.sizes.steps / (self.sizes.steps - done)
         return self.cells(net, seconds, trainer.sampler.mean)
