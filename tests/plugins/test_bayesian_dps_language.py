@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from zoo_bayesian_dps import instructions, language
+from zoo_bayesian_dps import bench, instructions, language
 from zoo_bayesian_dps.instructions import IRRELEVANT, RIGHT, Rows, Sizes
 from zoo_bayesian_dps.joint import Joint
 from zoo_bayesian_dps.stack import Stack, losses_of
 
+import zoo
+from zoo import bench as records
 from zoo.errors import InputError
-from zoo.experiment import Book
+from zoo.experiment import Book, decide_again
 
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
@@ -188,3 +191,29 @@ def test_an_interrupted_row_goes_on_to_the_same_end(
         assert again.cells[column] == pytest.approx(whole.cells[column], abs=1e-4)
     assert again.scores == pytest.approx(whole.scores, abs=1e-4) if whole.scores else True
     assert again.cells[language.SECONDS] > 0
+
+
+def test_the_benchmark_measures_it_where_a_language_model_is_given(
+    tmp_path: Path, data: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other experiments left out; ``work`` keeps the rows."""
+    monkeypatch.setattr(bench, "ROWS", {})
+    monkeypatch.setattr(bench, "Rows", lambda *_: SimpleNamespace(kinds=("raw",)))
+    for name in ("cost", "claim"):
+        monkeypatch.setattr(bench, name, lambda *_: None)
+    monkeypatch.setattr(bench, "picture", lambda path, *_: path.write_bytes(b""))
+
+    def measured(**options: Any) -> Any:
+        return records.run(
+            zoo.info("bayesian-dps"), command="zoo bench", out=tmp_path, data=data, quick=True,
+            device="cpu", options={"work": str(tmp_path / "work")}, **options,
+        )  # fmt: skip
+
+    found = measured(base={"language": llama})
+    assert language.AUROC_WRONG in found["table"][language.OURS]
+    assert {d["name"] for d in found["data"]} == {"CIFAR-10", "CookDial", "WikiText-2"}
+    claims = {claim["id"]: claim["holds"] for claim in found["claims"]}
+    assert claims["language-wrong-answers"] is None  # one seed cannot tell
+    assert [asdict(claim) for claim in decide_again(found)] == found["claims"]
+    assert len([*(tmp_path / "work").glob("language-*/0-*.json")]) == 8
+    assert not measured()["claims"]
