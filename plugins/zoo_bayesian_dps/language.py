@@ -29,7 +29,8 @@ from zoo.weights import load_tensors, save_tensors
 from .baselines import Unrolled, auroc, kept_bytes
 from .instructions import IRRELEVANT, RIGHT, WRONG, Row, Rows, Sizes, read_rows
 from .joint import Joint
-from .model import BayesianDPS, Plan
+from .model import BayesianDPS
+from .run import Plan
 from .sampler import Recipe, WeightSampler, plain
 from .stack import Stack, answer_loss, forward, losses_of
 from .tasks import adamw
