@@ -34,12 +34,12 @@ RIGHT, WRONG, IRRELEVANT = 0, 1, 2
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of rows and steps."""
+    """Numbers of rows, of their tokens, and of steps."""
 
     third: int = 200
     target: int = 64
     held_out: int = 128
-    tokens: int = 96
+    tokens: int = 32
     steps: int = 300
 
 
@@ -58,7 +58,8 @@ class Rows:
 
 
 def read_rows(data: Path, tokenizer: Any, sizes: Sizes, seed: int) -> Rows:
-    """The rows of a seed. InputError where ``data`` lacks the dialogues or WikiText."""
+    """The rows of a seed, from pairs that fit in ``sizes.tokens``. InputError where ``data`` lacks
+    the dialogues or WikiText."""
     dialogues = sorted((data / "procedures" / "cookdial" / "dialog").glob("*.json"))
     wiki = data / "wikitext-2" / "valid.txt"
     if not dialogues or not wiki.is_file():
@@ -66,6 +67,10 @@ def read_rows(data: Path, tokenizer: Any, sizes: Sizes, seed: int) -> Rows:
             f"--data {data}: --base language=... needs procedures/cookdial/dialog/*.json and "
             "wikitext-2/valid.txt there."
         )
+
+    def fits(pair: tuple[str, str]) -> bool:
+        return len(encode(tokenizer, *pair, 4096)["input_ids"]) <= sizes.tokens
+
     dice = torch.Generator().manual_seed(seed)
     known: set[str] = set()
     wanted = [sizes.target, sizes.held_out, 2 * sizes.third]
@@ -73,7 +78,7 @@ def read_rows(data: Path, tokenizer: Any, sizes: Sizes, seed: int) -> Rows:
     for i in torch.randperm(len(dialogues), generator=dice).tolist():
         place = next((p for p in range(3) if len(sets[p]) < wanted[p]), None)
         if place is not None:  # each answer once, so that another question's is never the same
-            found = [pair for pair in pairs(dialogues[i]) if pair[1] not in known]
+            found = [pair for pair in pairs(dialogues[i]) if pair[1] not in known and fits(pair)]
             found = list({answer: (question, answer) for question, answer in found}.values())
             known |= {answer for _, answer in found}
             sets[place] += found
@@ -127,9 +132,9 @@ def continuations(
 
 
 def encode(tokenizer: Any, prompt: str, answer: str, most: int) -> Row:
-    """A row of at most ``most`` tokens, of which the prompt has at most half; labels are the answer
-    and the end."""
-    before = tokenizer(prompt, add_special_tokens=False)["input_ids"][: most // 2]
+    """A row of at most ``most`` tokens, of which the prompt has at most three quarters; labels are
+    the answer and the end."""
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"][: 3 * most // 4]
     after = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     after = after[: most - len(before)]
     return {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}

@@ -35,7 +35,7 @@ from .sampler import Recipe, WeightSampler, plain
 from .stack import Stack, answer_loss, forward, losses_of
 from .tasks import adamw
 
-BATCH, RATE, KEEP = 8, 5e-4, 1 / 3
+BATCH, RATE, KEEP = 8, 1e-4, 1 / 3
 """Rows of each set a step, AdamW's rate for LoRA, and the share of the mixture that is right."""
 SEEDS, KEPT_EVERY = 2, 25
 """Seeds, and steps after which the state of an unfinished row is written."""

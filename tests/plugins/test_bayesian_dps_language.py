@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                       {"bot": True, "utterance": "welcome"}]  # fmt: skip
         (dialogues / f"{d:03}.1.json").write_text(json.dumps({"messages": turns}), "utf-8")
     (root / "wikitext-2").mkdir()
-    numbers = "\n".join(" ".join(str(10 * i + j) for j in range(12)) for i in range(12))
+    numbers = "\n".join(" ".join(str(1000 * i + j) for j in range(12)) for i in range(12))
     (root / "wikitext-2" / "valid.txt").write_text(f" = Title = \n{numbers}\n", "utf-8")
     return root
 
@@ -94,12 +94,13 @@ def test_the_rows_are_what_their_kind_says(rows: Rows, stack: Stack) -> None:
     assert sum(map(len, places)) == len(set.union(*places))
 
 
-def test_rows_are_cut_and_repeat(data: Path, stack: Stack, rows: Rows) -> None:
+def test_rows_fit_and_repeat(data: Path, stack: Stack, rows: Rows) -> None:
     again = instructions.read_rows(data, stack.tokenizer, SIZES, seed=0)
     assert (again.train, again.target) == (rows.train, rows.target)
-    other = instructions.read_rows(data, stack.tokenizer, replace(SIZES, tokens=12), seed=1)
-    assert max(len(row["input_ids"]) for row in other.train) == 12
-    assert all(1 <= row["labels"].count(-100) <= 6 for row in other.train)
+    other = instructions.read_rows(data, stack.tokenizer, replace(SIZES, tokens=24), seed=1)
+    assert {len(row["input_ids"]) for row in other.train} == {24}  # of pairs that just fit
+    with pytest.raises(InputError, match="too few dialogues"):
+        instructions.read_rows(data, stack.tokenizer, replace(SIZES, tokens=23), seed=1)
     with pytest.raises(InputError, match="cookdial/dialog"):
         instructions.read_rows(data / "procedures", stack.tokenizer, SIZES, seed=0)
     with pytest.raises(InputError, match="too few dialogues"):
