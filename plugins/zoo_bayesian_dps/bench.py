@@ -31,9 +31,9 @@ from .baselines import (
     start,
 )
 from .joint import Joint, adam
+from .networks import ConvNet
 from .real import Encoder, features
 from .sampler import Recipe, WeightSampler
-from .tasks import ConvNet
 
 OURS, MIXING, TARGET, CLEANLAB = "bayesian-dps", "train + target", "target only", "cleanlab"
 SYMMETRIC, PAIRS, CLEAN = "symmetric noise", "pair noise", "no noise"

@@ -34,6 +34,7 @@ from . import tasks
 from .data import called, check_classes, numbered, some_of
 from .issues import wrong
 from .joint import adam
+from .networks import BUNDLED
 from .run import Plan, Run, whole
 from .sampler import Recipe
 
@@ -144,7 +145,7 @@ class BayesianDPS(DataSelector):
             self._trained.net.save_pretrained(folder / "network")  # type: ignore[operator]
             if self._trained.processor is not None:
                 self._trained.processor.save_pretrained(folder / "network")
-        elif self._trained.kind in tasks.BUNDLED:
+        elif self._trained.kind in BUNDLED:
             save_tensors(folder / NETWORK, self._trained.net.state_dict())
 
     @property
@@ -154,8 +155,8 @@ class BayesianDPS(DataSelector):
         if self._trained is not None:
             return self._trained.net
         made = self.config.get("network", {})
-        if self._folder is not None and made.get("kind") in tasks.BUNDLED:
-            build = tasks.BUNDLED[made["kind"]]
+        if self._folder is not None and made.get("kind") in BUNDLED:
+            build = BUNDLED[made["kind"]]
             file = self._folder / NETWORK
             return load_module(lambda: build(**made["config"]), file, device=self._device)
         if self._folder is not None and (self._folder / "network").is_dir():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from zoo_bayesian_dps import baselines, bench, tasks
+from zoo_bayesian_dps import baselines, bench, networks, tasks
 from zoo_bayesian_dps.sampler import Recipe, WeightSampler
 
 import zoo
@@ -233,7 +233,7 @@ def toy(seed: int = 0) -> baselines.Task:
     noisy = torch.where(wrong, 1 - y[:160], y[:160])
     return baselines.Task(
         x[:160], noisy, x[160:190], y[160:190], x[190:], y[190:], ~wrong,
-        lambda: tasks.MLP(6, 2, 16), classes=2,
+        lambda: networks.MLP(6, 2, 16), classes=2,
     )  # fmt: skip
 
 
@@ -262,7 +262,7 @@ def test_knn_shapley_is_the_mean_marginal_over_all_orders() -> None:
     x, y = torch.randn(5, 3, generator=dice), torch.tensor([0, 1, 0, 1, 1])
     target, wanted = torch.randn(2, 3, generator=dice), torch.tensor([1, 0])
     task = baselines.Task(
-        x, y, target, wanted, target, wanted, torch.ones(5).bool(), lambda: tasks.MLP(3, 2), 2
+        x, y, target, wanted, target, wanted, torch.ones(5).bool(), lambda: networks.MLP(3, 2), 2
     )
     flat = (x - x.mean(0)) / (x.std(0) + 1e-6)
     near = torch.cdist((target - x.mean(0)) / (x.std(0) + 1e-6), flat)
@@ -386,7 +386,7 @@ def test_the_step_costs_no_more_than_its_bound_allows_a_busy_machine() -> None:
     """Loosely: the benchmark has the numbers. Memory is counted, so exact."""
     x, y = torch.rand(128, 3, 32, 32), torch.arange(128) % 10
     task = baselines.Task(
-        x[:64], y[:64], x[64:], y[64:], x, y, torch.ones(64).bool(), lambda: tasks.ConvNet(10)
+        x[:64], y[:64], x[64:], y[64:], x, y, torch.ones(64).bool(), lambda: networks.ConvNet(10)
     )
     alone, ours = bench.stepper(task, None, 64), bench.stepper(task, Recipe(), 64)
     unrolled = bench.unrolled_stepper(task)
