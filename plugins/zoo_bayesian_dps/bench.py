@@ -118,7 +118,7 @@ def bench(request: BenchRequest) -> Results:
     with one_thread(), tempfile.TemporaryDirectory() as scratch:
         work = Path(request.options.get("work") or scratch)
         texts = {} if language_model is None else language.runs(
-            language_model, request.data, work,
+            request, language_model, work,
             instructions.QUICK if quick else instructions.Sizes(), seeds[: language.SEEDS],
         )  # fmt: skip
         rows = Rows(

@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zoo.experiment import Book
+from zoo.experiment import Book, load
+from zoo.hookspecs import BenchRequest
 from zoo.weights import load_tensors, save_tensors
 
 from .baselines import Unrolled, auroc, kept_bytes
@@ -66,9 +67,15 @@ class Runs:
     """The table's rows for one seed, and ``MEMORY``, each run once and kept in ``folder``."""
 
     def __init__(
-        self, make: Callable[[], Stack], data: Path, folder: Path, sizes: Sizes, seed: int
+        self,
+        request: BenchRequest,
+        make: Callable[[], Stack],
+        folder: Path,
+        sizes: Sizes,
+        seed: int,
     ) -> None:
-        self.make, self.data, self.folder, self.sizes, self.seed = make, data, folder, sizes, seed
+        self.request = replace(request, device="cpu", bases={})
+        self.make, self.folder, self.sizes, self.seed = make, folder, sizes, seed
         self.rows_of: Mapping[str, Callable[[Path], Found]] = {
             TARGET: lambda file: self.trained(self.rows.target, [], file, scored=True),
             OURS: self.ours,
@@ -97,7 +104,8 @@ class Runs:
 
     @cached_property
     def rows(self) -> Rows:
-        rows = read_rows(self.data, self.stack.tokenizer, self.sizes, self.seed)
+        assert self.request.data is not None
+        rows = read_rows(self.request.data, self.stack.tokenizer, self.sizes, self.seed)
         for row in [*rows.train, *rows.target, *rows.held_out]:
             self.stack.below(row["input_ids"])
         return rows
@@ -156,13 +164,11 @@ class Runs:
 
     def ours(self, file: Path) -> Found:
         """The method on the token rows, by ``fit``."""
-        import zoo
-
         rows, net = self.rows, self.stack.adapted(self.seed)
         done = int(load_tensors(file)["sampler.counts"]) if file.is_file() else 0
         done %= self.sizes.steps  # one that was at its end starts anew: its seconds are not known
         began = time.process_time()
-        made = zoo.load("bayesian-dps", keep=KEEP, device="cpu", dtype="bfloat16")
+        made = load(self.request, keep=KEEP, dtype="bfloat16")
         assert isinstance(made, BayesianDPS)
         made.fit(
             rows.train, rows.target, model=net, loss=answer_loss,
@@ -230,7 +236,9 @@ class Runs:
 # --- the whole ------------------------------------------------------------------------------------
 
 
-def runs(base: Path, data: Path, work: Path, sizes: Sizes, seeds: Sequence[int]) -> dict[int, Runs]:
+def runs(
+    request: BenchRequest, base: Path, work: Path, sizes: Sizes, seeds: Sequence[int]
+) -> dict[int, Runs]:
     """Of each seed, kept in a folder of ``work`` that says which model and settings they are of."""
     facts = hashlib.blake2b(repr((sizes, BATCH, RATE, KEEP)).encode(), digest_size=6)
     for weights in sorted(base.glob("*.safetensors")):
@@ -238,7 +246,7 @@ def runs(base: Path, data: Path, work: Path, sizes: Sizes, seeds: Sequence[int])
             facts.update(hashlib.file_digest(opened, "sha256").digest())
     folder = work / f"language-{facts.hexdigest()}"
     stack = cache(lambda: Stack(base))
-    return {seed: Runs(stack, data, folder, sizes, seed) for seed in seeds}
+    return {seed: Runs(request, stack, folder, sizes, seed) for seed in seeds}
 
 
 def measure(book: Book, made: Mapping[int, Runs], advance: Callable[[], object]) -> None:

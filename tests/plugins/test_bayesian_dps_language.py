@@ -19,6 +19,7 @@ import zoo
 from zoo import bench as records
 from zoo.errors import InputError
 from zoo.experiment import Book, decide_again
+from zoo.hookspecs import BenchRequest
 
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
@@ -48,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                       {"bot": True, "utterance": "welcome"}]  # fmt: skip
         (dialogues / f"{d:03}.1.json").write_text(json.dumps({"messages": turns}), "utf-8")
     (root / "wikitext-2").mkdir()
-    numbers = "\n".join(" ".join(str(1000 * i + j) for j in range(12)) for i in range(12))
+    numbers = "\n".join(" ".join(str(1000 + 100 * i + j) for j in range(12)) for i in range(12))
     (root / "wikitext-2" / "valid.txt").write_text(f" = Title = \n{numbers}\n", "utf-8")
     return root
 
@@ -121,7 +122,8 @@ def test_packed_rows_have_the_whole_models_losses(llama: Path, rows: Rows, stack
 
 
 def runs(folder: Path, data: Path, llama: Path, seeds: list[int]) -> dict[int, language.Runs]:
-    return language.runs(llama, data, folder, SIZES, seeds)
+    request = BenchRequest(entry=zoo.info("bayesian-dps"), out=folder, data=data)
+    return language.runs(request, llama, folder, SIZES, seeds)
 
 
 def test_every_row_is_measured_once(
