@@ -27,11 +27,15 @@ def test_each_interface_with_a_ready_model_has_one() -> None:
         assert f"`{path.name}`" in page
 
 
+PEFT = "ignore:`is_gradient_checkpointing`:FutureWarning"
+"""What peft asks of transformers under an old name."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_it_runs_and_the_model_does_better(path, tmp_path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(path)],
+        [sys.executable, "-W", "error", "-W", PEFT, str(path)],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -44,7 +44,7 @@ class Task:
     build: Callable[[], nn.Module]
     classes: int = 10
 
-    def loss(self, net: nn.Module, batch: Any) -> Tensor:
+    def loss(self, net: Callable[..., Any], batch: Any) -> Tensor:
         """(B,) cross-entropy."""
         return functional.cross_entropy(net(batch[0]), batch[1], reduction="none")
 
@@ -63,6 +63,8 @@ class Run:
 
 
 Method = Callable[[Task, int], Run]
+Loss = Callable[[Callable[..., Any], Any], Tensor]
+"""(network, batch) -> losses (B,)."""
 
 
 def start(task: Task, seed: int) -> nn.Module:
@@ -276,19 +278,23 @@ class Unrolled:
     """One step of training is unrolled, and the target's loss after it is differentiated by a logit
     for each row: theta' = theta - eta grad (1/B) sum w_i l_i, then dL_target(theta')/da."""
 
-    def __init__(self, task: Task, net: nn.Module, lr: float = 10.0, eta: float = 0.02) -> None:
-        self.task, self.net, self.lr, self.eta = task, net, lr, eta
-        self.a = torch.zeros(len(task.x))
+    def __init__(
+        self, loss: Loss, net: nn.Module, n: int, lr: float = 10.0, eta: float = 0.02
+    ) -> None:
+        """``n``: training rows."""
+        self.loss, self.net, self.lr, self.eta = loss, net, lr, eta
+        self.a = torch.zeros(n)
         self.optimiser = torch.optim.SGD(net.parameters(), lr=eta, momentum=0.9)
 
     def gradient(self, ids: Tensor, batch: Any, target: Any) -> Tensor:
         """dL_target(theta')/da of the rows ``ids``."""
-        params: dict[str, Tensor] = dict(self.net.named_parameters())
+        params: dict[str, Tensor] = {
+            k: p for k, p in self.net.named_parameters() if p.requires_grad
+        }
         a = self.a[ids].requires_grad_()
 
         def loss(params: dict[str, Tensor], part: Any) -> Tensor:
-            output: Tensor = functional_call(self.net, params, (part[0],))
-            return functional.cross_entropy(output, part[1], reduction="none")
+            return self.loss(lambda *x, **xs: functional_call(self.net, params, x, xs), part)
 
         inner = (a.sigmoid() * loss(params, batch)).mean()
         grads = torch.autograd.grad(inner, list(params.values()), create_graph=True)
@@ -301,15 +307,16 @@ class Unrolled:
         self.a[ids] -= self.lr * self.gradient(ids, batch, target)
         self.optimiser.zero_grad()
         w = self.a[ids].sigmoid()
-        losses = (w * self.task.loss(self.net, batch)).mean()
-        (losses + 0.1 * self.task.loss(self.net, target).mean()).backward()
+        losses = (w * self.loss(self.net, batch)).mean()
+        (losses + 0.1 * self.loss(self.net, target).mean()).backward()
         self.optimiser.step()
 
 
 def bilevel(task: Task, seed: int) -> Run:
     """As many steps of it as the method makes."""
     began = time.process_time()
-    made, dice = Unrolled(task, start(task, seed)), torch.Generator().manual_seed(seed)
+    made = Unrolled(task.loss, start(task, seed), len(task.x))
+    dice = torch.Generator().manual_seed(seed)
     for _ in range(EPOCHS):
         for ids in torch.randperm(len(task.x), generator=dice).split(BATCH):
             others = torch.randint(len(task.target_x), (TARGET_BATCH,), generator=dice)
@@ -340,6 +347,33 @@ def calibration(sampler: WeightSampler, good: Tensor) -> tuple[float, float, flo
     bins = (p * 10).long().clamp_max(9)
     error = sum(abs(float((p[bins == b] - 1 + truth[bins == b]).sum())) for b in range(10)) / len(p)
     return ratio, 100 * error, 100 * float(p.sum() / (~good).sum().clamp_min(1))
+
+
+def kept_bytes(step: Callable[[], Any]) -> int:
+    """Most bytes kept for backward passes at one moment of a step, parameters included."""
+    alive: dict[int, int] = {}
+    counts: dict[int, int] = {}
+    most = 0
+
+    class Kept:
+        """A saved tensor that counts while it lives."""
+
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal most
+            self.tensor = tensor
+            self.key = tensor.untyped_storage().data_ptr()
+            counts[self.key] = counts.get(self.key, 0) + 1
+            alive[self.key] = tensor.untyped_storage().nbytes()
+            most = max(most, sum(alive.values()))
+
+        def __del__(self) -> None:
+            counts[self.key] -= 1
+            if not counts[self.key]:
+                alive.pop(self.key, None)
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        step()
+    return most
 
 
 @cache

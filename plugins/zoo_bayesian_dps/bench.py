@@ -1,10 +1,12 @@
 """The claims: wrong labels, irrelevant rows and rare classes among features of CIFAR-10 by a real
-image network (``--base image=FOLDER``), or, without one, among its pixels; and the cost of a step.
+image network (``--base image=FOLDER``), or, without one, among its pixels; the cost of a step; and,
+with ``--base language=FOLDER``, instruction rows for a language model (``language.py``).
 ``--data``: a folder with ``cifar10/``. Test rows are apart from training and target rows.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,20 @@ from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Data, Metric, Results
 from zoo.progress import track
 
+from . import instructions, language
 from .baselines import (
     Task,
     Unrolled,
     auroc,
     calibration,
+    kept_bytes,
     methods,
     start,
 )
 from .joint import Joint, adam
+from .networks import ConvNet
 from .real import Encoder, features
 from .sampler import Recipe, WeightSampler
-from .tasks import ConvNet
 
 OURS, MIXING, TARGET, CLEANLAB = "bayesian-dps", "train + target", "target only", "cleanlab"
 SYMMETRIC, PAIRS, CLEAN = "symmetric noise", "pair noise", "no noise"
@@ -110,13 +114,20 @@ def bench(request: BenchRequest) -> Results:
     book, shown = Book(_smaller), {}
     kept = request.options.get("features") or None
     base = request.bases.get("image")
-    with one_thread():
+    language_model = request.bases["language"].folder if "language" in request.bases else None
+    with one_thread(), tempfile.TemporaryDirectory() as scratch:
+        work = Path(request.options.get("work") or scratch)
+        texts = {} if language_model is None else language.runs(
+            request, language_model, work,
+            instructions.QUICK if quick else instructions.Sizes(), seeds[: language.SEEDS],
+        )  # fmt: skip
         rows = Rows(
             request.data, 600 if quick else 6000, base.folder if base else None,
             Path(kept) if kept else None,
         )  # fmt: skip
         plan = [(s, k, seed) for seed in seeds for s in ROWS for k in rows.kinds]
         total = sum(len(ROWS[setting]) for setting, _, _ in plan) + 1
+        total += sum(len(made.rows_of) for made in texts.values())
         with track(total, request.progress, "bench") as advance:
             for setting, kind, seed in plan:
                 task = rows.task(setting, kind, seed, quick)
@@ -129,9 +140,13 @@ def bench(request: BenchRequest) -> Results:
                     advance()
             cost(book, rows, quick)
             advance()
+            language.measure(book, texts, advance)
     claim(book, rows.kinds)
+    if texts:
+        language.claim(book)
     picture(request.out / "weights.png", book, shown, rows.kinds[0])
     data = [Data("CIFAR-10", "research use", "up to 4,000 training and 1,500 test rows a setting")]
+    data += instructions.DATA if texts else []
     return book.results(data=data, seeds=seeds, pictures=["weights.png"])
 
 
@@ -157,7 +172,7 @@ def measure(
 
 def _smaller(column: str) -> bool:
     """Is less better?"""
-    return any(w in column for w in ("ratio", "bytes", "seconds", "error", "CPU-milli"))
+    return any(w in column for w in ("ratio", "bytes", "seconds", "error", "milli", "likelihood"))
 
 
 # --- cost -----------------------------------------------------------------------------------------
@@ -210,36 +225,9 @@ def stepper(task: Task, recipe: Recipe | None, target: int) -> Callable[[], Any]
 
 def unrolled_stepper(task: Task) -> Callable[[], Any]:
     """The same for a bi-level method."""
-    made = Unrolled(task, start(task, 0))
+    made = Unrolled(task.loss, start(task, 0), len(task.x))
     both = (task.x[:64], task.y[:64]), (task.target_x[:64], task.target_y[:64])
     return lambda: made.step(torch.arange(64), *both)
-
-
-def kept_bytes(step: Callable[[], Any]) -> int:
-    """Most bytes kept for backward passes at one moment of a step, parameters included."""
-    alive: dict[int, int] = {}
-    counts: dict[int, int] = {}
-    most = 0
-
-    class Kept:
-        """A saved tensor that counts while it lives."""
-
-        def __init__(self, tensor: Tensor) -> None:
-            nonlocal most
-            self.tensor = tensor
-            self.key = tensor.untyped_storage().data_ptr()
-            counts[self.key] = counts.get(self.key, 0) + 1
-            alive[self.key] = tensor.untyped_storage().nbytes()
-            most = max(most, sum(alive.values()))
-
-        def __del__(self) -> None:
-            counts[self.key] -= 1
-            if not counts[self.key]:
-                alive.pop(self.key, None)
-
-    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        step()
-    return most
 
 
 # --- claims ---------------------------------------------------------------------------------------

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import wraps
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
-import torch.distributed as distributed
 from torch import Tensor, nn
 
 from zoo.errors import (
@@ -26,28 +21,24 @@ from zoo.errors import (
     MissingDependencyError,
     NotReadyError,
     OptionError,
-    OutputError,
     WeightsError,
-    ZooError,
 )
 from zoo.hookspecs import BuildRequest
 from zoo.interfaces import DataSelector
 from zoo.isolation import learning
-from zoo.progress import track, whole_steps
 from zoo.tables import Table, matched, read
-from zoo.weights import check_target, load_module, load_tensors, save_tensors
+from zoo.weights import load_module, load_tensors, save_tensors
 
 from . import report as reports
 from . import tasks
 from .data import called, check_classes, numbered, some_of
-from .issues import suggested, wrong
-from .joint import Joint, adam, per_example, rate
-from .sampler import Recipe, WeightSampler, plain, together
-from .trusted import FOLDS, Learner, agreeing, teaches_less
+from .issues import wrong
+from .joint import adam
+from .networks import BUNDLED
+from .run import Plan, Run, whole
+from .sampler import Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from zoo.progress import Progress
 
 TENSORS = (
@@ -154,7 +145,7 @@ class BayesianDPS(DataSelector):
             self._trained.net.save_pretrained(folder / "network")  # type: ignore[operator]
             if self._trained.processor is not None:
                 self._trained.processor.save_pretrained(folder / "network")
-        elif self._trained.kind in tasks.BUNDLED:
+        elif self._trained.kind in BUNDLED:
             save_tensors(folder / NETWORK, self._trained.net.state_dict())
 
     @property
@@ -164,8 +155,8 @@ class BayesianDPS(DataSelector):
         if self._trained is not None:
             return self._trained.net
         made = self.config.get("network", {})
-        if self._folder is not None and made.get("kind") in tasks.BUNDLED:
-            build = tasks.BUNDLED[made["kind"]]
+        if self._folder is not None and made.get("kind") in BUNDLED:
+            build = BUNDLED[made["kind"]]
             file = self._folder / NETWORK
             return load_module(lambda: build(**made["config"]), file, device=self._device)
         if self._folder is not None and (self._folder / "network").is_dir():
@@ -226,7 +217,7 @@ class BayesianDPS(DataSelector):
         goes on with ``resume``. Raises InputError for data that cannot be used.
         """
         started = time.perf_counter()
-        seed = _whole("seed", seed, 0)
+        seed = whole("seed", seed, 0)
         share = isinstance(retrain, int | float) and not isinstance(retrain, bool)
         if retrain is not None and not (share and 0 < retrain <= 1):
             raise OptionError(f"retrain={retrain!r}: expected a share above 0 and up to 1.")
@@ -265,26 +256,26 @@ class BayesianDPS(DataSelector):
         plan = Plan.of(len(rows), len(wanted), epochs, batch, target_batch, task.kind, seed)
         task.net.to(self._device)
         first = deepcopy(task.net.state_dict()) if retrain is not None else None
-        trusted = None
+        run, trusted = Run(task, rows, wanted, plan, self._device, self._precision()), None
         if target is None:
-            trusted = self._agreeing(task, rows, plan)
+            trusted = run.agreeing()
             wanted = some_of(rows, trusted.tolist(), "target")
             plan = replace(plan, m=len(wanted), target_batch=min(plan.target_batch, len(wanted)))
+            run = replace(run, target=wanted, plan=plan)
             notes.append(
                 f"there was no trusted set: {len(wanted):,} rows whose label agrees most surely "
                 "with out-of-fold predictions took its place. Labels that are wrong in a "
                 "systematic way (two classes exchanged) agree too; a few hundred trusted rows find "
                 "those."
             )
-        elif recipe.warm_up and self._teaches_less(task, rows, wanted, plan):
+        elif recipe.warm_up and run.teaches_less():
             recipe = replace(recipe, warm_up=0.0)
             notes.append(
                 "the training set as it is teaches more than the target set alone: the network "
                 "learned from both from the start. Labels that are wrong in a systematic way need "
                 "more trusted rows than these."
             )
-        both = _Both(task, rows, wanted)
-        sampler, history = self._sample(both, task, recipe, plan, progress, checkpoint, resume)
+        sampler, history = run.sample(recipe, progress, checkpoint, resume)
         self._found = {
             "weights": sampler.mean,
             "std": sampler.std,
@@ -298,9 +289,13 @@ class BayesianDPS(DataSelector):
             assert first is not None
             task.net.load_state_dict(first)
             chosen = torch.from_numpy(self.select(fraction=retrain)).sort().values
-            history += self._retrain(both, task, chosen, plan, progress)
+            history += run.retrain(chosen, self._recipe().meta_weight, progress)
         task.net.eval()
-        self._judge(both, task, rows)
+        self._found["wrong"] = (
+            wrong(sampler.losses, task.classes) if task.classes > 1 else 1 - sampler.mean
+        )
+        if (suggested := run.suggested()) is not None:
+            self._found["suggested"] = suggested
         if trusted is not None:
             self._found["trusted"] = torch.zeros(len(rows), dtype=torch.int32)
             self._found["trusted"][trusted] = 1
@@ -358,162 +353,9 @@ class BayesianDPS(DataSelector):
             task = replace(task, loss=tasks.as_loss(loss))
         return task
 
-    def _sample(
-        self, both: _Both, task: tasks.Task, recipe: Recipe, plan: Plan, progress: Progress,
-        checkpoint: str | Path | None, resume: bool, chosen: Tensor | None = None,
-    ) -> tuple[WeightSampler, list[dict[str, float]]]:  # fmt: skip
-        """The joint chain over all steps of the plan."""
-        wants_features = recipe.weighting == "network"
-        width = self._width(task, both) if wants_features else 0
-        sampler = WeightSampler(
-            len(both.train), recipe, steps=plan.steps, classes=task.classes, features=width,
-            seed=plan.seed,
-        )  # fmt: skip
-        optimiser = task.optimiser or adam(self._rate(task, both, plan))
-        precision = torch.bfloat16 if self._precision() else None
-        joint = Joint(
-            task.net, task.loss_of(wants_features), sampler, optimiser,
-            seed=plan.seed, precision=precision,
-        )  # fmt: skip
-        if not isinstance(checkpoint, str | Path | None):
-            raise OptionError(f"checkpoint={checkpoint!r}: expected the path of a file.")
-        file = Path(checkpoint) if checkpoint is not None else None
-        if file is not None and not resume:
-            _refuse_taken(file)
-        facts = {"train": both.train.digest(), "target": both.target.digest(), "n": len(both.train),
-                 "recipe": {k: getattr(recipe, k) for k in Recipe.__dataclass_fields__},
-                 "plan": [plan.steps, plan.batch, plan.target_batch, plan.seed]}  # fmt: skip
-        history: list[dict[str, float]] = []
-        every = max(1, plan.steps // 100)
-        with _own_random(plan.seed, self._device), whole_steps() as stop:
-            if resume:
-                if file is None:
-                    raise OptionError("resume=True needs checkpoint=, the file of the first run.")
-                history = _go_on(joint, file, facts)
-            task.net.train()
-            with track(plan.steps, progress, "select") as advance:
-                advance(sampler.step_number)
-                while sampler.step_number < plan.steps:
-                    ids, others = plan.rows_of(sampler.step_number, chosen)
-                    mine = slice(None)
-                    if together():
-                        rank, world = distributed.get_rank(), distributed.get_world_size()
-                        mine = slice(rank, None, world)
-                    ids, others = ids[mine], others[mine]
-                    inputs = moved(both.batch(ids, others), self._device)
-                    try:
-                        losses = joint.step(ids, inputs, len(others))
-                    except InputError as error:
-                        kept = "" if file is None or not file.is_file() else (
-                            f" The last checkpoint is {file}; go on with resume=True."
-                        )  # fmt: skip
-                        raise InputError(f"{error}{kept}") from None
-                    if sampler.step_number % every == 0:
-                        history.append(reports.moment(sampler, *losses))
-                    last = sampler.step_number == plan.steps or stop()
-                    due = file is not None and (last or sampler.step_number % plan.epoch == 0)
-                    if due and (not together() or distributed.get_rank() == 0):
-                        assert file is not None
-                        _keep(joint, file, facts, history)
-                    if stop():
-                        raise KeyboardInterrupt
-                    advance()
-        return sampler, history
-
-    def _retrain(
-        self, both: _Both, task: tasks.Task, chosen: Tensor, plan: Plan,
-        progress: Progress,
-    ) -> list[dict[str, float]]:  # fmt: skip
-        """Plain training on the chosen rows and the target, for as many steps."""
-        _, history = self._sample(
-            both, task, plain(self._recipe().meta_weight), replace(plan, n=len(chosen)), progress,
-            None, False, chosen,
-        )  # fmt: skip
-        return [{**point, "retrain": 1.0} for point in history]
-
-    def _learner(self, task: tasks.Task, rows: Table, wanted: Table, plan: Plan) -> Learner:
-        """Of rows of the training set, then of the target set, by numbers from 0."""
-        both, n = _Both(task, rows, wanted), len(rows)
-
-        def batch_of(ids: Tensor) -> Any:
-            return moved(both.batch(ids[ids < n], ids[ids >= n] - n), self._device)
-
-        def logits_of(net: nn.Module, batch: Any) -> Tensor:
-            return tasks.logits_of(task.forward(net, batch))
-
-        optimiser = task.optimiser or adam(self._rate(task, both, plan))
-        return Learner(
-            task.net, task.loss_of(False), optimiser, batch_of, logits_of, plan.batch, plan.seed
-        )
-
-    def _teaches_less(self, task: tasks.Task, rows: Table, wanted: Table, plan: Plan) -> bool:
-        """Is the target set too little to start from? Asked of classes and small networks only:
-        the answer costs half a run."""
-        if task.classes < 2 or task.kind == "transformers" or wanted.codes is None:
-            return False
-        n, m = len(rows), len(wanted)
-        if m < 2 * FOLDS or together():
-            return False
-        with _own_random(plan.seed, self._device):
-            return teaches_less(
-                self._learner(task, rows, wanted, plan), torch.arange(n), torch.arange(n, n + m),
-                torch.from_numpy(np.asarray(wanted.codes)),
-            )  # fmt: skip
-
-    def _agreeing(self, task: tasks.Task, rows: Table, plan: Plan) -> Tensor:
-        """Numbers of the rows that take a target set's place."""
-        with _own_random(plan.seed, self._device):
-            found = self._learner(task, rows, rows, plan).out_of_fold(torch.arange(len(rows)))
-        if found.shape[1] != len(rows.classes):
-            raise InputError(
-                f"target=None: the network gives {found.shape[1]} numbers a row, the labels have "
-                f"{len(rows.classes)} classes. Pass target=, a few trusted rows."
-            )
-        kept = agreeing(found, torch.from_numpy(np.asarray(rows.codes)))
-        if len(kept) < len(rows.classes):
-            raise InputError(
-                f"target=None: only {len(kept)} rows agree with out-of-fold predictions, which is "
-                "too few to learn from. Pass target=, a few trusted rows."
-            )
-        return kept
-
-    def _judge(self, both: _Both, task: tasks.Task, rows: Table) -> None:
-        """How probably each row's label is wrong, and what it should be."""
-        found = self._found
-        found["wrong"] = (
-            wrong(found["losses"], task.classes) if task.classes > 1 else 1 - found["weights"]
-        )
-        if rows.codes is None or rows.kind == "language":
-            return
-        codes, parts = torch.from_numpy(rows.codes), []
-        with torch.no_grad():
-            for ids in torch.arange(len(rows)).split(256):
-                output = task.forward(task.net, moved(both.batch(ids, ids[:0]), self._device))
-                logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-                if logits is None or logits.shape != (len(ids), len(rows.classes)):
-                    return
-                parts.append(suggested(logits.float().cpu(), codes[ids]))
-        found["suggested"] = torch.cat(parts).to(torch.int32)
-
-    def _rate(self, task: tasks.Task, both: _Both, plan: Plan) -> float:
-        """The learning rate that suits the rows of the first batch."""
-        ids, others = plan.rows_of(0)
-        batch, loss_of = moved(both.batch(ids, others), self._device), task.loss_of(False)
-        count = len(ids) + len(others)
-        return rate(task.net, lambda net, b: per_example(loss_of(net, b)[0], count), batch)
-
-    def _precision(self) -> bool:
+    def _precision(self) -> torch.dtype | None:
         """bfloat16 autocast where a dtype of 16 bits was asked for; parameters stay float32."""
-        return self._dtype in ("bfloat16", "float16")
-
-    def _width(self, task: tasks.Task, both: _Both) -> int:
-        """Columns of the features that a weight network sees."""
-        inputs = moved(both.batch(torch.tensor([0]), torch.tensor([0])), self._device)
-        was = task.net.training
-        with torch.no_grad():
-            found = task.features(task.forward(task.net.eval(), inputs), inputs)
-        task.net.train(was)
-        return int(found.shape[1])
+        return torch.bfloat16 if self._dtype in ("bfloat16", "float16") else None
 
     # --- use --------------------------------------------------------------------------------------
 
@@ -564,7 +406,7 @@ class BayesianDPS(DataSelector):
         if fraction is not None:
             if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
                 raise OptionError(f"fraction={fraction!r}: expected a number from 0 to 1.")
-        elif _whole("k", k, 0) > n:
+        elif whole("k", k, 0) > n:
             raise OptionError(f"k={k}: there are {n} training examples.")
         order = self.ranking()
         if per is None:
@@ -643,7 +485,7 @@ class BayesianDPS(DataSelector):
 
     def explain(self, index: int) -> Mapping[str, Any]:
         """What is known of one training example: weight, spread, rank, loss, visits, groups."""
-        n, index = len(self.weights), _whole("index", index, 0)
+        n, index = len(self.weights), whole("index", index, 0)
         if index >= n:
             raise OptionError(f"index={index}: there are {n} training examples.")
         rank = int(np.flatnonzero(self.ranking() == index)[0])
@@ -684,120 +526,6 @@ class BayesianDPS(DataSelector):
         return summary
 
 
-# --- the plan of a run ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which rows each step sees: a function of the seed and the step alone, so runs can go on."""
-
-    n: int
-    m: int
-    steps: int
-    batch: int
-    target_batch: int
-    seed: int
-
-    @classmethod
-    def of(
-        cls, n: int, m: int, epochs: int | None, batch: int | None, target_batch: int | None,
-        kind: str, seed: int,
-    ) -> Plan:  # fmt: skip
-        batch = min(64, max(8, n // 8)) if batch is None else _whole("batch", batch, 1)
-        batch = min(batch, n)
-        if target_batch is None:
-            target_batch = max(1, batch // 4)
-        target_batch = min(_whole("target_batch", target_batch, 1), m)
-        epoch = math.ceil(n / batch)
-        if epochs is None:
-            epochs = 3 if kind == "transformers" else max(10, math.ceil(300 / epoch))
-        return cls(n, m, _whole("epochs", epochs, 1) * epoch, batch, target_batch, seed)
-
-    @property
-    def epoch(self) -> int:
-        """Steps in an epoch."""
-        return math.ceil(self.n / self.batch)
-
-    def rows_of(self, step: int, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Indices into both sets. ``chosen``: the rows of the training set to use."""
-        epoch, place = divmod(step, self.epoch)
-        order = _order(self.n, self.seed, 0, epoch)
-        ids = order[place * self.batch : (place + 1) * self.batch]
-        spots = range(step * self.target_batch, (step + 1) * self.target_batch)
-        others = torch.stack([_order(self.m, self.seed, 1, s // self.m)[s % self.m] for s in spots])
-        return ids if chosen is None else chosen[ids], others
-
-
-_orders: dict[tuple[int, ...], Tensor] = {}
-
-
-def _order(n: int, seed: int, which: int, epoch: int) -> Tensor:
-    """A permutation, the same for the same arguments; the last few are kept."""
-    key = (n, seed, which, epoch)
-    if key not in _orders:
-        if len(_orders) >= 4:
-            _orders.pop(next(iter(_orders)))
-        dice = torch.Generator().manual_seed((seed * 2 + which) * 1_000_003 + epoch)
-        _orders[key] = torch.randperm(n, generator=dice)
-    return _orders[key]
-
-
-# --- small things ---------------------------------------------------------------------------------
-
-
-def moved(batch: Any, device: torch.device) -> Any:
-    """The tensors of a batch on a device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: moved(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return [moved(value, device) for value in batch]
-    return batch
-
-
-@contextmanager
-def _own_random(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout and the like from the seed; the caller's generators are as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-class _Both:
-    """Both sets as batches of a task: rows of the one, then rows of the other."""
-
-    def __init__(self, task: tasks.Task, train: Table, target: Table) -> None:
-        self.task, self.train, self.target = task, train, target
-        self.labels = _labels(train, target, task.kind == "custom")
-
-    def batch(self, ids: Tensor, others: Tensor) -> Any:
-        """What the task's network takes."""
-        y, wanted = self.labels
-        return self.task.batch(
-            [(self.train, ids.tolist(), y), (self.target, others.tolist(), wanted)]
-        )
-
-
-def _labels(train: Table, target: Table, own: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Labels of both as tensors. A network of the caller's own gets whole numbers and floats as
-    they are; texts and classes with names are numbered, in the order of ``classes``."""
-    both = (train, target)
-    given = [value for table in both for value in table.labels or ()]
-    if train.labels is None or target.labels is None or (own and train.kind == "language"):
-        return None, None
-    if own and all(isinstance(v, float) for v in given):
-        made = [torch.tensor(table.labels, dtype=torch.float32) for table in both]
-    elif train.codes is None or target.codes is None:
-        made = [torch.tensor([float(v) for v in t.labels or ()]) for t in both]
-    elif own and all(isinstance(v, int | float) and not isinstance(v, bool) for v in given):
-        made = [torch.tensor([int(v) for v in t.labels or ()]) for t in both]
-    else:
-        made = [torch.from_numpy(t.codes) for t in both if t.codes is not None]
-    return made[0], made[1]
-
-
 def _choices(rows: Table, loss: Any) -> int:
     """Classes among which the loss chooses; 0 where it is not known to be -log p of a class."""
     known = loss is None or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
@@ -829,64 +557,3 @@ def _optimiser(
         return found
 
     return changed
-
-
-def _keep(joint: Joint, file: Path, facts: Mapping[str, Any], history: list[Any]) -> None:
-    text = json.dumps({**facts, "history": history}).encode()
-    tensors = {**joint.state(), "torch": torch.get_rng_state(), "facts": _bytes(text)}
-    if joint.device.type == "cuda":
-        tensors["cuda"] = torch.cuda.get_rng_state(joint.device)
-    save_tensors(file, tensors)
-
-
-def _refuse_taken(file: Path) -> None:
-    """OutputError, before the work, where a checkpoint cannot be written or would replace what is
-    no checkpoint."""
-    check_target(file, overwrite=True)
-    if not file.is_file() or file.stat().st_size == 0:
-        return
-    try:
-        ours = "facts" in load_tensors(file)
-    except ZooError:
-        ours = False
-    if not ours:
-        raise OutputError(
-            f"checkpoint={str(file)!r} is there and is no checkpoint of this method, so it is not "
-            "replaced. Choose another name."
-        )
-
-
-def _bytes(text: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
-
-
-def _go_on(joint: Joint, file: Path, facts: Mapping[str, Any]) -> list[dict[str, float]]:
-    if not file.is_file():
-        raise InputError(f"{file} is not there: nothing to go on with. Start without resume.")
-    tensors = load_tensors(file)
-    if "facts" not in tensors:
-        raise InputError(f"{file} is no checkpoint of this method.")
-    kept = json.loads(bytes(tensors["facts"].tolist()))
-    if kept["n"] != facts["n"]:
-        raise InputError(
-            f"{file} is of {kept['n']} training examples, there are {facts['n']} now. Weights "
-            "belong to rows: start anew, or bring back the data of the first run."
-        )
-    differs = [k for k in ("train", "target", "recipe", "plan") if kept[k] != facts[k]]
-    if differs:
-        raise InputError(
-            f"{file} is of another run: {', '.join(differs)} differ. Start anew, or go back to the "
-            "data and settings of the first run."
-        )
-    joint.restore(tensors)
-    torch.set_rng_state(tensors["torch"])
-    if "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"], joint.device)
-    history: list[dict[str, float]] = kept["history"]
-    return history
-
-
-def _whole(name: str, value: Any, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) < 2**48:
-        raise OptionError(f"{name}={value!r}: expected a whole number, {low} or more.")
-    return int(value)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from zoo_bayesian_dps import baselines, bench, tasks
+from zoo_bayesian_dps import baselines, bench, networks, tasks
 from zoo_bayesian_dps.sampler import Recipe, WeightSampler
 
 import zoo
@@ -150,33 +150,12 @@ def test_language_rows_train_the_bundled_byte_model(tmp_path: Path) -> None:
 # --- transformers ---------------------------------------------------------------------------------
 
 
-def tiny(folder: Path) -> Path:
-    """A Llama of two layers with a tokenizer of characters, as a folder with safetensors."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = {
-        c: i for i, c in enumerate(["<pad>", "<s>", "</s>", "<unk>", *map(chr, range(32, 127))])
-    }
-    model = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))
-    model.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-        unk_token="<unk>",
-    ).save_pretrained(folder)  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(letters), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )).save_pretrained(folder)  # fmt: skip
-    return folder
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("transformers")
-    return tiny(tmp_path_factory.mktemp("base") / "tiny")
+    from tests.plugins.tiny_lms import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.mark.parametrize("weighting", ["exact", "network"])
@@ -254,7 +233,7 @@ def toy(seed: int = 0) -> baselines.Task:
     noisy = torch.where(wrong, 1 - y[:160], y[:160])
     return baselines.Task(
         x[:160], noisy, x[160:190], y[160:190], x[190:], y[190:], ~wrong,
-        lambda: tasks.MLP(6, 2, 16), classes=2,
+        lambda: networks.MLP(6, 2, 16), classes=2,
     )  # fmt: skip
 
 
@@ -283,7 +262,7 @@ def test_knn_shapley_is_the_mean_marginal_over_all_orders() -> None:
     x, y = torch.randn(5, 3, generator=dice), torch.tensor([0, 1, 0, 1, 1])
     target, wanted = torch.randn(2, 3, generator=dice), torch.tensor([1, 0])
     task = baselines.Task(
-        x, y, target, wanted, target, wanted, torch.ones(5).bool(), lambda: tasks.MLP(3, 2), 2
+        x, y, target, wanted, target, wanted, torch.ones(5).bool(), lambda: networks.MLP(3, 2), 2
     )
     flat = (x - x.mean(0)) / (x.std(0) + 1e-6)
     near = torch.cdist((target - x.mean(0)) / (x.std(0) + 1e-6), flat)
@@ -308,7 +287,7 @@ def test_the_unrolled_gradient_is_that_of_finite_differences() -> None:
     task = toy()
     task.x, task.target_x = task.x.double(), task.target_x.double()
     net = baselines.start(task, 0).double()
-    made = baselines.Unrolled(task, net, eta=0.05)
+    made = baselines.Unrolled(task.loss, net, len(task.x), eta=0.05)
     made.a = torch.zeros(len(task.x), dtype=torch.float64)
     ids, params = torch.arange(5), {k: p.detach().clone() for k, p in net.named_parameters()}
     call = torch.func.functional_call
@@ -407,12 +386,12 @@ def test_the_step_costs_no_more_than_its_bound_allows_a_busy_machine() -> None:
     """Loosely: the benchmark has the numbers. Memory is counted, so exact."""
     x, y = torch.rand(128, 3, 32, 32), torch.arange(128) % 10
     task = baselines.Task(
-        x[:64], y[:64], x[64:], y[64:], x, y, torch.ones(64).bool(), lambda: tasks.ConvNet(10)
+        x[:64], y[:64], x[64:], y[64:], x, y, torch.ones(64).bool(), lambda: networks.ConvNet(10)
     )
     alone, ours = bench.stepper(task, None, 64), bench.stepper(task, Recipe(), 64)
     unrolled = bench.unrolled_stepper(task)
-    assert bench.kept_bytes(ours) <= 1.25 * bench.kept_bytes(alone)
-    assert bench.kept_bytes(ours) <= bench.kept_bytes(unrolled)
+    assert baselines.kept_bytes(ours) <= 1.25 * baselines.kept_bytes(alone)
+    assert baselines.kept_bytes(ours) <= baselines.kept_bytes(unrolled)
 
 
 def test_a_hundred_thousand_examples_take_a_step_quickly() -> None:

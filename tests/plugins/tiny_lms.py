@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,3 +72,25 @@ def tiny_lm(kind: str = "llama GQA", seed: int = 0) -> Any:
 def tokens(rows: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
     """(rows, length) random token ids."""
     return torch.randint(3, 64, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_folder(folder: Path) -> Path:
+    """A Llama of two layers with a tokenizer of characters, as a folder with safetensors."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    letters = {
+        c: i for i, c in enumerate(["<pad>", "<s>", "</s>", "<unk>", *map(chr, range(32, 127))])
+    }
+    model = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>",
+    ).save_pretrained(folder)  # fmt: skip
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=len(letters), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )).save_pretrained(folder)  # fmt: skip
+    return folder
