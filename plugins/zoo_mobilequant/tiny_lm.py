@@ -78,8 +78,8 @@ def tokenizer_for(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[END],
@@ -87,7 +87,7 @@ def tokenizer_for(texts: Sequence[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     made.train_from_iterator(texts, trainer)
-    made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    made.post_processor = processors.TemplateProcessing(
         single=f"{END} $A", special_tokens=[(END, 0)]
     )
     return PreTrainedTokenizerFast(
