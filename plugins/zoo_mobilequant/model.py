@@ -91,6 +91,8 @@ class MobileQuant(Quantizer):
         """Quantize a causal language model of transformers (Llama, Mistral, Qwen2, Qwen3, StableLM
         or Gemma 1 to 3).
 
+        ``calibration``: None is the model's own ``calibration.txt``, if its folder has one, else
+        zoo's short texts.
         ``recipe``: the method, or a baseline (``recipe.RECIPES``); what follows changes a setting
         of it (``recipe.Recipe``). ``pairs``, ``learn``: words, or text with commas. ``fallback``:
         at most so many activations may have 16 bits where the KL divergence is above ``budget``
@@ -113,7 +115,8 @@ class MobileQuant(Quantizer):
         original = opened(model, self.device)
         layers = describe(original.network)
         words = original.tokenizer if tokenizer is None else tokenizer
-        rows, remarks = windows(calibration, words, original.network.config)
+        given = original.calibration if calibration is None else calibration
+        rows, remarks = windows(given, words, original.network.config)
         begin, said = rows[:1, :PROMPT].to(self.device), ""
         if words is not None:
             said = continued(original.network, begin, words)
