@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -315,6 +317,17 @@ def run(*arguments: str, capsys: Any) -> tuple[int, str]:
         main([*arguments])
     captured = capsys.readouterr()
     return int(stop.value.code or 0), captured.out + captured.err
+
+
+@pytest.mark.slow
+def test_quiet_is_quiet(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """No bar of ours, and none of transformers, which loads and saves here."""
+    original, _ = folders
+    words = [sys.executable, "-m", "zoo", "quantize", "mobilequant", str(original), "--quiet"]
+    words += ["-o", str(tmp_path / "q"), "-O", "recipe=rtn"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stderr == ""
+    assert "KL divergence" in done.stdout
 
 
 LONG = pytest.mark.filterwarnings("ignore:.*activations were calibrated on 24")
