@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -262,31 +263,61 @@ def interrupt_after(calls: int) -> Callable[[int, int], None]:
     return progress
 
 
-@pytest.mark.parametrize("recipe", ["mobilequant", "layerwise"])
-@pytest.mark.slow
-@pytest.mark.parametrize("after", [14, 28, 45])
-def test_an_interrupted_quantization_goes_on(recipe: str, after: int, tmp_path: Path) -> None:
-    """The same weights, whether it was interrupted or not, and it does not begin anew."""
-    settings: dict[str, Any] = {"steps": 25 if recipe == "mobilequant" else 12, "scheme": "w4a8"}
-    whole = weights(fitted(recipe, **settings)[0])
-    folder, facts = tmp_path / "work", {"model": "tiny", **settings}
-    with pytest.raises(Interrupted):
-        fitted(recipe, **settings, work=Work(folder, facts), progress=interrupt_after(after))
+@contextmanager
+def drawn(last: int | None = None) -> Iterator[list[int]]:
+    """The steps of learning that are begun, in order; the ``last`` one is interrupted."""
     steps: list[int] = []
     real = learn.draw
+
+    def noted(step: int, count: int, seed: int) -> int:
+        steps.append(step)
+        if len(steps) == last:
+            raise Interrupted
+        return real(step, count, seed)
+
     with pytest.MonkeyPatch.context() as patch:
-
-        def noted(step: int, count: int, seed: int) -> int:
-            steps.append(step)
-            return real(step, count, seed)
-
         patch.setattr(learn, "draw", noted)
+        yield steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "steps", "at", "left"),
+    [
+        ("mobilequant", 25, 3, 25),
+        ("mobilequant", 25, 24, 5),  # 20 steps are kept
+        ("layerwise", 12, 3, 36),
+        ("layerwise", 12, 16, 24),  # the first layer is kept
+        ("layerwise", 12, 24, 14),  # and 10 steps of the second one
+    ],
+)
+def test_interrupted_learning_goes_on(
+    recipe: str, steps: int, at: int, left: int, tmp_path: Path
+) -> None:
+    """The same weights, whether it was interrupted or not, and it does not begin anew."""
+    settings: dict[str, Any] = {"steps": steps, "scheme": "w4a8"}
+    whole = weights(fitted(recipe, **settings)[0])
+    folder, facts = tmp_path / "work", {"model": "tiny", **settings}
+    with drawn(at), pytest.raises(Interrupted):
+        fitted(recipe, **settings, work=Work(folder, facts))
+    with drawn() as begun:
         again = weights(fitted(recipe, **settings, work=Work(folder, facts))[0])
     assert same(whole, again)
-    total = settings["steps"] * (1 if recipe == "mobilequant" else 3)
-    learned_before = after - 12 - 9 - 9  # of originals, peaks and ranges
-    assert len(steps) == total - max(learned_before, 0) // 10 * 10 or recipe == "layerwise"
-    assert len(steps) < total or learned_before < 10
+    assert len(begun) == left
+
+
+@pytest.mark.parametrize(("after", "kept"), [(14, set()), (24, {"peaks"}), (45, None)])
+def test_interrupted_calibration_goes_on(after: int, kept: set[str] | None, tmp_path: Path) -> None:
+    """Finished stages are not computed again, and the result is the same."""
+    settings: dict[str, Any] = {"steps": 2, "scheme": "w4a8"}
+    whole = weights(fitted(**settings)[0])
+    folder = tmp_path / "work"
+    with suppress(Interrupted):
+        fitted(**settings, work=Work(folder, {}), progress=interrupt_after(after))
+    stages = {"peaks", "strengths", "ranges"}
+    found = {p.stem for p in folder.glob("*.safetensors")} & stages
+    assert found == (stages if kept is None else kept)
+    assert same(whole, weights(fitted(**settings, work=Work(folder, {}))[0]))
 
 
 def test_work_of_another_call_is_refused(tmp_path: Path) -> None:
