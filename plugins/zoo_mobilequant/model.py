@@ -270,7 +270,7 @@ class MobileQuantized(QuantizedModel):
 
     @isolated()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = args[0] if args else kwargs.get("input_ids")
+        given: Any = args[0] if args else kwargs.get("input_ids")
         given = kwargs.get("inputs_embeds") if given is None else given
         cache = kwargs.get("past_key_values")
         before = cache.get_seq_length() if cache is not None else 0
