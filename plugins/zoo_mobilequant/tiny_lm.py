@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import zoo
 from zoo.errors import InputError
 from zoo.hookspecs import TrainRequest
-from zoo.registry import catalogue
 from zoo.training import Draw, Run, Stage
 from zoo.weights import save_tensors
 
@@ -170,7 +170,7 @@ def train(request: TrainRequest) -> Path:
 def main(data: Path, out: Path, steps: int | None, seed: int, resume: bool) -> None:
     """Train tiny-lm."""
     request = TrainRequest(
-        catalogue().entry("mobilequant"), out, data, seed, steps, resume=resume, progress=True
+        zoo.load("mobilequant").entry, out, data, seed, steps, resume=resume, progress=True
     )
     click.echo(train(request))
 
