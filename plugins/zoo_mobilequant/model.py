@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.errors import DeviceError, WeightsError
+from zoo.errors import DeviceError, InputError, WeightsError
 from zoo.hookspecs import BuildRequest
 from zoo.interfaces import Estimate, QuantizedModel, Quantizer
 from zoo.isolation import isolated, learning
@@ -22,7 +25,7 @@ from . import planning
 from .calibrate import Clipped, windows
 from .families import describe
 from .method import Fitted, fit
-from .original import Original, opened, read, tokenizer_of
+from .original import GRIDS, Original, opened, read, tokenizer_of
 from .quantizers import Grid
 from .recipe import SCHEMES, Recipe, make
 from .simulate import Site, attach, watching
@@ -31,8 +34,8 @@ from .work import Work
 if TYPE_CHECKING:
     from zoo.progress import Progress
 
-GRIDS = "quantization.safetensors"
-"""The steps and zero points, beside the weights."""
+PROMPT, SAID = 12, 24
+"""Tokens of the sample in the report: the first of the calibration, and what follows them."""
 FORMAT = 1
 """Of ``GRIDS`` and of what ``model.safetensors`` holds: floats that lie on the grids."""
 
@@ -87,14 +90,17 @@ class MobileQuant(Quantizer):
         """Quantize a causal language model of transformers (Llama, Mistral, Qwen2, Qwen3, StableLM
         or Gemma 1 to 3).
 
+        ``calibration``: None is the model's own ``calibration.txt``, if its folder has one, else
+        zoo's short texts.
         ``recipe``: the method, or a baseline (``recipe.RECIPES``); what follows changes a setting
         of it (``recipe.Recipe``). ``pairs``, ``learn``: words, or text with commas. ``fallback``:
         at most so many activations may have 16 bits where the KL divergence is above ``budget``
         nats for each token. ``checkpoint``: a folder to keep work in; the same call goes on from
         there.
 
-        Raises InputError for an unsupported architecture, for calibration data that cannot be used,
-        and where an activation is not finite; OptionError for settings.
+        Raises InputError for an unsupported architecture, for a model that is quantized already,
+        for calibration data that cannot be used, and where a weight or an activation is not finite;
+        OptionError for settings.
         """
         chosen = make(
             recipe,
@@ -109,17 +115,32 @@ class MobileQuant(Quantizer):
         original = opened(model, self.device)
         layers = describe(original.network)
         words = original.tokenizer if tokenizer is None else tokenizer
-        rows, remarks = windows(calibration, words, original.network.config)
+        given = original.calibration if calibration is None else calibration
+        if words is not None and not callable(words):
+            raise InputError(f"tokenizer={words!r:.60}: expected a tokenizer of transformers.")
+        rows, remarks = windows(given, words, original.network.config)
+        _require_finite(original.network)
+        # The first row may begin with the token that begins a chat; the second is plain text.
+        begin, said = rows[:2, :PROMPT][-1:].to(self.device), ""
+        if words is not None:
+            said = continued(original.network, begin, words)
         work = None
         if checkpoint is not None:
             facts = {"recipe": chosen.kept(), "seed": seed, "model": dict(original.source)}
-            facts["calibration"] = [list(rows.shape), int((rows * 31 + 7).cumsum(1).sum())]
+            facts["calibration"] = _digest([rows])
+            if isinstance(model, nn.Module):
+                facts["weights"] = _digest(original.network.parameters())
             work = Work(Path(checkpoint), facts)
-        found = fit(
-            original.network, layers, rows.to(self.device), chosen,
-            seed=seed, progress=progress, work=work,
-        )  # fmt: skip
+        with _enough_memory():
+            found = fit(
+                original.network, layers, rows.to(self.device), chosen,
+                seed=seed, progress=progress, work=work,
+            )  # fmt: skip
         found.report["notes"] = remarks + found.report["notes"]
+        if words is not None:
+            prompt = words.decode(begin[0], skip_special_tokens=True)
+            quantized = continued(original.network, begin, words)
+            found.report["sample"] = {"prompt": prompt, "original": said, "quantized": quantized}
         found.report["calibration"] = {"windows": len(rows), "length": rows.shape[1]}
         found.report["seconds"] = time.perf_counter() - started
         return MobileQuantized.made(self, original, words, chosen, found)
@@ -160,6 +181,7 @@ class MobileQuantized(QuantizedModel):
         self.grids: Mapping[str, Grid] = {}
         """Path of a linear layer -> the grid of its weight."""
         self.layers = describe(network)
+        self._warned = False
 
     @property
     def recipe(self) -> Recipe:
@@ -199,9 +221,11 @@ class MobileQuantized(QuantizedModel):
         config["report"] = {
             "bytes_before": original.bytes,
             "bytes_after": _size(model.state()) + _size(model.quantization()),
+            "bytes_integers": _size(model.state()) - model.saved_by_integers(),
             **report,
             "layers": layers,
         }
+        config["report"]["summary"] = summary(config["report"])
         return model
 
     @classmethod
@@ -246,11 +270,30 @@ class MobileQuantized(QuantizedModel):
 
     @isolated()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
+        given: Any = args[0] if args else kwargs.get("input_ids")
+        given = kwargs.get("inputs_embeds") if given is None else given
+        cache = kwargs.get("past_key_values")
+        before = cache.get_seq_length() if cache is not None else 0
+        output = self.module(*args, **kwargs)
+        self._warn_if_long(before + int(given.shape[1]))
+        return output
 
     @isolated()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.generate(*args, **kwargs)
+        made = self.module.generate(*args, **kwargs)
+        self._warn_if_long(int((made if isinstance(made, Tensor) else made.sequences).shape[1]))
+        return made
+
+    def _warn_if_long(self, length: int) -> None:
+        """Once: positions that calibration did not reach may leave the ranges of activations."""
+        calibrated = self.config["report"]["calibration"]["length"]
+        if length > calibrated and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{length} tokens; activations were calibrated on {calibrated}. Beyond, their "
+                "ranges may not fit: quantize with (N, T) token ids of the length in use.",
+                stacklevel=4,  # beyond the decorators
+            )
 
     @isolated()
     @torch.no_grad()
@@ -264,8 +307,9 @@ class MobileQuantized(QuantizedModel):
 
     def report(self) -> Mapping[str, Any]:
         """Also ``kl``, ``agreement``, ``perplexity`` beside ``perplexity_original`` on windows that
-        learning did not see, the same ``before_learning``, ``wide`` and ``clipped`` sites,
-        ``notes``.
+        learning did not see (on all where there are fewer than four), the same ``before_learning``,
+        ``strength`` and ``strengths`` (eq. 22), ``wide`` and ``clipped`` sites, ``sample`` (a
+        ``prompt`` and its continuations), ``bytes_integers``, ``summary``, ``notes``.
         """
         report: Mapping[str, Any] = self.config["report"]
         return report
@@ -299,12 +343,76 @@ class MobileQuantized(QuantizedModel):
             found |= {f"{name}.step": grid.step, f"{name}.zero": grid.zero}
         return found
 
+    def saved_by_integers(self) -> int:
+        """Bytes by which ``state`` would be smaller with the codes of linear layers, packed."""
+        state, bits = self.state(), self.recipe.weight_bits
+        weights = [state[f"{path}.weight"] for path in self.grids]
+        return sum(w.numel() * (8 * w.element_size() - bits) // 8 for w in weights)
+
     def save_files(self, folder: Path) -> None:
         super().save_files(folder)
         self.module.config.save_pretrained(folder)
         if getattr(self.module, "generation_config", None) is not None:
             self.module.generation_config.save_pretrained(folder)
         save_tensors(folder / GRIDS, self.quantization())
+
+
+@torch.no_grad()
+def continued(network: Any, begin: Tensor, tokenizer: Any) -> str:
+    """What a network says after token ids (1,T): ``SAID`` tokens, the likeliest each."""
+    made = network.generate(
+        begin, attention_mask=torch.ones_like(begin), max_new_tokens=SAID, do_sample=False
+    )
+    text: str = tokenizer.decode(made[0, begin.shape[1] :], skip_special_tokens=True)
+    return text
+
+
+def _require_finite(network: nn.Module) -> None:
+    """InputError that names a weight with NaN or infinity. What becomes so on the calibration data
+    alone is found there.
+    """
+    for name, weight in network.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise InputError(f"the original's {name} is not finite. Get its weights again.")
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """The SHA-256 of tensors' values."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(repr(tuple(tensor.shape)).encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """If memory is too small, raise a DeviceError that names what needs less."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(
+            "quantize needs more memory than there is. Learn layer by layer (recipe='layerwise'), "
+            "or without learning (steps=0), or pass shorter calibration windows: (N, T) token ids."
+        ) from error
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """What people want to know first, in lines."""
+    before, after = report["perplexity_original"], report["perplexity"]
+    few = report["calibration"]["windows"] < 4
+    text = "calibration text, none held back" if few else "held-back calibration text"
+    lines = [
+        f"{text}: perplexity {before:.2f} -> {after:.2f}, "
+        f"KL divergence {report['kl']:.3f} nats a token, "
+        f"same likeliest token at {report['agreement']:.1%} of positions",
+        f"weights: 16-bit floats on the integers' grid; packed, they would take "
+        f"{report['bytes_integers'] / 1e6:.1f} MB",
+    ]
+    if sample := report.get("sample"):
+        for who in ("prompt", "original", "quantized"):
+            lines.append(f"{who + ':':10} {' '.join(sample[who].split())}")
+    return lines
 
 
 def _grid(kept: Mapping[str, Tensor], path: str, recipe: Recipe, linear: str) -> Grid:

@@ -12,9 +12,10 @@ from zoo.interfaces import Estimate
 from .calibrate import LENGTH
 from .families import describe
 from .learn import RECOMPUTE
-from .method import CLOSED_FORM, HELD_BACK
+from .method import CLOSED_FORM, FEW, HELD_BACK
 from .original import outline
 from .recipe import Recipe
+from .start import candidates
 from .transform import pairs_of
 
 ROUNDING = 4.0
@@ -25,13 +26,15 @@ def plan(model: Any, calibration: Any, recipe: Recipe, device: torch.device) -> 
     """The passes of ``method.fit``; a pass for the gradient counts as two, three where layers are
     computed again.
     """
-    network = outline(model)
+    network, texts = outline(model)
     layers = describe(network)
     parameters = sum(p.numel() for p in network.parameters())
     config = network.config
-    rows, length = _shape(calibration, config)
+    rows, length = _shape(texts if calibration is None else calibration, config)
     large = parameters > RECOMPUTE
-    passes = rows + 2 * min(rows, CLOSED_FORM) + 3 * min(HELD_BACK, rows)
+    tried = len(candidates(recipe)) if recipe.pairs and recipe.alpha is None else 0
+    passes = rows + 2 * min(rows, CLOSED_FORM) + (3 + tried) * min(HELD_BACK, rows)
+    passes += min(rows, FEW) if tried else 0
     lessons = recipe.steps * (4 if large else 3) if recipe.learns else 0
     products = 2.0 * parameters * length
     seconds = products * (passes + ROUNDING * lessons) / _speed(device)
@@ -43,16 +46,17 @@ def plan(model: Any, calibration: Any, recipe: Recipe, device: torch.device) -> 
     kept = layer * 4
     if recipe.learns:  # for gradients: of every layer at once, or of one
         kept = (len(layers) * layer * 6 + copies) // (len(layers) if large else 1)
-    head = 4 * min(length, LENGTH) * config.vocab_size * 4
+    head = 8 * min(length, LENGTH) * config.vocab_size * 4  # logits of both, and what KL needs
+    saved = parameters * 2 * 2  # the 16-bit weights, and the file that is made of them
     pairs = {pair: sum(pair in pairs_of(each) for each in layers) for pair in recipe.pairs}
     notes = [
-        f"{type(network).__name__}: {parameters / 1e6:.1f} M parameters, {len(layers)} layers, "
-        f"{parameters * 4 / 1e9:.1f} GB in float32",
+        f"{type(network).__name__}: {parameters / 1e6:.2f} M parameters, {len(layers)} layers, "
+        f"{parameters * 4 / 1e6:.1f} MB in float32",
         "pairs: " + (", ".join(f"{n} {pair}" for pair, n in pairs.items() if n) or "none"),
         f"calibration: {rows} windows of {length} tokens; {recipe.steps if recipe.learns else 0} "
         "steps of learning",
     ]
-    memory = int(states + kept + head)
+    memory = int(max(states + kept + head, saved))
     return Estimate(passes + lessons, products * (passes + lessons), memory, seconds, tuple(notes))
 
 

@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from zoo_mobilequant import recipe
 from zoo_mobilequant.evaluate import accuracy, perplexity, read_choices
-from zoo_mobilequant.model import GRIDS, MobileQuantized
+from zoo_mobilequant.model import MobileQuantized
+from zoo_mobilequant.original import GRIDS
 
 import zoo
-from tests import overlay
-from tests.conftest import forget
 from tests.plugins.tiny_lms import LMS, tiny_lm, tokens
-from zoo import api, plugins
 from zoo.errors import DeviceError, InputError, NotReadyError, OptionError, UsageError, WeightsError
-from zoo.registry import catalogue
 from zoo.testing import QuantizerSuite
 from zoo.testing.loopback import LoopbackHub
-
-
-@pytest.fixture(scope="module", autouse=True)
-def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The entry is planned until its benchmark has been run, and so has no entry point: here it
-    has both. Gives the folder of that metadata.
-    """
-    site = tmp_path_factory.mktemp("site")
-    info = site / f"edgezoo-{zoo.__version__}.dist-info"
-    info.mkdir()
-    points = overlay.pyproject()["project"]["entry-points"][plugins.GROUP]
-    lines = [f"{name} = {package}" for name, package in points.items()]
-    lines += ["mobilequant = zoo_mobilequant"] if "mobilequant" not in points else []
-    (info / "entry_points.txt").write_text("\n".join([f"[{plugins.GROUP}]", *lines]), "utf-8")
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: edgezoo\nVersion: {zoo.__version__}\n", "utf-8"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
-        patch.setattr(api, "require_code", lambda entry: catalogue().owner(entry))
-        forget()
-        yield site
-    forget()
 
 
 @pytest.fixture
@@ -118,8 +96,6 @@ def test_sites_of_16_bits_come_back(quantizer: Any, tmp_path: Path) -> None:
 
 def test_transformers_reads_the_folder(quantizer: Any, tmp_path: Path) -> None:
     """As an ordinary model: quantized weights, transformation folded in, activations in float."""
-    import transformers
-
     network = tiny_lm("llama tied")
     made = quantizer.quantize(network, tokens(8), scheme="w8a16", steps=0)
     folder = made.save_pretrained(tmp_path / "saved")
@@ -168,7 +144,7 @@ def test_other_formats_and_dtypes_are_refused(quantizer: Any, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_by_hub_id(listed: Path, tmp_path: Path) -> None:
+def test_by_hub_id(tmp_path: Path) -> None:
     """A model of each architecture; commit and licence are recorded."""
     kinds = ["llama GQA", "qwen2", "qwen3", "stablelm", "mistral", "gemma", "gemma2", "gemma3"]
     with LoopbackHub() as hub:
@@ -180,11 +156,7 @@ def test_by_hub_id(listed: Path, tmp_path: Path) -> None:
             files = {p.name: p.read_bytes() for p in folder.iterdir()}
             commits[f"org/lm-{i}"] = hub.add(f"org/lm-{i}", files)
         code = f"""
-import sys
-sys.path.insert(0, {str(listed)!r})
 import torch, zoo
-from zoo import api
-api.require_code = lambda entry: api.catalogue().owner(entry)
 quantizer = zoo.load("mobilequant", device="cpu")
 ids = torch.randint(3, 64, (4, 16), generator=torch.Generator().manual_seed(0))
 for name, commit in {commits!r}.items():
@@ -214,15 +186,103 @@ def test_what_is_no_language_model(quantizer: Any, tmp_path: Path) -> None:
     (tmp_path / "lm" / "config.json").write_text(
         json.dumps({**config, "num_hidden_layers": 4}), "utf-8"
     )
-    with pytest.raises(WeightsError, match="lacks weights"):
+    with pytest.raises(WeightsError, match=r"lacks weights.*layers\.3\."):
         quantizer.quantize(tmp_path / "lm", tokens())
+    headless = transformers.LlamaModel(tiny_lm().config)
+    with pytest.raises(InputError, match="LlamaModel is no causal language model"):
+        quantizer.quantize(headless, tokens())
+
+
+def altered(folder: Path, **changes: Any) -> Path:
+    """A saved tiny model whose ``config.json`` says something else."""
+    tiny_lm().save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **changes}), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["quantize", "estimate"])
+def test_folders_that_are_refused_by_their_configuration(
+    verb: str, quantizer: Any, tmp_path: Path
+) -> None:
+    """Before weights are read, and without the packages of other quantizers."""
+    act = getattr(quantizer, verb)
+    gptq = altered(tmp_path / "gptq", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(InputError, match="quantized already"):
+        act(gptq, tokens(8))
+    other = altered(tmp_path / "other", model_type="neverheard")
+    with pytest.raises(InputError, match=r"neverheard is not supported.*Supported: llama"):
+        act(other, tokens(8))
+    (other / "config.json").write_text("{", "utf-8")
+    with pytest.raises(InputError, match=r"config\.json is no configuration"):
+        act(other, tokens(8))
+
+
+@pytest.mark.parametrize("verb", ["quantize", "estimate"])
+def test_code_in_a_folder_is_neither_run_nor_offered(
+    verb: str, quantizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask on the terminal whether to run it."""
+    classes = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+    folder = altered(tmp_path / "lm", model_type="neverheard", auto_map=classes)
+    (folder / "mine.py").write_text("raise SystemExit('it ran')", "utf-8")
+    asked: list[str] = []
+
+    def yes(prompt: str = "") -> str:
+        asked.append(prompt)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", yes)
+    with pytest.raises(InputError, match="neverheard is not supported"):
+        getattr(quantizer, verb)(folder, tokens(8))
+    assert asked == []
+
+
+def test_damaged_weights_and_tokenizers_are_named(
+    folders: tuple[Path, Path], quantizer: Any, tmp_path: Path
+) -> None:
+    original, _ = folders
+    (original / "tokenizer.json").write_text("{}", "utf-8")
+    with pytest.raises(InputError, match=r"the tokenizer in .* cannot be read"):
+        quantizer.quantize(original, tokens(8))
+    shapes = altered(tmp_path / "shapes", num_attention_heads=8)
+    with pytest.raises(WeightsError, match=r"shapes .* model\.layers\.0\.self_attn\.o_proj"):
+        quantizer.quantize(shapes, tokens(8))
+    file = shapes / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(WeightsError, match=r"the weights in .* are damaged"):
+        quantizer.quantize(shapes, tokens(8))
+
+
+def test_what_was_quantized_is_not_quantized_again(quantizer: Any, tmp_path: Path) -> None:
+    made = quantizer.quantize(tiny_lm(), tokens(8), steps=0)
+    folder = made.save_pretrained(tmp_path / "small")
+    for again in (made.module, folder):
+        with pytest.raises(InputError, match="quantized already"):
+            quantizer.quantize(again, tokens(8))
+        with pytest.raises(InputError, match="quantized already"):
+            quantizer.estimate(again, tokens(8))
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "model.norm", "lm_head"])
+def test_a_weight_that_is_not_finite_is_named(name: str, quantizer: Any) -> None:
+    network = tiny_lm()
+    network.get_submodule(name).weight.data.view(-1)[5] = float("nan")
+    with pytest.raises(InputError, match=f"{name}.weight is not finite"):
+        quantizer.quantize(network, tokens(8))
+
+
+def test_what_is_no_tokenizer_is_refused(quantizer: Any) -> None:
+    with pytest.raises(InputError, match="tokenizer='letters'"):
+        quantizer.quantize(tiny_lm(), tokens(8), tokenizer="letters")
 
 
 def test_wrong_settings_are_refused_before_work(quantizer: Any) -> None:
     with pytest.raises(OptionError, match="recipe='gptq': expected one of mobilequant, rtn"):
         quantizer.quantize("./no/such/folder", recipe="gptq")
-    with pytest.raises(OptionError, match="pairs='x'"):
-        quantizer.quantize("./no/such/folder", pairs="x")
+    for wrong in ("x", 5):
+        with pytest.raises(OptionError, match=f"pairs={wrong!r}"):
+            quantizer.quantize("./no/such/folder", pairs=wrong)
 
 
 def test_a_checkpoint_of_other_work_is_refused(quantizer: Any, tmp_path: Path) -> None:
@@ -233,8 +293,11 @@ def test_a_checkpoint_of_other_work_is_refused(quantizer: Any, tmp_path: Path) -
     for change in ({"seed": 3}, {"scheme": "w4a8"}):
         with pytest.raises(UsageError, match="holds work with another"):
             quantizer.quantize(tiny_lm(), tokens(8), **{**keywords, **change})
-    with pytest.raises(UsageError, match="another calibration"):
-        quantizer.quantize(tiny_lm(), tokens(8, seed=5), **keywords)
+    for rows in (tokens(8, seed=5), tokens(8).flip(0)):
+        with pytest.raises(UsageError, match="another calibration"):
+            quantizer.quantize(tiny_lm(), rows, **keywords)
+    with pytest.raises(UsageError, match="another weights"):
+        quantizer.quantize(tiny_lm(seed=1), tokens(8), **keywords)
 
 
 def test_the_report(quantizer: Any) -> None:
@@ -253,9 +316,11 @@ def test_estimate_reads_no_weights(quantizer: Any, tmp_path: Path) -> None:
     tiny_lm().save_pretrained(tmp_path / "lm")
     (tmp_path / "lm" / "model.safetensors").unlink()
     cost = quantizer.estimate(tmp_path / "lm", tokens(8), steps=10)
-    assert cost.evaluations == 8 + 2 * 8 + 3 * 4 + 30
+    strengths = 4 * 4 + 8  # four on four windows, with ranges from eight
+    assert cost.evaluations == 8 + 2 * 8 + 3 * 4 + strengths + 30
     assert cost.flops > 0
-    assert cost.memory > 0
+    parameters = sum(p.numel() for p in tiny_lm().parameters())
+    assert cost.memory >= 4 * parameters, "saving needs the 16-bit weights twice"
     assert any("3 vo, 3 ud, 3 qk, 3 n1, 3 n2" in note for note in cost.notes)
     with pytest.raises(OptionError, match="recipe"):
         quantizer.estimate(tmp_path / "lm", recipe="x")
@@ -302,6 +367,10 @@ def test_choices_go_by_likelihood_for_each_byte() -> None:
     "line",
     [
         "no json",
+        '{"question": "a", "choices": "bc", "answer": 0}',
+        '{"question": "a", "choices": {"b": 1, "c": 2}, "answer": 0}',
+        '{"question": "a", "choices": ["b", "c"], "answer": 0.5}',
+        '{"question": "a", "choices": ["b", "c"], "answer": true}',
         '{"question": "a", "choices": ["b", "c"]}',
         '{"question": "a", "choices": ["b"], "answer": 0}',
         '{"question": "a", "choices": ["b", "c"], "answer": 2}',
@@ -317,6 +386,13 @@ def test_a_wrong_line_of_choices_is_named(line: str, tmp_path: Path) -> None:
         read_choices(tmp_path / "items.jsonl")
     (tmp_path / "items.jsonl").write_text(good, "utf-8")
     assert read_choices(tmp_path / "items.jsonl")[0].answer == 1
+
+
+def test_choices_may_have_any_character(tmp_path: Path) -> None:
+    """Some that JSON need not escape end a line for ``str.splitlines``."""
+    line = '{"question": "a\u2028b", "choices": ["c\x85", "d"], "answer": 0}'
+    (tmp_path / "items.jsonl").write_text(line + "\n", "utf-8")
+    assert read_choices(tmp_path / "items.jsonl")[0].question == "a\u2028b"
 
 
 @pytest.fixture
@@ -346,12 +422,50 @@ def run(*arguments: str, capsys: Any) -> tuple[int, str]:
     return int(stop.value.code or 0), captured.out + captured.err
 
 
+@pytest.mark.slow
+def test_quiet_is_quiet(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """No bar of ours, and none of transformers, which loads and saves here."""
+    original, _ = folders
+    words = [sys.executable, "-m", "zoo", "quantize", "mobilequant", str(original), "--quiet"]
+    words += ["-o", str(tmp_path / "q"), "-O", "recipe=rtn"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stderr == ""
+    assert "KL divergence" in done.stdout
+
+
+LONG = pytest.mark.filterwarnings("ignore:.*activations were calibrated on 24")
+
+
+def test_the_original_of_a_relative_folder_is_found(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the method's page: ``zoo quantize mobilequant ./my-llm``, then ``eval``."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ("quantize", "mobilequant", "./lm", "-o", "q", "--quiet", "-O", "recipe=rtn")
+    assert run(*arguments, capsys=capsys)[0] == 0
+    Path("text.txt").write_text("a small text to be measured. " * 20, "utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # windows are no longer than the network's positions
+        code, out = run("run", "./q", "eval", "text.txt", "--json", capsys=capsys)
+    assert code == 0, out
+    assert [*json.loads(out)["models"]] == ["original", "quantized"], out
+    config = folders[0] / "config.json"
+    config.write_text(config.read_text("utf-8") + "\n", "utf-8")
+    code, out = run("run", "./q", "eval", "text.txt", capsys=capsys)
+    assert code == 0
+    assert "note: The original is not available for comparison: lm has changed" in out
+
+
+@LONG
 def test_commands_of_a_saved_folder(
     folders: tuple[Path, Path], tmp_path: Path, capsys: Any
 ) -> None:
     _, small = folders
     code, out = run("run", str(small), "generate", "the end", "--tokens", "4", capsys=capsys)
     assert (code, out[:13]) == (0, "t h e   e n d"), out
+    code, out = run("run", str(small), "generate", "the end", "--chat", capsys=capsys)
+    assert code == 1
+    assert "has no chat template. Leave out --chat." in out
     (tmp_path / "text.txt").write_text("a small text to be measured. " * 20, "utf-8")
     code, out = run("run", str(small), "eval", str(tmp_path / "text.txt"), "--json", capsys=capsys)
     assert code == 0, out
@@ -367,6 +481,7 @@ def test_commands_of_a_saved_folder(
     assert "accuracy" in out
 
 
+@LONG
 def test_eval_without_the_original(folders: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
     original, small = folders
     original.rename(tmp_path / "elsewhere")
@@ -398,8 +513,9 @@ def test_text_unlike_the_calibration_is_remarked_on(quantizer: Any) -> None:
     site = made.sites["1.h"]
     assert all("1.h" not in note for note in _clipped(made, Letters(), text))
     site.set(type(site.grid)(site.step / 50, site.zero, 0, 255))
-    assert "1 activations" not in _clipped(made, Letters(), text)[0]
-    assert "most of all 1.h" in _clipped(made, Letters(), text)[0]
+    note = _clipped(made, Letters(), text)[0]
+    assert "1 activations" not in note
+    assert "most of all 1.h" in note
 
 
 def test_zoo_quantize(folders: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
@@ -415,3 +531,116 @@ def test_zoo_quantize(folders: tuple[Path, Path], tmp_path: Path, capsys: Any) -
     assert code == 0, out
     assert "21 layers quantized" in out
     assert zoo.load(out_folder, device="cpu").recipe.steps == 2
+
+
+def test_the_call_is_that_of_the_original(quantizer: Any) -> None:
+    """Tuples, embeddings and a cache too; with a cache, what came before counts."""
+    made, ids = quantizer.quantize(tiny_lm(), tokens(8, 16), steps=0), tokens(1, 12)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        whole = made(ids).logits
+        assert torch.equal(made(input_ids=ids, return_dict=False)[0], whole)
+        embedded = made.module.get_input_embeddings()(ids)
+        assert torch.equal(made(inputs_embeds=embedded).logits, whole)
+        cache = made(ids, use_cache=True).past_key_values
+        with pytest.raises(UserWarning, match="17 tokens"):
+            made(tokens(1, 5), past_key_values=cache)
+
+
+# --- warnings and advice --------------------------------------------------------------------------
+
+
+def test_longer_than_calibrated_is_said_once(quantizer: Any, tmp_path: Path) -> None:
+    made = quantizer.quantize(tiny_lm(), tokens(8, 16), steps=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(tokens(1, 16))
+        with pytest.raises(UserWarning, match="20 tokens; activations were calibrated on 16"):
+            made(tokens(1, 20))
+        made(tokens(1, 20))
+        again = zoo.load(made.save_pretrained(tmp_path / "q"), device="cpu")
+        with pytest.raises(UserWarning, match="18 tokens"):
+            again.generate(tokens(1, 8), max_new_tokens=10, min_new_tokens=10)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError()])
+def test_too_little_memory_gives_advice(
+    quantizer: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("zoo_mobilequant.model.fit", fail)
+    with pytest.raises(DeviceError, match=r"more memory than there is.*layerwise.*shorter"):
+        quantizer.quantize(tiny_lm(), tokens(8))
+
+
+def test_what_people_want_to_know_first(quantizer: Any) -> None:
+    """Quality on held-back windows, size as integers; a sample where there is a tokenizer."""
+    made = quantizer.quantize(tiny_lm(), tokens(8), steps=0)
+    report = made.report()
+    assert "sample" not in report
+    assert len(report["summary"]) == 2
+    assert f"{report['agreement']:.1%}" in report["summary"][0]
+    assert report["summary"][0].startswith("held-back calibration text")
+    few = quantizer.quantize(tiny_lm(), tokens(3), steps=0).report()["summary"]
+    assert few[0].startswith("calibration text, none held back")
+    linears = sum(weight.numel() for path in made.grids for weight in [_weight(made, path)])
+    rest = sum(t.numel() * t.element_size() for t in made.state().values()) - 2 * linears
+    assert report["bytes_integers"] == rest + linears  # a byte for each weight of 8 bits
+
+
+def _weight(made: Any, path: str) -> Tensor:
+    weight: Tensor = made.module.get_submodule(path).weight
+    return weight
+
+
+# --- the bundled language model -------------------------------------------------------------------
+
+
+def test_tiny_lm_is_quantized_offline(quantizer: Any, tmp_path: Path) -> None:
+    """By its name, with its own calibration text: held-out recipes. It has learned something, and
+    8 bits change little.
+    """
+    made = quantizer.quantize("tiny-lm", recipe="smoothquant-all-grid")
+    report = made.report()
+    assert made.source_model["license"] == "CC-BY-SA-3.0"
+    assert report["calibration"]["windows"] > 50
+    assert report["perplexity_original"] < 60 < tiny_lm_vocabulary(made)
+    assert report["perplexity"] < 1.02 * report["perplexity_original"]
+    assert report["bytes_integers"] < 0.7 * report["bytes_before"]
+    assert report["sample"]["original"]
+    assert any("prompt" in line for line in report["summary"])
+    again = zoo.load(made.save_pretrained(tmp_path / "q"), device="cpu")
+    ids = again.tokenizer("Preheat the oven", return_tensors="pt").input_ids
+    assert torch.equal(again(ids).logits, made(ids).logits)
+
+
+def tiny_lm_vocabulary(made: Any) -> int:
+    """What the perplexity of a model that knows nothing would be."""
+    return int(made.module.config.vocab_size)
+
+
+def test_tiny_lm_is_made_again_from_the_same_texts(tmp_path: Path) -> None:
+    """The recipe, on a few small texts: resumable, and what it saves can be quantized."""
+    from zoo_mobilequant import tiny_lm as recipe_
+
+    data = tmp_path / "data"
+    for folder in ("wikitext-2", "procedures/recipes-unlicense"):
+        (data / folder).mkdir(parents=True)
+    article = " \n = Bread = \n \n Bread , as <unk> know , is baked . It is good @-@ natured . \n"
+    (data / "wikitext-2" / "valid.txt").write_text(article * 40, "utf-8")
+    for i in range(recipe_.HELD_OUT + 5):
+        text = f"# Soup {i}\n\nBoil {i} eggs, and eat them.\n" * 4
+        (data / "procedures/recipes-unlicense" / f"{i:03}.md").write_text(text, "utf-8")
+    found = recipe_.texts(data)
+    assert "It is good-natured." in found[1]
+    assert "<unk>" not in "".join(found)
+    assert len([text for text in found if "Soup" in text]) == 5
+    with pytest.raises(SystemExit) as stop:
+        recipe_.main(["--data", str(data), "-o", str(tmp_path / "run"), "--steps", "2"])
+    assert not stop.value.code
+    made = zoo.load("mobilequant", device="cpu").quantize(tmp_path / "run" / "model", steps=0)
+    assert made.report()["calibration"]["windows"] >= 2
+    with pytest.raises(InputError, match=r"lacks wikitext-2/valid\.txt"):
+        recipe_.texts(tmp_path)

@@ -67,13 +67,16 @@ def quantize(
         f"{before:.1f} MB -> {after:.1f} MB ({after / before:.2f}x), "
         f"{len(report['layers'])} layers quantized"
     )
+    for line in report.get("summary", ()):
+        click.echo(line)
     for note in report.get("notes", ()):
         click.echo(f"note: {note}")
 
 
 def _cost(cost: Estimate) -> str:
     """The estimated cost, for people."""
-    size, seconds = f"{cost.memory / 1e9:.1f} GB", cost.seconds
+    gigabytes, seconds = cost.memory / 1e9, cost.seconds
+    size = f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{gigabytes * 1e3:.1f} MB"
     time = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
     return "\n".join(
         [*cost.notes, f"about {size} of memory beyond the weights, and {time} on this machine"]
