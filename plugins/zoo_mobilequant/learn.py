@@ -146,16 +146,37 @@ def divergence(network: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
     """
 
     def part(mine: Tensor, theirs: Tensor) -> Tensor:
-        p, q = (head(network, h).float().log_softmax(-1) for h in (theirs, mine))
+        with torch.no_grad():
+            p = head(network, theirs).float().log_softmax(-1)
+        q = head(network, mine).float().log_softmax(-1)
         return (p.exp() * (p - q)).sum()
 
     total = hidden.new_zeros(())
     for mine, theirs in zip(hidden.split(CHUNK), wanted.split(CHUNK), strict=True):
-        if mine.requires_grad:  # logits are computed again for the gradient, not kept
-            total = total + checkpoint(part, mine, theirs, use_reentrant=False)
+        if mine.requires_grad:
+            total = total + _AtOnce.apply(mine, partial(part, theirs=theirs))
         else:
             total = total + part(mine, theirs)
     return total / len(hidden)
+
+
+class _AtOnce(torch.autograd.Function):
+    """A function of one tensor whose gradient is computed with it, so that nothing else is kept:
+    logits need not be in memory until the backward pass, nor be computed again in it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value = function(leaf)
+        ctx.save_for_backward(*torch.autograd.grad(value, leaf))
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None
 
 
 def distance(hidden: Tensor, wanted: Tensor) -> Tensor:
