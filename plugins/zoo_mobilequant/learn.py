@@ -193,7 +193,7 @@ def joint(
     network: Any,
     learned: Learned,
     rows: Tensor,
-    wanted: Sequence[Tensor],
+    wanted: Sequence[Tensor] | Mapping[int, Tensor],
     *,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
@@ -201,8 +201,8 @@ def joint(
 ) -> list[str]:
     """Learn through all layers (eq. 17 or 18); returns remarks.
 
-    ``rows`` (N,T), ``wanted`` for each: what the last norm gives in the original, or for ``mse``
-    what it reads.
+    ``rows`` (N,T), ``wanted`` for each that is drawn: what the last norm gives in the original, or
+    for ``mse`` what it reads.
     """
     recipe = learned.recipe
 
