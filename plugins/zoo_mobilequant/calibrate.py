@@ -89,17 +89,22 @@ class Spread:
     """Watches least and largest values and, for the search of eq. 13, tails and a sample.
 
     Of each window: ``SAMPLE`` values by chance, each standing for its share of all, and every value
-    beyond these, standing for itself; so the rare massive ones are all there.
+    beyond these, standing for itself; so the rare massive ones are all there. ``divided``: site ->
+    what its tensor is divided by before.
     """
 
-    def __init__(self, search: bool, seed: int = 0) -> None:
-        self.search = search
+    def __init__(
+        self, search: bool, seed: int = 0, divided: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.search, self.divided = search, divided or {}
         self.chance = torch.Generator().manual_seed(seed)
         self.bounds: dict[str, tuple[float, float]] = {}
         self.values: dict[str, list[Tensor]] = {}
         self.counts: dict[str, list[Tensor]] = {}
 
     def __call__(self, site: Site, x: Tensor, found: Tensor) -> None:
+        if site.name in self.divided:
+            x = x / self.divided[site.name]
         exempt = site.exempt(x)
         if exempt is not None:
             x = x[~exempt.expand_as(x)]

@@ -24,11 +24,14 @@ from .learn import Learned, draw, last_hidden
 from .quantizers import Grid
 from .recipe import Recipe
 from .simulate import Site, attach, attach_weights, settle, switched, watching
-from .transform import smooth
+from .start import candidates, divided_by, judged
+from .transform import fold
 from .work import Work
 
 CLOSED_FORM = 32
 """Windows that the closed forms look at (eq. 8 and 13)."""
+FEW = 8
+"""Windows from which the ranges come that the choice of eq. 22 is made with."""
 HELD_BACK = 4
 """Windows that learning does not see, at most: they decide whether it helped (eq. 20)."""
 CLIPPED = 0.01
@@ -43,8 +46,9 @@ class Fitted:
     grids: Mapping[str, Grid]
     """Path of a linear layer -> the grid of its weight."""
     report: dict[str, Any]
-    """``kl``, ``agreement`` and so on (``compare``), the same ``before_learning``, ``errors`` of
-    each linear layer, ``wide`` and ``clipped`` sites, ``notes``."""
+    """``kl``, ``agreement`` and so on (``compare``), the same ``before_learning``, the ``strength``
+    of eq. 8 and the KL divergence of all ``strengths`` tried, ``errors`` of each linear layer,
+    ``wide`` and ``clipped`` sites, ``notes``."""
 
 
 def fit(
@@ -73,9 +77,25 @@ def fit(
     peaks = Peaks()
     peaks.found = _kept(work, "peaks", lambda: _observe(network, sites, closed, peaks, progress))
 
-    # Even the channels out: the function stays (eq. 8).
+    # Even the channels out, as far as it serves (eq. 8 and 22): the function stays.
+    weights = attach_weights(layers, {name: recipe.form(name) for name in layers[0].linears})
+    names = candidates(recipe)
+    plans = {name: divided_by(layers, peaks, recipe, name) for name in names}
+    tried: dict[str, Tensor] = {}
+    if len(names) > 1:
+
+        def judge() -> dict[str, Tensor]:
+            few = closed[:FEW]
+            return judged(
+                layers, sites, weights, plans, recipe, seed=seed,
+                observe=lambda watch: _observe(network, sites, few, watch, progress),
+                loss=lambda: compare(network, tests, wanted)["kl"],
+            )  # fmt: skip
+
+        tried = _kept(work, "strengths", judge)
+    strength = min(names, key=lambda name: float(tried.get(name, 0)))
     for layer in layers:
-        smooth(layer, peaks.of(layer.index), recipe.pairs, recipe.alpha)
+        fold(layer, plans[strength][layer.index])
 
     # The grids of activations (eq. 13) and of weights (eq. 11).
     spread = Spread(recipe.grid, seed)
@@ -87,7 +107,6 @@ def fit(
 
     for name, (step, zero) in _kept(work, "ranges", ranges).items():
         sites[name].set(Grid(step, zero, 0, 2 ** sites[name].bits - 1))
-    weights = attach_weights(layers, {name: recipe.form(name) for name in layers[0].linears})
 
     # Learn (eq. 16 to 19), and keep what was learned where it helped (eq. 20).
     learned = Learned(layers, sites, weights, recipe)
@@ -135,6 +154,8 @@ def fit(
     report = {
         **final,
         "before_learning": before,
+        "strength": strength,
+        "strengths": {name: float(kl) for name, kl in tried.items()},
         "errors": errors,
         "wide": wide,
         "clipped": {name: share for name, share in clipped.shares.items() if share > CLIPPED},

@@ -12,9 +12,10 @@ from zoo.interfaces import Estimate
 from .calibrate import LENGTH
 from .families import describe
 from .learn import RECOMPUTE
-from .method import CLOSED_FORM, HELD_BACK
+from .method import CLOSED_FORM, FEW, HELD_BACK
 from .original import outline
 from .recipe import Recipe
+from .start import candidates
 from .transform import pairs_of
 
 ROUNDING = 4.0
@@ -31,7 +32,9 @@ def plan(model: Any, calibration: Any, recipe: Recipe, device: torch.device) -> 
     config = network.config
     rows, length = _shape(calibration, config)
     large = parameters > RECOMPUTE
-    passes = rows + 2 * min(rows, CLOSED_FORM) + 3 * min(HELD_BACK, rows)
+    tried = len(candidates(recipe)) if recipe.pairs and recipe.alpha is None else 0
+    passes = rows + 2 * min(rows, CLOSED_FORM) + (3 + tried) * min(HELD_BACK, rows)
+    passes += min(rows, FEW) if tried else 0
     lessons = recipe.steps * (4 if large else 3) if recipe.learns else 0
     products = 2.0 * parameters * length
     seconds = products * (passes + ROUNDING * lessons) / _speed(device)

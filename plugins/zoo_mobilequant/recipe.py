@@ -29,8 +29,9 @@ class Recipe:
     scheme: str = "w8a8"
     pairs: tuple[str, ...] = PAIRS
     """Where scale moves (eq. 3 to 6): any of ``PAIRS``."""
-    alpha: float = 0.5
-    """Of eq. 8, from 0 (weights are evened out) to 1 (activations are)."""
+    alpha: float | None = None
+    """Of eq. 8, from 0 (weights are evened out) to 1 (activations are); None: what serves best, or
+    no smoothing where that does (eq. 22)."""
     grid: bool = True
     """Is the range of least squared error searched (eq. 13)? Else it is from least to largest."""
     steps: int = 150
@@ -85,9 +86,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "mobilequant": {},
     "rtn": {"pairs": (), "grid": False, "steps": 0},
     "rtn-grid": {"pairs": (), "steps": 0},
-    "smoothquant": {"pairs": ("n1", "n2"), "grid": False, "steps": 0},
-    "smoothquant-all": {"grid": False, "steps": 0},
-    "smoothquant-all-grid": {"steps": 0},
+    "smoothquant": {"pairs": ("n1", "n2"), "alpha": 0.5, "grid": False, "steps": 0},
+    "smoothquant-all": {"alpha": 0.5, "grid": False, "steps": 0},
+    "smoothquant-all-grid": {"alpha": 0.5, "steps": 0},
     "layerwise": {"jointly": False},
 }
 """The method and its baselines, by what they change."""
@@ -124,7 +125,7 @@ def _check(recipe: Recipe) -> None:
     }  # fmt: skip
     for field in fields(recipe):
         value = getattr(recipe, field.name)
-        if field.name in least:
+        if field.name in least and not (value is None and field.default is None):
             low, high = least[field.name]
             whole = isinstance(field.default, int)
             right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)

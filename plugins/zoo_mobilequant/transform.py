@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .families import Layer
 
@@ -84,8 +85,9 @@ def _both(free: Tensor, rotary: int) -> Tensor:
 def fold(layer: Layer, divided: Mapping[str, Tensor]) -> None:
     """Write divisors into the weights, in place (eq. 2)."""
     for name, linear in layer.linears.items():
-        weight, bias = scaled(layer, name, linear.weight, linear.bias, divided)
-        linear.weight.copy_(weight)
+        own = stored(linear)
+        weight, bias = scaled(layer, name, own, linear.bias, divided)
+        own.copy_(weight)
         if linear.bias is not None:
             linear.bias.copy_(bias)
     for name, norm in layer.norms.items():
@@ -94,6 +96,15 @@ def fold(layer: Layer, divided: Mapping[str, Tensor]) -> None:
             part.weight.copy_((layer.offset + part.weight) / divided[name] - layer.offset)
             if getattr(part, "bias", None) is not None:
                 part.bias.div_(divided[name])
+
+
+def stored(linear: nn.Linear) -> Tensor:
+    """The weight that a linear layer holds, also beneath a parametrization."""
+    if parametrize.is_parametrized(linear, "weight"):
+        parts: Any = linear.parametrizations
+        found: Tensor = parts.weight.original
+        return found
+    return linear.weight
 
 
 def scaled(
@@ -112,13 +123,15 @@ def scaled(
 @torch.no_grad()
 def smooth(
     layer: Layer, peaks: Mapping[str, Tensor], pairs: Sequence[str] = PAIRS, alpha: float = 0.5
-) -> None:
-    """SmoothQuant's closed form for every pair, folded in order (eq. 8).
+) -> dict[str, Tensor]:
+    """The divisors of SmoothQuant's closed form for every pair, in order (eq. 8).
 
     ``peaks``: the largest magnitude of each channel of ``OBSERVED``. Because n1 and n2 are computed
-    last, any scale that was planted in a pair before is undone.
+    last, from the weights that the other pairs change, any scale that was planted in a pair before
+    is undone.
     """
     group = layer.heads // layer.kv_heads
+    found: dict[str, Tensor] = {}
     for pair in PAIRS:
         if pair not in pairs or pair not in pairs_of(layer):
             continue
@@ -132,12 +145,14 @@ def smooth(
         else:
             reads = {"vo": "a", "ud": "h"}.get(pair, pair)
             consumers = [n for n, tensor in layer.inputs.items() if tensor == reads]
-            columns = torch.stack([layer.linears[n].weight.abs().amax(0) for n in consumers])
+            changed = [scaled(layer, n, stored(layer.linears[n]), None, found) for n in consumers]
+            columns = torch.stack([weight.abs().amax(0) for weight, _ in changed])
             x, w = peaks[reads].flatten(), columns.amax(0)
             if pair == "vo":
                 x, w = (t.view(layer.kv_heads, group, -1).amax(1) for t in (x, w))
             scale = _safe(x, w, x**alpha / w ** (1 - alpha))
-        fold(layer, divisors(layer, {pair: scale}))
+        found |= divisors(layer, {pair: scale})
+    return found
 
 
 def _larger(peaks: Tensor, rotary: int) -> Tensor:

@@ -253,7 +253,8 @@ def test_estimate_reads_no_weights(quantizer: Any, tmp_path: Path) -> None:
     tiny_lm().save_pretrained(tmp_path / "lm")
     (tmp_path / "lm" / "model.safetensors").unlink()
     cost = quantizer.estimate(tmp_path / "lm", tokens(8), steps=10)
-    assert cost.evaluations == 8 + 2 * 8 + 3 * 4 + 30
+    strengths = 4 * 4 + 8  # four on four windows, with ranges from eight
+    assert cost.evaluations == 8 + 2 * 8 + 3 * 4 + strengths + 30
     assert cost.flops > 0
     assert cost.memory > 0
     assert any("3 vo, 3 ud, 3 qk, 3 n1, 3 n2" in note for note in cost.notes)

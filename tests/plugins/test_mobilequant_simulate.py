@@ -177,7 +177,9 @@ def test_off_it_is_the_network_of_transformers(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", LMS)
 def test_16_bits_change_little(kind: str) -> None:
-    """Activations of 16 bits: a step is 1e-5 of a range. Logits stay within 1e-3 of the largest."""
+    """Activations of 16 bits: a step is 1.5e-5 of a range, and some 50 roundings follow one another
+    through three layers with random weights, so logits stay within 2e-3 of the largest.
+    """
     network = tiny_lm(kind)
     before = logits(network)
     layers, spread = describe(network), Spread(False)
@@ -189,7 +191,7 @@ def test_16_bits_change_little(kind: str) -> None:
         site.on = True
     after = logits(network)
     assert not torch.equal(after, before)
-    assert float((after - before).abs().max() / before.abs().max()) < 1e-3
+    assert float((after - before).abs().max() / before.abs().max()) < 2e-3
 
 
 def test_bits_are_those_of_the_table() -> None:

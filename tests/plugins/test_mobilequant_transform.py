@@ -108,7 +108,7 @@ def smoothed(network: Any, **keywords: Any) -> Any:
     with watching(sites, peaks):
         logits(network)
     for layer in layers:
-        smooth(layer, peaks.of(layer.index), **keywords)
+        fold(layer, smooth(layer, peaks.of(layer.index), **keywords))
     return network
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from ..errors import DeviceError, InputError, OptionError
 from ..files import atomic_file
 from ..hookspecs import BuildRequest, TrainRequest
-from ..interfaces import Model
 from ..progress import track, whole_steps
 from ..weights import save_tensors
 from .processes import Processes, precision_of
@@ -68,6 +67,12 @@ class Stage:
     """Largest norm of a step's gradient."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates, of the means of the gradient and of its square."""
+
+
+class Saves(Protocol):
+    """What a run ends in: a ``Model``, or anything else that is saved as a folder."""
+
+    def save_pretrained(self, folder: Path, /, *, overwrite: bool = False) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ class Run(Generic[AnyStage]):
 
     # --- the stages in order ---
 
-    def fit(self, stages: Mapping[str, Callable[[], None]], model: Callable[[], Model]) -> Path:
+    def fit(self, stages: Mapping[str, Callable[[], None]], model: Callable[[], Saves]) -> Path:
         """Run the recipe (or the chosen stage); returns the saved folder ``out/model``.
 
         ``stages``: name -> function that runs it. ``model``: makes the model that is saved at the
