@@ -63,10 +63,13 @@ class Shared(Work):
         super().__init__(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.recipe, self.seconds, self._since = recipe, 0.0, 0.0
-        closed = [recipe.pairs, recipe.alpha, recipe.grid, recipe.prefix_tokens]
+        start = [recipe.pairs, recipe.alpha, recipe.grid, recipe.prefix_tokens]
+        if recipe.pairs and recipe.alpha is None:  # chosen by what the scheme makes of it
+            start += [recipe.scheme, recipe.weights]
         self._names = {
             "peaks": f"peaks-{digest([recipe.prefix_tokens])}",
-            "ranges": f"ranges-{digest([*closed, recipe.activation_bits])}",
+            "strengths": f"strengths-{digest(start)}",
+            "ranges": f"ranges-{digest([*start, recipe.activation_bits])}",
         }
 
     def stage(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
