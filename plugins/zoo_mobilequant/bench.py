@@ -3,7 +3,8 @@
 ``zoo bench mobilequant --data PATH --base language=FOLDER -O work=FOLDER``: ``PATH`` has
 ``wikitext-2`` and ``procedures/cookdial``, the base is SmolLM2-135M-Instruct, to which the limits
 of the claims belong. Each row of each seed is kept in the work folder as soon as it is measured, so
-an interrupted benchmark goes on where it was; ``-O only_kept=true`` reports what is there.
+an interrupted benchmark goes on where it was; ``-O only_kept=true`` reports what is there. Without
+the base, a small part is measured on tiny-lm.
 
 A seed is a draw of calibration windows from WikiText's validation text, the same for all methods.
 What is compared with the original: perplexity of 2,040 tokens of WikiText's test text, the KL
@@ -15,47 +16,37 @@ quantizes, calibration included.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from zoo.errors import InputError
 from zoo.experiment import Bars, Book, Comparison, draw, one_thread, timed
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Data, Results
 from zoo.progress import track
-from zoo.weights import load_tensors, save_tensors
 
-from .evaluate import Choice, accuracy
-from .families import describe
-from .kept import Rows, Shared, Values, digest, forget_peak, peak
-from .learn import last_hidden
-from .method import Fitted, compare, fit
-from .original import opened
-from .passages import LENGTH, Words, next_steps, wikitext
-from .quantizers import asymmetric
-from .recipe import make as recipe_of
-from .simulate import Site
+from .kept import Values
+from .measured import (
+    FLOAT,
+    IN_CHAT,
+    IN_CODE,
+    ITEMS,
+    SEEDS,
+    TESTS,
+    TEXT,
+    Measured,
+    Row,
+    clip_first,
+    mlp_16,
+)  # fmt: skip
+from .passages import LENGTH, QUESTIONS
+from .recipe import make
+from .worlds import Planted
 
-CALIBRATION = 104
-"""Windows of 256 tokens that a seed draws; of these, 4 are held back, 32 serve the closed forms."""
-TESTS = 8
-"""Windows of WikiText's test text: 2,040 tokens."""
-LONG = (20, 1024)
-"""Windows and new tokens of the longer test of the original alone."""
-CODE = 4
-"""Windows of code."""
-ITEMS = 150
-"""Questions with four answers, for the rows of the first seed that answer them."""
 STEPS, STEPS_4, SHORT = 150, 30, 25
 """Steps of learning: W8A8, W4A8, ablations."""
-SEEDS = 3
 
-FLOAT = "float"
 WIDE_ACTIVATIONS = "W8A16: round to nearest"
 RTN, RTN_GRID = "W8A8: round to nearest", "W8A8: round to nearest, searched ranges"
 SQ, SQ_ALL = "W8A8: SmoothQuant", "W8A8: SmoothQuant, all pairs"
@@ -68,45 +59,13 @@ PREFIX = "W8A8: SmoothQuant, all pairs, first positions in float"
 WEIGHTS_4 = "W4A16: round to nearest"
 RTN_4, SQ_ALL_4 = "W4A8: round to nearest", "W4A8: SmoothQuant, all pairs"
 OURS_4 = "W4A8: mobilequant"
-SHORT_OURS = f"W8A8, {SHORT} steps: mobilequant"
-SHORT_OURS_4 = f"W4A8, {SHORT} steps: mobilequant"
 
 PERPLEXITY, RATIO = "perplexity", "perplexity, ratio to float"
-KL, AGREEMENT = "KL", "same likeliest token, %"
+PERPLEXITY_LONG = "perplexity, 20,460 tokens"
+KL, AGREEMENT = TEXT, "same likeliest token, %"
 SECONDS, MEMORY, WIDE = "CPU-seconds", "peak memory, GB", "16-bit activations added"
 RIGHT = "choices right"
 MEDIAN = ", median of seeds"
-
-After = Callable[[Mapping[str, Site]], None]
-
-
-def mlp_16(sites: Mapping[str, Site]) -> None:
-    """The activations inside the MLP get 16 bits, over the range they have."""
-    for name, site in sites.items():
-        if name.split(".")[1] in ("gate", "up", "sigmoid", "act", "h"):
-            site.set(asymmetric(*site.grid.range, 16))
-
-
-def clip_first(sites: Mapping[str, Site]) -> None:
-    """Positions that stayed in float are quantized too, by ranges that never saw them."""
-    for site in sites.values():
-        site.positions.prefix = 0
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method: a scheme, a recipe, and what is changed of it."""
-
-    name: str
-    scheme: str
-    recipe: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    after: After | None = None
-    """What is done to the sites in the end."""
-    chooses: bool = False
-    """Does it answer the questions, with the first seed?"""
-    seeds: int = SEEDS
-
 
 GRID = "smoothquant-all-grid"
 BASELINES = (
@@ -146,6 +105,12 @@ ABLATIONS = tuple(
     )
 )  # fmt: skip
 
+PLANTED = (
+    *BASELINES[:4],
+    Row(OURS, "w8a8", "mobilequant", {"steps": 20}),
+)
+"""On tiny-lm with planted outliers."""
+
 
 def planned(quick: bool) -> Iterator[tuple[Row, int]]:
     """Rows and numbers of seeds, the most important first."""
@@ -158,158 +123,65 @@ def planned(quick: bool) -> Iterator[tuple[Row, int]]:
             yield from ((row, i) for row in group if i < row.seeds)
 
 
-# --- measuring ------------------------------------------------------------------------------------
-
-
-class Measured:
-    """A language model, what is measured on it, and the rows that have been."""
-
-    def __init__(self, folder: Path, data: Path, work: Path, quick: bool = False) -> None:
-        self.folder, self.work, self.quick = folder, work, quick
-        self.windows = 12 if quick else CALIBRATION
-        original = opened(folder)
-        self.words, self.source = Words(original.tokenizer), original.source
-        self.lessons = self.words.ids(wikitext(data, "valid"))
-        self.items: list[Choice] = [] if quick else next_steps(data, ITEMS)
-        self.rows = Rows(work / "rows")
-        self.texts = {KL: self.words.windows(wikitext(data, "test"), 2 if quick else TESTS)}
-        if not quick:
-            self.texts[f"{KL}, code"] = self.words.code(CODE)
-            self.texts[f"{KL}, chat"] = self._chats(original.network)
-        self.wanted = {name: self._states(original.network, t) for name, t in self.texts.items()}
-        self.long = self.words.windows(wikitext(data, "test"), LONG[0], LONG[1] + 1)
-
-    def _chats(self, network: Any) -> Tensor:
-        file = self.work / "chats.safetensors"
-        if not file.is_file():
-            save_tensors(file, {"ids": self.words.chats(network)})
-        return load_tensors(file)["ids"]
-
-    def _states(self, network: Any, rows: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            return [last_hidden(network, row)[1] for row in rows]
-
-    def original(self) -> Values:
-        """The float row."""
-        facts = {**self._facts(), "items": len(self.items)}
-        return self.rows.row(FLOAT, facts, self._original)
-
-    def _original(self) -> Values:
-        network = opened(self.folder).network
-        found = self._compared(network)
-        if not self.quick:
-            found["choices"] = self._choices(network)
-            wanted = self._states(network, self.long)
-            found["long"] = compare(network, self.long, wanted)["perplexity"]
-        return found
-
-    def row(self, row: Row, seed: int, first: bool, kept: bool = False) -> Values:
-        """A row of a seed; ``first``: of the seed that answers questions. ``kept``: {} where it has
-        not been measured yet.
-        """
-        facts = {**self._facts(), "scheme": row.scheme, "recipe": row.recipe}
-        facts |= {"changes": dict(row.changes), "windows": self.windows}
-        choices = first and row.chooses
-        if choices:
-            facts |= {"items": len(self.items)}
-        make = None if kept else lambda: self._row(row, seed, choices)
-        return self.rows.row(f"{row.name}, seed {seed}", facts, make)
-
-    def _facts(self) -> Values:
-        texts = {name: digest(rows.tolist()) for name, rows in self.texts.items()}
-        return {"base": self.source["sha256"], "texts": texts}
-
-    def _row(self, row: Row, seed: int, choices: bool) -> Values:
-        recipe = recipe_of(row.recipe, row.scheme, row.changes)
-        rows = self.words.drawn(self.lessons, self.windows, seed)
-        network = opened(self.folder).network
-        work = Shared(self.work / f"seed-{seed}", recipe)
-        forget_peak()
-        fitted: Fitted
-        fitted, seconds = timed(
-            lambda: fit(network, describe(network), rows, recipe, seed=seed, work=work)
-        )
-        memory = peak()
-        if row.after:
-            row.after(fitted.sites)
-        found = self._compared(network)
-        found |= {"seconds": seconds + work.seconds, "memory": memory}
-        found |= {"wide": fitted.report["wide"], "notes": fitted.report["notes"]}
-        if choices and self.items:
-            found["choices"] = self._choices(network)
-        return found
-
-    @torch.no_grad()
-    def _compared(self, network: Any) -> Values:
-        found = {name: compare(network, t, self.wanted[name]) for name, t in self.texts.items()}
-        return {"compared": found}
-
-    @torch.no_grad()
-    def _choices(self, network: Any) -> list[bool]:
-        return accuracy(Remembering(network), self.words.tokenizer, self.items)
-
-
-class Remembering:
-    """A language model that keeps its cache: what a sequence has in common with the one before it
-    is not computed again. One sequence at a time.
-    """
-
-    def __init__(self, network: Any) -> None:
-        self.network = network
-        self.ids = torch.empty(0, dtype=torch.long)
-        self.logits = torch.empty(0)
-        self.cache: Any = None
-
-    def __call__(self, ids: Tensor) -> Any:
-        """(1,T) -> something with ``logits`` (1,T,vocabulary)."""
-        row = ids[0]
-        most = min(len(row) - 1, len(self.ids))
-        differs = (row[:most] != self.ids[:most]).nonzero()
-        same = int(differs[0]) if len(differs) else most
-        if same:
-            if same < len(self.ids):
-                self.cache.crop(same - len(self.ids))
-            found = self.network(ids[:, same:], past_key_values=self.cache, use_cache=True)
-            found.logits = torch.cat([self.logits[:same], found.logits[0]])[None]
-        else:
-            found = self.network(ids, use_cache=True)
-            self.cache = found.past_key_values
-        self.ids, self.logits = row, found.logits[0]
-        return found
-
-
 # --- the benchmark --------------------------------------------------------------------------------
 
 
 def bench(request: BenchRequest) -> Results:
     """Run every experiment; see the module's docstring."""
     base = request.bases.get("language")
-    if request.data is None or base is None or base.folder is None:
-        raise InputError(
-            "pass --data PATH and --base language=FOLDER; how to get SmolLM2-135M-Instruct as a "
-            "folder is on the plugin's page (python -m zoo_mobilequant.gguf)."
-        )
-    work = request.options.get("work")
-    work = Path(work) if work else request.out / "work"
-    kept = bool(request.options.get("only_kept"))
-    plan = [*planned(request.quick)]
     seeds = [request.seed + i for i in range(1 if request.quick else SEEDS)]
     book = Book(less_is_better)
-    with one_thread(), track(len(plan) + 1, request.progress, "bench") as advance:
-        measured = Measured(base.folder, request.data, work, request.quick)
-        original = measured.original()
-        enter(book, FLOAT, original, request.seed)
+    with one_thread():
+        if base is None:
+            measured = planted_rows(request, book, seeds[0])
+            return book.results(data=measured, seeds=seeds[:1], pictures=picture(request.out, book))
+        if request.data is None or base.folder is None:
+            raise InputError(
+                "--base language=FOLDER is measured on WikiText-2 and CookDial: pass --data PATH."
+            )
+        real_rows(request, base.folder, request.data, book, seeds)
+    if not request.quick:
+        claim(book)
+    return book.results(data=used(request.quick), seeds=seeds, pictures=picture(request.out, book))
+
+
+def real_rows(
+    request: BenchRequest, folder: Path, data: Path, book: Book, seeds: Sequence[int]
+) -> None:
+    """Every row of every seed on a real language model."""
+    work = request.options.get("work")
+    only_kept = bool(request.options.get("only_kept"))
+    plan = [*planned(request.quick)]
+    with track(len(plan) + 1, request.progress, "bench") as advance:
+        kept = Path(work) if work else request.out / "work"
+        measured = Measured(folder, data, kept, request.quick)
+        enter(book, FLOAT, measured.original(), seeds[0])
         advance()
         for row, i in plan:
-            found = measured.row(row, request.seed + i, i == 0, kept)
+            found = measured.row(row, seeds[i], i == 0, only_kept)
             if found:
-                enter(book, row.name, found, request.seed + i)
+                enter(book, row.name, found, seeds[i])
             advance()
-    if not request.quick:
-        medians(book)
-        claim(book)
-    pictures = picture(request.out, book)
-    return book.results(data=used(request.quick), seeds=seeds, pictures=pictures)
+
+
+def planted_rows(request: BenchRequest, book: Book, seed: int) -> list[Data]:
+    """What can be measured without a download: tiny-lm with outliers planted in it."""
+    world = Planted.made(seed)
+    enter(book, FLOAT, {"compared": {KL: world.compared(world.network())}}, seed)
+    for row in PLANTED:
+        network = world.network()
+        recipe = make(row.recipe, row.scheme, row.changes)
+        _, seconds = timed(lambda n=network, r=recipe: world.fitted(n, r, seed))  # type: ignore[misc]
+        values = {"compared": {KL: world.compared(network)}, "seconds": seconds}
+        enter(book, row.name, values, seed)
+    book.claim(
+        "planted",
+        "Outliers planted in tiny-lm's channels cost round to nearest and SmoothQuant more than a "
+        "tenth of the perplexity; with all pairs, learned or not, they cost a hundredth at most.",
+        *(Limit(RATIO, above=1.1).of(row) for row in (RTN, SQ)),
+        *(Limit(RATIO, below=1.01).of(row) for row in (SQ_ALL, OURS)),
+    )
+    return [Data("zoo's own short texts", "Apache-2.0", f"{world.tests.numel():,} tokens")]
 
 
 def less_is_better(column: str) -> bool:
@@ -328,7 +200,7 @@ def enter(book: Book, row: str, found: Values, seed: int) -> None:
         if name == KL:
             book.add(row, AGREEMENT, 100 * values["agreement"], seed)
     if "long" in found:
-        book.add(row, f"{PERPLEXITY}, 20,460 tokens", found["long"], seed)
+        book.add(row, PERPLEXITY_LONG, found["long"], seed)
     if "seconds" in found:
         book.add(row, SECONDS, found["seconds"], seed)
     if found.get("memory"):
@@ -339,17 +211,171 @@ def enter(book: Book, row: str, found: Values, seed: int) -> None:
         book.add(row, RIGHT, float(right), f"item {i}")
 
 
-def medians(book: Book) -> None:
-    pass
+@dataclass(frozen=True)
+class Limit:
+    """A bound set in advance, against which a number is compared as it is."""
+
+    column: str
+    above: float | None = None
+    below: float | None = None
+
+    def of(self, row: str) -> Comparison:
+        """Is the row's number beyond the bound?"""
+        up = self.above is not None
+        bound = self.above if self.above is not None else self.below
+        assert bound is not None
+        same = (self.column,)
+        return Comparison(row, same, float(bound), same, "difference", up, 0.0, "counted")
+
+
+CLAIMED = (RATIO, KL, AGREEMENT, IN_CODE, IN_CHAT)
+
+
+def medians(book: Book, rows: Sequence[str]) -> bool:
+    """Enter the medians over the seeds of what claims are about; False where seeds are missing."""
+    for row in rows:
+        if row not in book.table() or len(book.values(row, KL)) < SEEDS:
+            return False
+    for row in rows:
+        for column in CLAIMED:
+            if column in book.columns(row) and column + MEDIAN not in book.columns(row):
+                values = book.values(row, column).values()
+                book.add(row, column + MEDIAN, statistics.median(values))
+    return True
 
 
 def claim(book: Book) -> None:
-    pass
+    """The limits that were set in advance for SmolLM2-135M-Instruct, on medians of the seeds.
+
+    A claim whose rows are not all there is left out.
+    """
+
+    def limits(identity: str, statement: str, rows: Sequence[str], *made: Comparison) -> None:
+        if medians(book, rows):
+            book.claim(identity, statement, *made, note="limits set in advance")
+
+    def under(row: str, column: str, bound: float) -> Comparison:
+        return Limit(column + MEDIAN, below=bound).of(row)
+
+    def over(row: str, column: str, bound: float) -> Comparison:
+        return Limit(column + MEDIAN, above=bound).of(row)
+
+    def share(row: str, of: str, bound: float, column: str = KL) -> Comparison:
+        return book.times(row, of, column + MEDIAN, at_most=bound, test="counted")
+
+    limits(
+        "float-perplexity",
+        "The original has the perplexity that it is known to have on WikiText-2's test text: 19.43 "
+        "on 20,460 tokens and 29.19 on 2,040, to within .1.",
+        (),
+        *(
+            Limit(PERPLEXITY_LONG, **side).of(FLOAT)
+            for side in ({"above": 19.33}, {"below": 19.53})
+        ),
+        *(Limit(PERPLEXITY, **side).of(FLOAT) for side in ({"above": 29.09}, {"below": 29.29})),
+    )
+    limits(
+        "rtn-loses",
+        "W8A8 by rounding to nearest costs 1.3 to 1.8 times the perplexity and a KL divergence of "
+        ".4 to .8.",
+        (RTN,),
+        over(RTN, RATIO, 1.3), under(RTN, RATIO, 1.8), over(RTN, KL, 0.4), under(RTN, KL, 0.8),
+    )  # fmt: skip
+    limits(
+        "all-pairs",
+        "All pairs: at most .6 times the KL divergence of SmoothQuant's own pairs.",
+        (SQ, SQ_ALL),
+        share(SQ_ALL, SQ, 0.6),
+    )
+    limits(
+        "searched-ranges",
+        "All pairs with searched ranges: a KL divergence of at most .5.",
+        (SQ_GRID,),
+        under(SQ_GRID, KL, 0.5),
+    )
+    limits(
+        "w8a8",
+        f"mobilequant, W8A8, {STEPS} steps: a KL divergence of at most .11.",
+        (OURS,),
+        under(OURS, KL, 0.11),
+    )
+    limits(
+        "w8a8-perplexity",
+        f"mobilequant, W8A8, {STEPS} steps: at most 1.07 times the perplexity.",
+        (OURS,),
+        under(OURS, RATIO, 1.07),
+    )
+    limits(
+        "w8a8-agreement",
+        f"mobilequant, W8A8, {STEPS} steps: the same likeliest token at 84 % of the positions.",
+        (OURS,),
+        over(OURS, AGREEMENT, 84),
+    )
+    limits(
+        "learning",
+        "mobilequant, W8A8: at most half the KL divergence of what it starts from, all pairs with "
+        "searched ranges.",
+        (OURS, SQ_GRID),
+        share(OURS, SQ_GRID, 0.5),
+    )
+    for text in ("code", "chat"):
+        limits(
+            f"learning-{text}",
+            f"It learns from encyclopedia text; on {text} too its KL divergence is at most .8 "
+            "times that of all pairs with searched ranges.",
+            (OURS, SQ_GRID),
+            share(OURS, SQ_GRID, 0.8, f"{KL}, {text}"),
+        )
+    limits(
+        "no-clipping",
+        "Ranges that clip the massive first positions at least double the perplexity.",
+        (CLIPPED,),
+        over(CLIPPED, RATIO, 2),
+    )
+    limits(
+        "mlp-16",
+        "All pairs, with the activations inside the MLP at 16 bits: at most 1.06 times the "
+        "perplexity and a KL divergence of .06, so these are what 8 bits cannot hold.",
+        (MLP_16,),
+        under(MLP_16, RATIO, 1.06), under(MLP_16, KL, 0.06),
+    )  # fmt: skip
+    for rival in (RTN_4, SQ_ALL_4):
+        limits(
+            f"w4a8-{'rtn' if rival == RTN_4 else 'smoothquant'}",
+            f"mobilequant, W4A8, {STEPS_4} steps: a smaller KL divergence than {rival[6:]}.",
+            (OURS_4, rival),
+            share(OURS_4, rival, 1.0),
+        )
 
 
 def picture(out: Path, book: Book) -> list[str]:
-    return []
+    """The KL divergence of each method on each text, W8A8 and W4A8."""
+    panels = []
+    for scheme in ("W8A8", "W4A8"):
+        rows: dict[str, dict[str, float]] = {}
+        for name in (RTN, SQ, SQ_ALL, SQ_GRID, OURS, RTN_4, SQ_ALL_4, OURS_4):
+            if name.startswith(scheme) and name in book.table():
+                texts = {"encyclopedia": KL, "code": IN_CODE, "chat": IN_CHAT}
+                rows[name.removeprefix(f"{scheme}: ")] = {
+                    text: book.mean(name, column)
+                    for text, column in texts.items()
+                    if column in book.columns(name)
+                }
+        if rows:
+            panels.append(Bars(rows, "KL divergence in nats", scheme))
+    draw(out / "divergence.png", *panels)
+    return ["divergence.png"]
 
 
 def used(quick: bool) -> list[Data]:
-    return []
+    """The texts, and the model."""
+    found = [
+        Data("WikiText-2", "CC BY-SA 3.0", f"{(2 if quick else TESTS) * (LENGTH - 1):,} tokens")
+    ]
+    if not quick:
+        found += [
+            Data("textwrap of Python's standard library", "PSF-2.0", "1,020 tokens"),
+            Data("answers of the measured model itself", "generated", f"{len(QUESTIONS)} chats"),
+            Data("CookDial", "MIT", f"{ITEMS} questions which step comes next"),
+        ]
+    return found

@@ -63,7 +63,7 @@ class Shared(Work):
         super().__init__(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.recipe, self.seconds, self._since = recipe, 0.0, 0.0
-        start = [recipe.pairs, recipe.alpha, recipe.grid, recipe.prefix_tokens]
+        start: list[Any] = [recipe.pairs, recipe.alpha, recipe.grid, recipe.prefix_tokens]
         if recipe.pairs and recipe.alpha is None:  # chosen by what the scheme makes of it
             start += [recipe.scheme, recipe.weights]
         self._names = {

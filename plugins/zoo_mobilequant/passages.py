@@ -1,8 +1,8 @@
 """The texts that the benchmark measures on, as windows of token ids, and its choices.
 
 Windows of running text begin with ``<|endoftext|>`` (or what stands for it), those of chats as the
-model's own template begins. Only ``WIKITEXT`` and the recipes come from ``--data``; code is Python's
-own, and chats are written by the model itself, in float.
+model's own template begins. Only ``WIKITEXT`` and the recipes come from ``--data``; code is
+Python's own, and chats are written by the model itself, in float.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ class Words:
     """A tokenizer, and the tokens that running text and chats begin with."""
 
     tokenizer: Any
+    length: int = LENGTH
+    """Tokens of a window."""
 
     @property
     def text_begin(self) -> int:
@@ -94,19 +96,20 @@ class Words:
         """(n,) token ids and nothing else."""
         return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def windows(self, text: str, count: int, length: int = LENGTH) -> Tensor:
+    def windows(self, text: str, count: int, length: int | None = None) -> Tensor:
         """(count, length): the first windows of a text, each after the begin token."""
+        length = length or self.length
         ids = self.ids(text)[: count * (length - 1)]
         if len(ids) < count * (length - 1):
             raise InputError(f"{count} windows of {length} tokens: the text has only {len(ids)}.")
         begin = torch.full((count, 1), self.text_begin)
         return torch.cat([begin, ids.view(count, length - 1)], 1)
 
-    def drawn(self, ids: Tensor, count: int, seed: int, length: int = LENGTH) -> Tensor:
-        """(count, length): windows of a text's ids (n,) from places drawn by chance; every second
-        one begins as chats do.
+    def drawn(self, ids: Tensor, count: int, seed: int) -> Tensor:
+        """(count, self.length): windows of a text's ids (n,) from places drawn by chance; every
+        second one begins as chats do.
         """
-        dice = torch.Generator().manual_seed(seed)
+        dice, length = torch.Generator().manual_seed(seed), self.length
         places = torch.randint(len(ids) - length + 2, (count,), generator=dice).tolist()
         found = torch.stack([ids[at : at + length - 1] for at in places])
         begin = torch.full((count, 1), self.text_begin)
@@ -114,7 +117,7 @@ class Words:
         return torch.cat([begin, found], 1)
 
     def code(self, count: int) -> Tensor:
-        """(count, LENGTH): source of Python's standard library."""
+        """(count, self.length): source of Python's standard library."""
         return self.windows(inspect.getsource(textwrap), count)
 
     @torch.no_grad()
@@ -124,13 +127,19 @@ class Words:
         """
         rows = []
         for question in questions:
-            said = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-            )
-            asked = self.ids(said)[None]
+            asked = self.ids(self._asked(question))[None]
             rows.append(network.generate(asked, max_new_tokens=ANSWER, do_sample=False)[0])
         shortest = min(map(len, rows))
         return torch.stack([row[:shortest] for row in rows])
+
+    def _asked(self, question: str) -> str:
+        if not self.tokenizer.chat_template:
+            return question
+        turn = [{"role": "user", "content": question}]
+        said: str = self.tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True
+        )
+        return said
 
 
 def next_steps(data: Path, most: int, seed: int = 0) -> list[Choice]:
