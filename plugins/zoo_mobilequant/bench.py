@@ -44,7 +44,7 @@ from .passages import LENGTH, QUESTIONS
 from .recipe import make
 from .worlds import Planted
 
-STEPS, STEPS_4, SHORT = 120, 20, 20
+STEPS, STEPS_4, SHORT = 150, 20, 20
 """Steps of learning: W8A8, W4A8, ablations."""
 
 WIDE_ACTIVATIONS = "W8A16: round to nearest"
@@ -118,7 +118,7 @@ def planned(quick: bool) -> Iterator[tuple[Row, int]]:
         yield from ((row, 0) for row in BASELINES)
         yield Row(OURS, "w8a8", "mobilequant", {"steps": 20}), 0
         return
-    for group in (BASELINES, METHOD, FOUR_BITS, FURTHER, ABLATIONS):
+    for group in ((*BASELINES, *METHOD), FOUR_BITS, FURTHER, ABLATIONS):
         for i in range(SEEDS):
             yield from ((row, i) for row in group if i < row.seeds)
 

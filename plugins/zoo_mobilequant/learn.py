@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from .families import Layer, head
@@ -215,7 +216,11 @@ def joint(
         return divergence(network, given, wanted[which])
 
     large = sum(p.numel() for p in network.parameters()) > RECOMPUTE
-    with switched(learned.parts, True), recomputed(learned.layers if large else ()):
+    with ExitStack() as stack:
+        stack.enter_context(switched(learned.parts, True))
+        stack.enter_context(recomputed(learned.layers if large else ()))
+        if recipe.weight_bits == 8 and not large:  # quantized once: they stay (eq. 15)
+            stack.enter_context(parametrize.cached())
         return minimise(learned.values, loss, recipe.steps, advance, work)
 
 
