@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoo.errors import InputError
@@ -68,14 +68,16 @@ RIGHT = "choices right"
 MEDIAN = ", median of seeds"
 
 GRID = "smoothquant-all-grid"
+MAIN = (
+    Row(SQ_GRID, "w8a8", GRID, chooses=True),
+    Row(OURS, "w8a8", "mobilequant", {"steps": STEPS}, chooses=True),
+)
 BASELINES = (
     Row(RTN, "w8a8", "rtn"),
     Row(SQ, "w8a8", "smoothquant"),
     Row(SQ_ALL, "w8a8", "smoothquant-all"),
-    Row(SQ_GRID, "w8a8", GRID, chooses=True),
     Row(MLP_16, "w8a8", "smoothquant-all", after=mlp_16),
 )
-METHOD = (Row(OURS, "w8a8", "mobilequant", {"steps": STEPS}, chooses=True),)
 FOUR_BITS = (
     Row(RTN_4, "w4a8", "rtn"),
     Row(SQ_ALL_4, "w4a8", "smoothquant-all"),
@@ -89,6 +91,7 @@ FURTHER = (
     Row(RTN_GRID, "w8a8", "rtn-grid", seeds=1),
     Row(WIDE_ACTIVATIONS, "w8a16", "rtn", seeds=1),
 )
+QUICK = {"steps": 20}
 ABLATIONS = tuple(
     Row(f"{scheme.upper()}, {SHORT} steps: {name}", scheme, recipe, {"steps": SHORT, **changes},
         seeds=1)
@@ -100,14 +103,13 @@ ABLATIONS = tuple(
         ("w8a8", "layer by layer", "layerwise", {}),
         ("w8a8", "pairs n1 and n2", "mobilequant", {"pairs": ("n1", "n2")}),
         ("w8a8", "without the pair ud", "mobilequant", {"pairs": ("n1", "n2", "vo", "qk")}),
-        ("w4a8", "mobilequant", "mobilequant", {}),
         ("w4a8", "without clipping", "mobilequant", {"learn": ("transformation", "ranges")}),
     )
 )  # fmt: skip
 
 PLANTED = (
     *BASELINES[:3],
-    Row(OURS, "w8a8", "mobilequant", {"steps": 20}),
+    replace(MAIN[1], changes=QUICK),
 )
 """On tiny-lm with planted outliers."""
 
@@ -115,10 +117,9 @@ PLANTED = (
 def planned(quick: bool) -> Iterator[tuple[Row, int]]:
     """Rows and numbers of seeds, the most important first."""
     if quick:
-        yield from ((row, 0) for row in BASELINES)
-        yield Row(OURS, "w8a8", "mobilequant", {"steps": 20}), 0
+        yield from ((row, 0) for row in (*BASELINES, MAIN[0], replace(MAIN[1], changes=QUICK)))
         return
-    for group in ((*BASELINES, *METHOD), FOUR_BITS, FURTHER, ABLATIONS):
+    for group in (MAIN, BASELINES, FOUR_BITS, FURTHER, ABLATIONS):
         for i in range(SEEDS):
             yield from ((row, i) for row in group if i < row.seeds)
 

@@ -29,7 +29,7 @@ CALIBRATION = 104
 TESTS = 8
 """Windows of WikiText's test text: 2,040 tokens."""
 LONG = (20, 1024)
-"""Windows and new tokens of the longer test of the original alone."""
+"""Windows, and their tokens, of the longer test of the original alone."""
 CODE = 4
 """Windows of code."""
 ITEMS = 150
@@ -88,7 +88,7 @@ class Measured:
             self.texts[IN_CODE] = self.words.code(CODE)
             self.texts[IN_CHAT] = self._chats(original.network)
         self.wanted = {name: self._states(original.network, t) for name, t in self.texts.items()}
-        self.long = self.words.windows(wikitext(data, "test"), LONG[0], LONG[1] + 1)
+        self.long = self.words.windows(wikitext(data, "test"), *LONG)
 
     def _chats(self, network: Any) -> Tensor:
         file = self.work / "chats.safetensors"
@@ -103,16 +103,22 @@ class Measured:
     def original(self) -> Values:
         """The float row."""
         facts = {**self._facts(), "items": len(self.items)}
-        return self.rows.row(FLOAT, facts, self._original)
+        found = self.rows.row(FLOAT, facts, self._original)
+        if self.quick:
+            return found
+        long = {**self._facts(), "long": digest(self.long.tolist())}
+        return {**found, **self.rows.row(f"{FLOAT}, long", long, self._at_length)}
 
     def _original(self) -> Values:
         network = opened(self.folder).network
         found = self._compared(network)
-        if not self.quick:
-            found["choices"] = self._choices(network)
-            wanted = self._states(network, self.long)
-            found["long"] = compare(network, self.long, wanted)["perplexity"]
-        return found
+        return found if self.quick else {**found, "choices": self._choices(network)}
+
+    @torch.no_grad()
+    def _at_length(self) -> Values:
+        network = opened(self.folder).network
+        losses = [network(row[None], labels=row[None]).loss for row in self.long]
+        return {"long": float(torch.stack(losses).mean().exp())}
 
     def row(self, row: Row, seed: int, first: bool, kept: bool = False) -> Values:
         """A row of a seed; ``first``: of the seed that answers questions. ``kept``: {} where it has
