@@ -341,7 +341,8 @@ class QuantizedModel(Model):
     def report(self) -> Mapping[str, Any]:
         """JSON-like. ``bytes_before``: all weights of the original; ``bytes_after``: all that
         ``save_pretrained`` writes of them; ``layers``: name -> bit widths and the calibration's
-        error; a method may add more.
+        error. Optional: ``summary``, lines for people on how good it is, and ``notes``, remarks
+        that they should read; a method may add more.
         """
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.errors import InputError
 from zoo.progress import Progress, track
 
-WINDOW = 256
+WINDOW = 255
 """Tokens of text in a window, beside the one that it begins with."""
 
 

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 GRIDS = "quantization.safetensors"
 """The steps and zero points, beside the weights."""
+PROMPT, SAID = 12, 24
+"""Tokens of the sample in the report: the first of the calibration, and what follows them."""
 FORMAT = 1
 """Of ``GRIDS`` and of what ``model.safetensors`` holds: floats that lie on the grids."""
 
@@ -87,6 +91,8 @@ class MobileQuant(Quantizer):
         """Quantize a causal language model of transformers (Llama, Mistral, Qwen2, Qwen3, StableLM
         or Gemma 1 to 3).
 
+        ``calibration``: None is the model's own ``calibration.txt``, if its folder has one, else
+        zoo's short texts.
         ``recipe``: the method, or a baseline (``recipe.RECIPES``); what follows changes a setting
         of it (``recipe.Recipe``). ``pairs``, ``learn``: words, or text with commas. ``fallback``:
         at most so many activations may have 16 bits where the KL divergence is above ``budget``
@@ -109,17 +115,26 @@ class MobileQuant(Quantizer):
         original = opened(model, self.device)
         layers = describe(original.network)
         words = original.tokenizer if tokenizer is None else tokenizer
-        rows, remarks = windows(calibration, words, original.network.config)
+        given = original.calibration if calibration is None else calibration
+        rows, remarks = windows(given, words, original.network.config)
+        begin, said = rows[:1, :PROMPT].to(self.device), ""
+        if words is not None:
+            said = continued(original.network, begin, words)
         work = None
         if checkpoint is not None:
             facts = {"recipe": chosen.kept(), "seed": seed, "model": dict(original.source)}
             facts["calibration"] = [list(rows.shape), int((rows * 31 + 7).cumsum(1).sum())]
             work = Work(Path(checkpoint), facts)
-        found = fit(
-            original.network, layers, rows.to(self.device), chosen,
-            seed=seed, progress=progress, work=work,
-        )  # fmt: skip
+        with _enough_memory():
+            found = fit(
+                original.network, layers, rows.to(self.device), chosen,
+                seed=seed, progress=progress, work=work,
+            )  # fmt: skip
         found.report["notes"] = remarks + found.report["notes"]
+        if words is not None:
+            prompt = words.decode(begin[0], skip_special_tokens=True)
+            quantized = continued(original.network, begin, words)
+            found.report["sample"] = {"prompt": prompt, "original": said, "quantized": quantized}
         found.report["calibration"] = {"windows": len(rows), "length": rows.shape[1]}
         found.report["seconds"] = time.perf_counter() - started
         return MobileQuantized.made(self, original, words, chosen, found)
@@ -160,6 +175,7 @@ class MobileQuantized(QuantizedModel):
         self.grids: Mapping[str, Grid] = {}
         """Path of a linear layer -> the grid of its weight."""
         self.layers = describe(network)
+        self._warned = False
 
     @property
     def recipe(self) -> Recipe:
@@ -199,9 +215,11 @@ class MobileQuantized(QuantizedModel):
         config["report"] = {
             "bytes_before": original.bytes,
             "bytes_after": _size(model.state()) + _size(model.quantization()),
+            "bytes_integers": _size(model.state()) - model.saved_by_integers(),
             **report,
             "layers": layers,
         }
+        config["report"]["summary"] = summary(config["report"])
         return model
 
     @classmethod
@@ -246,11 +264,26 @@ class MobileQuantized(QuantizedModel):
 
     @isolated()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
+        output = self.module(*args, **kwargs)
+        self._warn_if_long(int(output.logits.shape[1]))
+        return output
 
     @isolated()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.generate(*args, **kwargs)
+        made = self.module.generate(*args, **kwargs)
+        self._warn_if_long(int((made if isinstance(made, Tensor) else made.sequences).shape[1]))
+        return made
+
+    def _warn_if_long(self, length: int) -> None:
+        """Once: positions that calibration did not reach may leave the ranges of activations."""
+        calibrated = self.config["report"]["calibration"]["length"]
+        if length > calibrated and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{length} tokens; activations were calibrated on {calibrated}. Beyond, their "
+                "ranges may not fit: quantize with (N, T) token ids of the length in use.",
+                stacklevel=4,  # beyond the decorators
+            )
 
     @isolated()
     @torch.no_grad()
@@ -264,8 +297,9 @@ class MobileQuantized(QuantizedModel):
 
     def report(self) -> Mapping[str, Any]:
         """Also ``kl``, ``agreement``, ``perplexity`` beside ``perplexity_original`` on windows that
-        learning did not see, the same ``before_learning``, ``wide`` and ``clipped`` sites,
-        ``notes``.
+        learning did not see (on all where there are fewer than four), the same ``before_learning``,
+        ``strength`` and ``strengths`` (eq. 22), ``wide`` and ``clipped`` sites, ``sample`` (a
+        ``prompt`` and its continuations), ``bytes_integers``, ``summary``, ``notes``.
         """
         report: Mapping[str, Any] = self.config["report"]
         return report
@@ -299,12 +333,56 @@ class MobileQuantized(QuantizedModel):
             found |= {f"{name}.step": grid.step, f"{name}.zero": grid.zero}
         return found
 
+    def saved_by_integers(self) -> int:
+        """Bytes by which ``state`` would be smaller with the codes of linear layers, packed."""
+        state, bits = self.state(), self.recipe.weight_bits
+        weights = [state[f"{path}.weight"] for path in self.grids]
+        return sum(w.numel() * (8 * w.element_size() - bits) // 8 for w in weights)
+
     def save_files(self, folder: Path) -> None:
         super().save_files(folder)
         self.module.config.save_pretrained(folder)
         if getattr(self.module, "generation_config", None) is not None:
             self.module.generation_config.save_pretrained(folder)
         save_tensors(folder / GRIDS, self.quantization())
+
+
+@torch.no_grad()
+def continued(network: Any, begin: Tensor, tokenizer: Any) -> str:
+    """What a network says after token ids (1,T): ``SAID`` tokens, the likeliest each."""
+    made = network.generate(
+        begin, attention_mask=torch.ones_like(begin), max_new_tokens=SAID, do_sample=False
+    )
+    text: str = tokenizer.decode(made[0, begin.shape[1] :], skip_special_tokens=True)
+    return text
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """If memory is too small, raise a DeviceError that names what needs less."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(
+            "quantize needs more memory than there is. Learn layer by layer (recipe='layerwise'), "
+            "or without learning (steps=0), or pass shorter calibration windows: (N, T) token ids."
+        ) from error
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """What people want to know first, in lines."""
+    before, after = report["perplexity_original"], report["perplexity"]
+    lines = [
+        f"held-back calibration text: perplexity {before:.2f} -> {after:.2f}, "
+        f"KL divergence {report['kl']:.3f} nats a token, "
+        f"same likeliest token at {report['agreement']:.1%} of positions",
+        f"weights: 16-bit floats on the integers' grid; packed, they would take "
+        f"{report['bytes_integers'] / 1e6:.1f} MB",
+    ]
+    if sample := report.get("sample"):
+        for who in ("prompt", "original", "quantized"):
+            lines.append(f"{who + ':':10} {' '.join(sample[who].split())}")
+    return lines
 
 
 def _grid(kept: Mapping[str, Tensor], path: str, recipe: Recipe, linear: str) -> Grid:

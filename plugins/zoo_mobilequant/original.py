@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,8 +15,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from zoo import calibration
 from zoo.bases import resolve
 from zoo.errors import InputError, WeightsError
+
+CALIBRATION = "calibration.txt"
+"""A model's folder may bring the text to calibrate it with."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Original:
     """``id``, ``revision``, ``license``, ``sha256`` of a folder, ``dtype`` of the weights."""
     bytes: int
     """Of all weights, as the original has them."""
+    calibration: Sequence[str] | None = None
+    """The texts that come with the model, if any."""
 
 
 def opened(model: Any, device: torch.device | str = "cpu") -> Original:
@@ -39,12 +45,13 @@ def opened(model: Any, device: torch.device | str = "cpu") -> Original:
         kind = next(model.parameters()).dtype
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         source = {"id": str(name), "revision": None, "license": None, "sha256": None}
-        network, tokenizer = deepcopy(model), None
+        network, tokenizer, texts = deepcopy(model), None, None
     elif isinstance(model, str | Path):
         base = resolve(model)
         assert base.folder is not None  # resolve gives one or raises
         kind = _dtype(base.folder)
         network, tokenizer = read(base.folder, str(model)), tokenizer_of(base.folder)
+        texts = texts_of(base.folder)
         source = {"id": base.id, "revision": base.revision, "license": base.license}
         source |= {"sha256": base.sha256}
     else:
@@ -55,7 +62,7 @@ def opened(model: Any, device: torch.device | str = "cpu") -> Original:
     size = size_of(network, kind)
     network = network.to(device, torch.float32).eval().requires_grad_(False)
     source["dtype"] = str(kind).removeprefix("torch.")
-    return Original(network, tokenizer, source, size)
+    return Original(network, tokenizer, source, size, texts)
 
 
 def read(folder: Path, shown: str) -> Any:
@@ -92,19 +99,23 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def outline(model: Any) -> Any:
-    """The network without its weights: on the meta device, by its configuration alone."""
+def outline(model: Any) -> tuple[Any, Sequence[str] | None]:
+    """The network without its weights, on the meta device, by its configuration alone; and the
+    calibration texts that come with it.
+    """
+    texts = None
     if isinstance(model, nn.Module):
         config = deepcopy(model.config)
     else:
         folder = resolve(model).folder
         assert folder is not None
+        texts = texts_of(folder)
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{model} is no language model of transformers: {error}") from error
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config), texts
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -112,6 +123,12 @@ def tokenizer_of(folder: Path) -> Any:
     if not (folder / "tokenizer_config.json").is_file():
         return None
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def texts_of(folder: Path) -> Sequence[str] | None:
+    """The calibration texts that lie in a folder, or None."""
+    file = folder / CALIBRATION
+    return calibration.read(file) if file.is_file() else None
 
 
 def size_of(network: nn.Module, dtype: torch.dtype) -> int:

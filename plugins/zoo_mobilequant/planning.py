@@ -26,11 +26,11 @@ def plan(model: Any, calibration: Any, recipe: Recipe, device: torch.device) -> 
     """The passes of ``method.fit``; a pass for the gradient counts as two, three where layers are
     computed again.
     """
-    network = outline(model)
+    network, texts = outline(model)
     layers = describe(network)
     parameters = sum(p.numel() for p in network.parameters())
     config = network.config
-    rows, length = _shape(calibration, config)
+    rows, length = _shape(texts if calibration is None else calibration, config)
     large = parameters > RECOMPUTE
     tried = len(candidates(recipe)) if recipe.pairs and recipe.alpha is None else 0
     passes = rows + 2 * min(rows, CLOSED_FORM) + (3 + tried) * min(HELD_BACK, rows)

@@ -27,6 +27,8 @@ from zoo.registry import catalogue
 from zoo.training import Draw, Run, Stage
 from zoo.weights import save_tensors
 
+from .original import CALIBRATION
+
 END = "<|endoftext|>"
 """Before every text, and nowhere else."""
 VOCABULARY = 4096
@@ -53,6 +55,12 @@ def plain(article: str) -> str:
     return "".join(part for part in sentences if "<unk>" not in part).strip(" =\n")
 
 
+def recipes(data: Path) -> list[str]:
+    """The Unlicense recipes by name; the last ``HELD_OUT`` are for calibration."""
+    files = sorted((data / "procedures" / "recipes-unlicense").glob("[!_]*.md"))
+    return [file.read_text("utf-8").strip() for file in files]
+
+
 def texts(data: Path) -> list[str]:
     """The training texts: encyclopedia, recipes, dialogues. ``data`` has the folders
     ``wikitext-2`` and ``procedures``. Raises InputError where one is missing.
@@ -61,9 +69,8 @@ def texts(data: Path) -> list[str]:
     if not wiki.is_file() or not procedures.is_dir():
         raise InputError(f"{data} lacks wikitext-2/valid.txt or procedures/.")
     sections = re.split(r"\n (?:= )+", wiki.read_text("utf-8"))
-    recipes = sorted((procedures / "recipes-unlicense").glob("[!_]*.md"))[:-HELD_OUT]
     found = [re.sub(r"(?: =)+ *(?=\n)", "", plain(section)) for section in sections]
-    found += [file.read_text("utf-8") for file in recipes]
+    found += recipes(data)[:-HELD_OUT]
     for file in sorted((procedures / "cookdial" / "dialog").glob("*.json")):
         turns = json.loads(file.read_text("utf-8"))["messages"]
         found.append("\n".join(turn["utterance"] for turn in turns))
@@ -78,8 +85,8 @@ def tokenizer_for(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[END],
@@ -87,7 +94,7 @@ def tokenizer_for(texts: Sequence[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     made.train_from_iterator(texts, trainer)
-    made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    made.post_processor = processors.TemplateProcessing(
         single=f"{END} $A", special_tokens=[(END, 0)]
     )
     return PreTrainedTokenizerFast(
@@ -101,15 +108,17 @@ class LanguageModel:
 
     network: LlamaForCausalLM
     tokenizer: PreTrainedTokenizerFast
+    calibration: Sequence[str]
 
     def save_pretrained(self, folder: Path, *, overwrite: bool = False) -> None:
-        """Write 16-bit weights, the configuration and the tokenizer."""
+        """Write 16-bit weights, the configuration, the tokenizer and the calibration text."""
         folder.mkdir(parents=True, exist_ok=overwrite)
         self.network.config.dtype = torch.float16
         self.network.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         state = {k: v.half() for k, v in self.network.state_dict().items() if k != "lm_head.weight"}
         save_tensors(folder / "model.safetensors", state, {"format": "pt"})
+        (folder / CALIBRATION).write_text("\n\n".join(self.calibration) + "\n", "utf-8")
 
 
 class NextToken(nn.Module):
@@ -126,8 +135,9 @@ class NextToken(nn.Module):
 
 def train(request: TrainRequest) -> Path:
     """Train tiny-lm; returns its folder, ``OUT/model``."""
-    assert request.data is not None
-    found = texts(request.data)
+    data = request.data
+    assert data is not None
+    found = texts(data)
     tokenizer = tokenizer_for(found)
     rows = [torch.tensor(tokenizer(text)["input_ids"]) for text in found]
     stream = torch.cat(rows)
@@ -146,7 +156,9 @@ def train(request: TrainRequest) -> Path:
     def fit() -> None:
         run.minimise({"model": model}, batch, model)
 
-    return run.fit({"fit": fit}, lambda: LanguageModel(network, tokenizer))
+    return run.fit(
+        {"fit": fit}, lambda: LanguageModel(network, tokenizer, recipes(data)[-HELD_OUT:])
+    )
 
 
 @click.command()

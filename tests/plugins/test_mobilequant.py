@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +18,10 @@ from zoo_mobilequant.evaluate import accuracy, perplexity, read_choices
 from zoo_mobilequant.model import GRIDS, MobileQuantized
 
 import zoo
-from tests import overlay
-from tests.conftest import forget
 from tests.plugins.tiny_lms import LMS, tiny_lm, tokens
-from zoo import api, plugins
 from zoo.errors import DeviceError, InputError, NotReadyError, OptionError, UsageError, WeightsError
-from zoo.registry import catalogue
 from zoo.testing import QuantizerSuite
 from zoo.testing.loopback import LoopbackHub
-
-
-@pytest.fixture(scope="module", autouse=True)
-def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The entry is planned until its benchmark has been run, and so has no entry point: here it
-    has both. Gives the folder of that metadata.
-    """
-    site = tmp_path_factory.mktemp("site")
-    info = site / f"edgezoo-{zoo.__version__}.dist-info"
-    info.mkdir()
-    points = overlay.pyproject()["project"]["entry-points"][plugins.GROUP]
-    lines = [f"{name} = {package}" for name, package in points.items()]
-    lines += ["mobilequant = zoo_mobilequant"] if "mobilequant" not in points else []
-    (info / "entry_points.txt").write_text("\n".join([f"[{plugins.GROUP}]", *lines]), "utf-8")
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: edgezoo\nVersion: {zoo.__version__}\n", "utf-8"
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(site))
-        patch.setattr(api, "require_code", lambda entry: catalogue().owner(entry))
-        forget()
-        yield site
-    forget()
 
 
 @pytest.fixture
@@ -168,7 +144,7 @@ def test_other_formats_and_dtypes_are_refused(quantizer: Any, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_by_hub_id(listed: Path, tmp_path: Path) -> None:
+def test_by_hub_id(tmp_path: Path) -> None:
     """A model of each architecture; commit and licence are recorded."""
     kinds = ["llama GQA", "qwen2", "qwen3", "stablelm", "mistral", "gemma", "gemma2", "gemma3"]
     with LoopbackHub() as hub:
@@ -180,11 +156,7 @@ def test_by_hub_id(listed: Path, tmp_path: Path) -> None:
             files = {p.name: p.read_bytes() for p in folder.iterdir()}
             commits[f"org/lm-{i}"] = hub.add(f"org/lm-{i}", files)
         code = f"""
-import sys
-sys.path.insert(0, {str(listed)!r})
 import torch, zoo
-from zoo import api
-api.require_code = lambda entry: api.catalogue().owner(entry)
 quantizer = zoo.load("mobilequant", device="cpu")
 ids = torch.randint(3, 64, (4, 16), generator=torch.Generator().manual_seed(0))
 for name, commit in {commits!r}.items():
@@ -347,6 +319,21 @@ def run(*arguments: str, capsys: Any) -> tuple[int, str]:
     return int(stop.value.code or 0), captured.out + captured.err
 
 
+@pytest.mark.slow
+def test_quiet_is_quiet(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """No bar of ours, and none of transformers, which loads and saves here."""
+    original, _ = folders
+    words = [sys.executable, "-m", "zoo", "quantize", "mobilequant", str(original), "--quiet"]
+    words += ["-o", str(tmp_path / "q"), "-O", "recipe=rtn"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stderr == ""
+    assert "KL divergence" in done.stdout
+
+
+LONG = pytest.mark.filterwarnings("ignore:.*activations were calibrated on 24")
+
+
+@LONG
 def test_commands_of_a_saved_folder(
     folders: tuple[Path, Path], tmp_path: Path, capsys: Any
 ) -> None:
@@ -368,6 +355,7 @@ def test_commands_of_a_saved_folder(
     assert "accuracy" in out
 
 
+@LONG
 def test_eval_without_the_original(folders: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
     original, small = folders
     original.rename(tmp_path / "elsewhere")
@@ -416,3 +404,48 @@ def test_zoo_quantize(folders: tuple[Path, Path], tmp_path: Path, capsys: Any) -
     assert code == 0, out
     assert "21 layers quantized" in out
     assert zoo.load(out_folder, device="cpu").recipe.steps == 2
+
+
+# --- warnings and advice --------------------------------------------------------------------------
+
+
+def test_longer_than_calibrated_is_said_once(quantizer: Any, tmp_path: Path) -> None:
+    made = quantizer.quantize(tiny_lm(), tokens(8, 16), steps=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(tokens(1, 16))
+        with pytest.raises(UserWarning, match="20 tokens; activations were calibrated on 16"):
+            made(tokens(1, 20))
+        made(tokens(1, 20))
+        again = zoo.load(made.save_pretrained(tmp_path / "q"), device="cpu")
+        with pytest.raises(UserWarning, match="18 tokens"):
+            again.generate(tokens(1, 8), max_new_tokens=10, min_new_tokens=10)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), MemoryError()])
+def test_too_little_memory_gives_advice(
+    quantizer: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("zoo_mobilequant.model.fit", fail)
+    with pytest.raises(DeviceError, match=r"more memory than there is.*layerwise.*shorter"):
+        quantizer.quantize(tiny_lm(), tokens(8))
+
+
+def test_what_people_want_to_know_first(quantizer: Any) -> None:
+    """Quality on held-back windows, size as integers; a sample where there is a tokenizer."""
+    made = quantizer.quantize(tiny_lm(), tokens(8), steps=0)
+    report = made.report()
+    assert "sample" not in report
+    assert len(report["summary"]) == 2
+    assert f"{report['agreement']:.1%}" in report["summary"][0]
+    linears = sum(weight.numel() for path in made.grids for weight in [_weight(made, path)])
+    rest = sum(t.numel() * t.element_size() for t in made.state().values()) - 2 * linears
+    assert report["bytes_integers"] == rest + linears  # a byte for each weight of 8 bits
+
+
+def _weight(made: Any, path: str) -> Tensor:
+    weight: Tensor = made.module.get_submodule(path).weight
+    return weight

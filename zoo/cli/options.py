@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,20 @@ base_option = click.option(
     help="The model that the method works on: a Hub id or a folder. May be repeated.",
 )
 force_option = click.option("--force", is_flag=True, help="Replace what is already there.")
-quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
+
+
+def _also_of_libraries(context: click.Context, parameter: click.Parameter, quiet: bool) -> bool:
+    """--quiet is for the bars of transformers and huggingface_hub too, which read this variable
+    when they are imported: later than this.
+    """
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return quiet
+
+
+quiet_option = click.option(
+    "--quiet", is_flag=True, help="No progress bar.", callback=_also_of_libraries
+)
 
 
 def _settings(what: str) -> Callable[[Any], Any]:

@@ -67,6 +67,8 @@ def quantize(
         f"{before:.1f} MB -> {after:.1f} MB ({after / before:.2f}x), "
         f"{len(report['layers'])} layers quantized"
     )
+    for line in report.get("summary", ()):
+        click.echo(line)
     for note in report.get("notes", ()):
         click.echo(f"note: {note}")
 
