@@ -167,7 +167,7 @@ def test_a_finished_row_is_not_made_again(tmp_path: Path) -> None:
 
 def shared_fit(folder: Path, name: str, scheme: str = "w8a8", **changes: Any) -> Any:
     recipe = make(name, scheme, changes)
-    work, network = kept.Shared(folder, recipe), tiny_lm()
+    work, network = kept.Shared(folder, recipe), tiny_lm().requires_grad_(False)
     found = fit(network, describe(network), tokens(8), recipe, work=work)
     return work, network, found
 
@@ -360,7 +360,31 @@ def test_planted_outliers_change_nothing_but_the_activations() -> None:
             lambda module, args: peaks.append(float(args[0].abs().max()))
         )
     network(tokens())
-    worlds.plant(describe(network), seed=0)
+    worlds.channels(network, tokens())
     after = network(tokens()).logits
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
     assert max(peaks[3:]) > 8 * max(peaks[:3])
+
+
+@torch.no_grad()
+def test_a_planted_neuron_makes_the_first_position_massive() -> None:
+    network, rows = tiny_lm("llama GQA"), tokens(8)
+    rows[:, 0] = 1
+    rows[:, 1:][rows[:, 1:] == 1] = 3
+    worlds.first_position(network, rows)
+    largest = torch.stack([last_hidden(network, row)[0].abs().amax(1) for row in rows])
+    assert float(largest[:, 0].min()) > 300
+    assert float(largest[:, 1:].median()) < 30
+
+
+def test_without_a_base_small_worlds_are_measured(
+    language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worlds, "MODEL", language)
+    request = BenchRequest(entry=catalogue().entry("mobilequant"), out=tmp_path)
+    found = bench.bench(request)
+    assert {*found.table} == {bench.RTN, bench.SQ, bench.SQ_ALL, bench.OURS}
+    column = f"{bench.CHANNELS}: {bench.KL}"
+    kl = {row: cells[column].mean for row, cells in found.table.items()}
+    assert kl[bench.RTN] > 2 * kl[bench.SQ_ALL]
+    assert len(found.claims) == 2
