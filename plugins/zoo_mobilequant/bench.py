@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from zoo.errors import InputError
 from zoo.experiment import Bars, Book, Comparison, draw, one_thread
@@ -39,7 +40,7 @@ from .measured import (
     Row,
     clip_first,
     mlp_16,
-)  # fmt: skip
+)
 from .passages import LENGTH, QUESTIONS
 from .recipe import make
 from .worlds import World, channels, first_position
@@ -148,12 +149,14 @@ def real_rows(
     request: BenchRequest, folder: Path, data: Path, book: Book, seeds: Sequence[int]
 ) -> None:
     """Every row of every seed on a real language model."""
-    work = request.options.get("work")
     only_kept = bool(request.options.get("only_kept"))
     plan = [*planned(request.quick)]
-    with track(len(plan) + 1, request.progress, "bench") as advance:
-        kept = Path(work) if work else request.out / "work"
-        measured = Measured(folder, data, kept, request.quick)
+    with (
+        track(len(plan) + 1, request.progress, "bench") as advance,
+        TemporaryDirectory() as scratch,  # where nothing is to be kept
+    ):
+        work = Path(request.options.get("work") or scratch)
+        measured = Measured(folder, data, work, request.quick)
         enter(book, FLOAT, measured.original(), seeds[0])
         advance()
         for row, i in plan:
@@ -179,8 +182,8 @@ def planted_rows(book: Book, seed: int) -> list[Data]:
         "planted-channels",
         "Outliers planted in tiny-lm's channels cost rounding to nearest and SmoothQuant more than "
         "a tenth of the perplexity; with all pairs, learned or not, they cost a hundredth at most.",
-        *(Limit(ratio, above=1.1).of(row) for row in (RTN, SQ)),
-        *(Limit(ratio, below=1.01).of(row) for row in (SQ_ALL, OURS)),
+        *(above(row, ratio, 1.1) for row in (RTN, SQ)),
+        *(below(row, ratio, 1.01) for row in (SQ_ALL, OURS)),
     )
     book.claim(
         "massive-first-position",
@@ -218,21 +221,14 @@ def enter(book: Book, row: str, found: Values, seed: int) -> None:
         book.add(row, RIGHT, float(right), f"item {i}")
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A bound set in advance, against which a number is compared as it is."""
+def above(row: str, column: str, bound: float) -> Comparison:
+    """Is a number, as it is, above a limit set in advance?"""
+    return Comparison(row, (column,), bound, (column,), "difference", True, 0.0, "counted")
 
-    column: str
-    above: float | None = None
-    below: float | None = None
 
-    def of(self, row: str) -> Comparison:
-        """Is the row's number beyond the bound?"""
-        up = self.above is not None
-        bound = self.above if self.above is not None else self.below
-        assert bound is not None
-        same = (self.column,)
-        return Comparison(row, same, float(bound), same, "difference", up, 0.0, "counted")
+def below(row: str, column: str, bound: float) -> Comparison:
+    """Is it below?"""
+    return replace(above(row, column, bound), above=False)
 
 
 CLAIMED = (RATIO, KL, AGREEMENT, IN_CODE, IN_CHAT)
@@ -262,10 +258,10 @@ def claim(book: Book) -> None:
             book.claim(identity, statement, *made, note="limits set in advance")
 
     def under(row: str, column: str, bound: float) -> Comparison:
-        return Limit(column + MEDIAN, below=bound).of(row)
+        return below(row, column + MEDIAN, bound)
 
     def over(row: str, column: str, bound: float) -> Comparison:
-        return Limit(column + MEDIAN, above=bound).of(row)
+        return above(row, column + MEDIAN, bound)
 
     def share(row: str, of: str, bound: float, column: str = KL) -> Comparison:
         return book.times(row, of, column + MEDIAN, at_most=bound, test="counted")
@@ -275,12 +271,9 @@ def claim(book: Book) -> None:
         "The original has the perplexity that it is known to have on WikiText-2's test text: 19.43 "
         "on 20,460 tokens and 29.19 on 2,040, to within .1.",
         (),
-        *(
-            Limit(PERPLEXITY_LONG, **side).of(FLOAT)
-            for side in ({"above": 19.33}, {"below": 19.53})
-        ),
-        *(Limit(PERPLEXITY, **side).of(FLOAT) for side in ({"above": 29.09}, {"below": 29.29})),
-    )
+        above(FLOAT, PERPLEXITY_LONG, 19.33), below(FLOAT, PERPLEXITY_LONG, 19.53),
+        above(FLOAT, PERPLEXITY, 29.09), below(FLOAT, PERPLEXITY, 29.29),
+    )  # fmt: skip
     limits(
         "rtn-loses",
         "W8A8 by rounding to nearest costs 1.3 to 1.8 times the perplexity and a KL divergence of "
