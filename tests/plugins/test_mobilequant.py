@@ -449,3 +449,54 @@ def test_what_people_want_to_know_first(quantizer: Any) -> None:
 def _weight(made: Any, path: str) -> Tensor:
     weight: Tensor = made.module.get_submodule(path).weight
     return weight
+
+
+# --- the bundled language model -------------------------------------------------------------------
+
+
+def test_tiny_lm_is_quantized_offline(quantizer: Any, tmp_path: Path) -> None:
+    """By its name, with its own calibration text: held-out recipes. It has learned something, and
+    8 bits change little.
+    """
+    made = quantizer.quantize("tiny-lm", recipe="smoothquant-all-grid")
+    report = made.report()
+    assert made.source_model["license"] == "CC-BY-SA-3.0"
+    assert report["calibration"]["windows"] > 50
+    assert report["perplexity_original"] < 60 < tiny_lm_vocabulary(made)
+    assert report["perplexity"] < 1.02 * report["perplexity_original"]
+    assert report["bytes_integers"] < 0.7 * report["bytes_before"]
+    assert report["sample"]["original"]
+    assert any("prompt" in line for line in report["summary"])
+    again = zoo.load(made.save_pretrained(tmp_path / "q"), device="cpu")
+    ids = again.tokenizer("Preheat the oven", return_tensors="pt").input_ids
+    assert torch.equal(again(ids).logits, made(ids).logits)
+
+
+def tiny_lm_vocabulary(made: Any) -> int:
+    """What the perplexity of a model that knows nothing would be."""
+    return int(made.module.config.vocab_size)
+
+
+def test_tiny_lm_is_made_again_from_the_same_texts(tmp_path: Path) -> None:
+    """The recipe, on a few small texts: resumable, and what it saves can be quantized."""
+    from zoo_mobilequant import tiny_lm as recipe_
+
+    data = tmp_path / "data"
+    for folder in ("wikitext-2", "procedures/recipes-unlicense"):
+        (data / folder).mkdir(parents=True)
+    article = " \n = Bread = \n \n Bread , as <unk> know , is baked . It is good @-@ natured . \n"
+    (data / "wikitext-2" / "valid.txt").write_text(article * 40, "utf-8")
+    for i in range(recipe_.HELD_OUT + 5):
+        text = f"# Soup {i}\n\nBoil {i} eggs, and eat them.\n" * 4
+        (data / "procedures/recipes-unlicense" / f"{i:03}.md").write_text(text, "utf-8")
+    found = recipe_.texts(data)
+    assert "It is good-natured." in found[1]
+    assert "<unk>" not in "".join(found)
+    assert len([text for text in found if "Soup" in text]) == 5
+    with pytest.raises(SystemExit) as stop:
+        recipe_.main(["--data", str(data), "-o", str(tmp_path / "run"), "--steps", "2"])
+    assert not stop.value.code
+    made = zoo.load("mobilequant", device="cpu").quantize(tmp_path / "run" / "model", steps=0)
+    assert made.report()["calibration"]["windows"] >= 2
+    with pytest.raises(InputError, match=r"lacks wikitext-2/valid\.txt"):
+        recipe_.texts(tmp_path)
