@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.calibration import texts
-
 from .families import Layer, describe
 from .learn import last_hidden
 from .method import Fitted, compare, fit
@@ -25,10 +23,8 @@ FACTOR, SHARE = 32.0, 0.03
 """How large outliers of channels are, and in which share of the channels."""
 GATE, UP = 60.0, 10.0
 """What the neuron of the first position gives there: gate and up, so 600 of both together."""
-LENGTH = 64
-"""Tokens of a window: the texts are short."""
-TESTS = 4
-"""Windows that nothing is learned from."""
+LENGTH, LESSONS, TESTS = 128, 20, 12
+"""Tokens of a window, windows to learn from, windows to test on."""
 
 
 @torch.no_grad()
@@ -83,10 +79,10 @@ class World:
 
     @classmethod
     def made(cls, plant: Callable[[Any, Tensor], None]) -> World:
-        """Of tiny-lm, on zoo's own texts."""
+        """Of tiny-lm, on the text that comes with it, which it did not learn."""
         found = opened(MODEL)
-        words, text = Words(found.tokenizer, LENGTH), "\n\n".join(texts())
-        rows = words.windows(text, len(words.ids(text)) // (LENGTH - 1))
+        text = "\n\n".join(found.calibration or ())
+        rows = Words(found.tokenizer, LENGTH).windows(text, LESSONS + TESTS)
         plant(found.network, rows[:-TESTS])
         with torch.no_grad():
             wanted = [last_hidden(found.network, row)[1] for row in rows[-TESTS:]]

@@ -377,14 +377,15 @@ def test_a_planted_neuron_makes_the_first_position_massive() -> None:
     assert float(largest[:, 1:].median()) < 30
 
 
-def test_without_a_base_small_worlds_are_measured(
-    language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worlds, "MODEL", language)
-    request = BenchRequest(entry=catalogue().entry("mobilequant"), out=tmp_path)
-    found = bench.bench(request)
+@pytest.mark.slow
+def test_without_a_base_small_worlds_are_measured(tmp_path: Path) -> None:
+    """In which all pairs undo planted channels, and learning copes with a massive position."""
+    found = bench.bench(BenchRequest(entry=catalogue().entry("mobilequant"), out=tmp_path))
     assert {*found.table} == {bench.RTN, bench.SQ, bench.SQ_ALL, bench.OURS}
     column = f"{bench.CHANNELS}: {bench.KL}"
     kl = {row: cells[column].mean for row, cells in found.table.items()}
-    assert kl[bench.RTN] > 2 * kl[bench.SQ_ALL]
-    assert len(found.claims) == 2
+    assert kl[bench.RTN] > 10 * kl[bench.SQ_ALL]
+    column = f"{bench.FIRST}: {bench.KL}"
+    kl = {row: cells[column].mean for row, cells in found.table.items()}
+    assert kl[bench.OURS] < 0.4 * kl[bench.SQ_ALL] < 0.4 * kl[bench.RTN]
+    assert {claim.id for claim in found.claims} == {"planted-channels", "massive-first-position"}
