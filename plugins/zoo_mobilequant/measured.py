@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoo.bases import resolve
 from zoo.experiment import timed
 from zoo.weights import load_tensors, save_tensors
 
@@ -18,7 +20,7 @@ from .families import describe
 from .kept import Rows, Shared, Values, digest, forget_peak, peak
 from .learn import last_hidden
 from .method import Fitted, compare, fit
-from .original import opened
+from .original import opened, outline, tokenizer_of
 from .passages import LENGTH, Words, next_steps, wikitext
 from .quantizers import asymmetric
 from .recipe import make
@@ -76,29 +78,33 @@ class Measured:
     def __init__(self, folder: Path, data: Path, work: Path, quick: bool = False) -> None:
         self.folder, self.work, self.quick = folder, work, quick
         self.windows = 12 if quick else CALIBRATION
-        original = opened(folder)
-        longest = int(original.network.config.max_position_embeddings)
-        self.words = Words(original.tokenizer, min(LENGTH, longest))
-        self.source = original.source
+        longest = int(outline(folder)[0].config.max_position_embeddings)
+        self.words = Words(tokenizer_of(folder), min(LENGTH, longest))
+        self.sha256 = resolve(folder).sha256
         self.lessons = self.words.ids(wikitext(data, "valid"))
         self.items: list[Choice] = [] if quick else next_steps(data, ITEMS)
         self.rows = Rows(work / "rows")
         self.texts = {TEXT: self.words.windows(wikitext(data, "test"), 2 if quick else TESTS)}
         if not quick:
             self.texts[IN_CODE] = self.words.code(CODE)
-            self.texts[IN_CHAT] = self._chats(original.network)
-        self.wanted = {name: self._states(original.network, t) for name, t in self.texts.items()}
+            self.texts[IN_CHAT] = self._chats()
         self.long = self.words.windows(wikitext(data, "test"), *LONG)
 
-    def _chats(self, network: Any) -> Tensor:
+    def _chats(self) -> Tensor:
         file = self.work / "chats.safetensors"
         if not file.is_file():
-            save_tensors(file, {"ids": self.words.chats(network)})
+            save_tensors(file, {"ids": self.words.chats(opened(self.folder).network)})
         return load_tensors(file)["ids"]
 
-    def _states(self, network: Any, rows: Tensor) -> list[Tensor]:
+    @cached_property
+    def wanted(self) -> Mapping[str, list[Tensor]]:
+        """Of each text, the original's last states."""
+        network = opened(self.folder).network
         with torch.no_grad():
-            return [last_hidden(network, row)[1] for row in rows]
+            return {
+                name: [last_hidden(network, row)[1] for row in rows]
+                for name, rows in self.texts.items()
+            }
 
     def original(self) -> Values:
         """The float row."""
@@ -134,7 +140,7 @@ class Measured:
 
     def _facts(self) -> Values:
         texts = {name: digest(rows.tolist()) for name, rows in self.texts.items()}
-        return {"base": self.source["sha256"], "texts": texts}
+        return {"base": self.sha256, "texts": texts}
 
     def _row(self, row: Row, seed: int, choices: bool) -> Values:
         recipe = make(row.recipe, row.scheme, row.changes)
