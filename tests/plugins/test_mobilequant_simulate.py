@@ -374,6 +374,7 @@ def test_recipes() -> None:
         ({"loss": "l1"}, "loss='l1': expected one of kl, mse"),
         ({"prefix_tokens": True}, "prefix_tokens=True"),
         ({"grid": 1}, "grid=1: expected True or False"),
+        ({"learn": 3}, "learn=3: expected any of transformation"),
         ({"weights": "tensor"}, "weights='tensor'"),
     ],
 )
@@ -413,12 +414,15 @@ def test_windows_of_ids_stay_and_are_remarked_on() -> None:
     assert len(remarks) == 1
     assert "No calibration row begins with token 1" in remarks[0]
     assert windows(tokens(8, 16), None, tiny_lm().config)[1] == []
+    long = windows(tokens(8, 65), None, tiny_lm().config)[1]
+    assert "windows of 65 tokens, beyond the 64 positions" in long[0]
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
         (torch.full((2, 4), 5), "8 tokens. At least 32"),
+        (torch.full((40, 1), 5), "windows of one token"),
         (torch.full((8, 8), 64), "the model has 64"),
         (torch.full((8, 8), -1), "the model has 64"),
     ],
