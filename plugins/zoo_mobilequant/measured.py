@@ -31,7 +31,7 @@ CALIBRATION = 104
 TESTS = 8
 """Windows of WikiText's test text: 2,040 tokens."""
 LONG = (20, 1024)
-"""Windows, and their tokens, of the longer test of the original alone."""
+"""Windows and new tokens, the first of which is not scored, of the longer test of the original."""
 CODE = 4
 """Windows of code."""
 ITEMS = 150
@@ -88,7 +88,7 @@ class Measured:
         if not quick:
             self.texts[IN_CODE] = self.words.code(CODE)
             self.texts[IN_CHAT] = self._chats()
-        self.long = self.words.windows(wikitext(data, "test"), *LONG)
+        self.long = self.words.windows(wikitext(data, "test"), LONG[0], LONG[1] + 1)
 
     def _chats(self) -> Tensor:
         file = self.work / "chats.safetensors"
@@ -106,14 +106,15 @@ class Measured:
                 for name, rows in self.texts.items()
             }
 
-    def original(self) -> Values:
-        """The float row."""
+    def original(self, kept: bool = False) -> Values:
+        """The float row. ``kept``: without what has not been measured yet."""
         facts = {**self._facts(), "items": len(self.items)}
-        found = self.rows.row(FLOAT, facts, self._original)
+        found = self.rows.row(FLOAT, facts, None if kept else self._original)
         if self.quick:
             return found
         long = {**self._facts(), "long": digest(self.long.tolist())}
-        return {**found, **self.rows.row(f"{FLOAT}, long", long, self._at_length)}
+        again = None if kept else self._at_length
+        return {**found, **self.rows.row(f"{FLOAT}, long text", long, again)}
 
     def _original(self) -> Values:
         network = opened(self.folder).network
@@ -123,7 +124,11 @@ class Measured:
     @torch.no_grad()
     def _at_length(self) -> Values:
         network = opened(self.folder).network
-        losses = [network(row[None], labels=row[None]).loss for row in self.long]
+        losses = []
+        for row in self.long:
+            labels = row.clone()
+            labels[:2] = -100  # not scored
+            losses.append(network(row[None], labels=labels[None]).loss)
         return {"long": float(torch.stack(losses).mean().exp())}
 
     def row(self, row: Row, seed: int, first: bool, kept: bool = False) -> Values:
