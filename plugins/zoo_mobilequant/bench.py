@@ -233,6 +233,7 @@ def below(row: str, column: str, bound: float) -> Comparison:
     return replace(above(row, column, bound), above=False)
 
 
+RULE = f"the number is the median of {SEEDS} seeds, the limit was set in advance"
 CLAIMED = (RATIO, KL, AGREEMENT, IN_CODE, IN_CHAT)
 
 
@@ -257,7 +258,7 @@ def claim(book: Book) -> None:
 
     def limits(identity: str, statement: str, rows: Sequence[str], *made: Comparison) -> None:
         if medians(book, rows):
-            book.claim(identity, statement, *made, note="limits set in advance")
+            book.claim(identity, statement, *made, note=RULE)
 
     def under(row: str, column: str, bound: float) -> Comparison:
         return below(row, column + MEDIAN, bound)
