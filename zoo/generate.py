@@ -88,6 +88,11 @@ HEADLINES = {
     "{{lfa-photos, map without CIFAR-10's classes | CIFAR-10}} if the map is fitted without their "
     "kinds; 4 photos a class {{lfa-photos | CIFAR-10, 4 shots}}, logistic regression "
     "{{logistic regression | CIFAR-10, 4 shots}}",
+    "mobilequant": "SmolLM2-135M in 8-bit integers: the original's likeliest token at "
+    "{{W8A8: mobilequant | same likeliest token, %}} % of positions, perplexity "
+    "{{W8A8: mobilequant | perplexity, ratio to float}} times; SmoothQuant on all pairs "
+    "{{W8A8: SmoothQuant, all pairs, searched ranges | same likeliest token, %}} % and "
+    "{{W8A8: SmoothQuant, all pairs, searched ranges | perplexity, ratio to float}}",
     "bayesian-dps": "ranks wrong labels at AUROC "
     "{{bayesian-dps | symmetric noise, raw features: AUROC}} %; cleanlab "
     "{{cleanlab | symmetric noise, raw features: AUROC}}, chance 50",
@@ -97,6 +102,7 @@ COSTS = {
     "edge-sd-sr": "{{edge-sd-sr | seconds of one thread, 128 to 512}} s for 128 to 512 pixels",
     "lfa": "{{lfa | CPU-seconds, 16 shots}} s to fit 16 images of each class",
     "lfa-photos": "{{lfa-photos | CPU-seconds an image}} s in the network for a photo",
+    "mobilequant": "{{W8A8: mobilequant | CPU-seconds}} s to quantize 135 M parameters",
     "bayesian-dps": "{{bayesian-dps | step: time ratio to train + target}} times a step of "
     "training on both sets",
 }

@@ -443,3 +443,24 @@ def test_deepcopies_of_a_simulated_network_are_apart() -> None:
             module.on = False
     assert torch.equal(logits(network), before)
     assert not torch.equal(logits(other), before)
+
+
+@pytest.mark.parametrize("kind", LMS)
+def test_every_norm_of_a_layer_gets_16_bits(kind: str) -> None:
+    """Also those between o or down and the residual, and StableLM's for each head (eq. 14)."""
+    network = tiny_lm(kind)
+    layers = describe(network)
+    attach(network, layers, 8)
+    weights = attach_weights(layers, dict.fromkeys(layers[0].linears, WeightFormat(8)))
+    for layer in layers:
+        settle(layer, weights, {})
+    scales = [
+        part.weight
+        for layer in layers
+        for name, part in layer.module.named_modules()
+        if "norm" in name and getattr(part, "weight", None) is not None
+    ]
+    assert scales
+    for scale in scales:
+        grid = asymmetric(scale.min(), scale.max(), 16)
+        assert torch.allclose(grid(scale), scale, atol=1e-7)
