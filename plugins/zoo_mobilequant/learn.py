@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from .families import Layer, head
@@ -146,16 +147,37 @@ def divergence(network: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
     """
 
     def part(mine: Tensor, theirs: Tensor) -> Tensor:
-        p, q = (head(network, h).float().log_softmax(-1) for h in (theirs, mine))
+        with torch.no_grad():
+            p = head(network, theirs).float().log_softmax(-1)
+        q = head(network, mine).float().log_softmax(-1)
         return (p.exp() * (p - q)).sum()
 
     total = hidden.new_zeros(())
     for mine, theirs in zip(hidden.split(CHUNK), wanted.split(CHUNK), strict=True):
-        if mine.requires_grad:  # logits are computed again for the gradient, not kept
-            total = total + checkpoint(part, mine, theirs, use_reentrant=False)
+        if mine.requires_grad:
+            total = total + _AtOnce.apply(mine, partial(part, theirs=theirs))
         else:
             total = total + part(mine, theirs)
     return total / len(hidden)
+
+
+class _AtOnce(torch.autograd.Function):
+    """A function of one tensor whose gradient is computed with it, so that nothing else is kept:
+    logits need not be in memory until the backward pass, nor be computed again in it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value = function(leaf)
+        ctx.save_for_backward(*torch.autograd.grad(value, leaf))
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None
 
 
 def distance(hidden: Tensor, wanted: Tensor) -> Tensor:
@@ -172,7 +194,7 @@ def joint(
     network: Any,
     learned: Learned,
     rows: Tensor,
-    wanted: Sequence[Tensor],
+    wanted: Sequence[Tensor] | Mapping[int, Tensor],
     *,
     seed: int = 0,
     advance: Callable[[], None] = lambda: None,
@@ -180,8 +202,8 @@ def joint(
 ) -> list[str]:
     """Learn through all layers (eq. 17 or 18); returns remarks.
 
-    ``rows`` (N,T), ``wanted`` for each: what the last norm gives in the original, or for ``mse``
-    what it reads.
+    ``rows`` (N,T), ``wanted`` for each that is drawn: what the last norm gives in the original, or
+    for ``mse`` what it reads.
     """
     recipe = learned.recipe
 
@@ -194,7 +216,11 @@ def joint(
         return divergence(network, given, wanted[which])
 
     large = sum(p.numel() for p in network.parameters()) > RECOMPUTE
-    with switched(learned.parts, True), recomputed(learned.layers if large else ()):
+    with ExitStack() as stack:
+        stack.enter_context(switched(learned.parts, True))
+        stack.enter_context(recomputed(learned.layers if large else ()))
+        if recipe.weight_bits == 8 and not large:  # quantized once: they stay (eq. 15)
+            stack.enter_context(parametrize.cached())
         return minimise(learned.values, loss, recipe.steps, advance, work)
 
 

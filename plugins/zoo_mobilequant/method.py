@@ -20,7 +20,7 @@ from . import learn
 from .calibrate import Clipped, Peaks, Spread
 from .fallback import widen
 from .families import Layer, head
-from .learn import Learned, last_hidden
+from .learn import Learned, draw, last_hidden
 from .quantizers import Grid
 from .recipe import Recipe
 from .simulate import Site, attach, attach_weights, settle, switched, watching
@@ -70,8 +70,10 @@ def fit(
 
     # What the original gives (eq. 1), and how large its channels get.
     wanted = _originals(network, tests, progress)
-    shown = lessons if recipe.learns and recipe.jointly else lessons[:0]
-    targets = _originals(network, shown, progress, recipe.loss)
+    count = recipe.steps if recipe.learns and recipe.jointly else 0
+    shown = sorted({draw(step, len(lessons), seed) for step in range(count)})
+    originals = _originals(network, lessons[shown], progress, recipe.loss)
+    targets = dict(zip(shown, originals, strict=True))
     peaks = Peaks()
     peaks.found = _kept(work, "peaks", lambda: _observe(network, sites, closed, peaks, progress))
 
