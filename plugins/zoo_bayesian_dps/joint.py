@@ -138,9 +138,9 @@ class Joint:
         wrong = ids.cpu()[bad[: len(ids)]].tolist()
         where = f"of the training examples {wrong[:10]}" if wrong else "on the target set"
         raise InputError(
-            f"step {self.sampler.step_number}: the loss {where} is NaN or infinite. The "
-            "weights learned nothing of this batch. Look at its examples, or lower the learning "
-            "rate."
+            f"step {self.sampler.step_number}: the loss {where} is NaN or infinite, so "
+            "this batch changed nothing. Check these rows (a row of tokens needs a label that is "
+            "not -100), or lower the learning rate (lr=)."
         )
 
     # checkpoints

@@ -31,11 +31,11 @@ from zoo.weights import load_module, load_tensors, save_tensors
 
 from . import report as reports
 from . import tasks
-from .data import called, check_classes, numbered, some_of
+from .data import called, check_classes, missing, numbered, require_two_classes, some_of
 from .issues import wrong
 from .joint import adam
 from .networks import BUNDLED
-from .run import Plan, Run, whole
+from .run import Plan, Run, check_checkpoint, whole
 from .sampler import Recipe
 
 if TYPE_CHECKING:
@@ -236,12 +236,17 @@ class BayesianDPS(DataSelector):
                     "target=None is for rows with classes: there is no out-of-fold prediction that "
                     "a label could agree with. Pass target=, a few trusted rows."
                 )
+        if (model is None or target is None) and rows.kind != "language":
+            require_two_classes(rows, wanted)
         notes = list(dict.fromkeys(str(w.message) for w in heard))
         if sources is not None and (
             isinstance(sources, str | bytes) or not hasattr(sources, "__len__")
         ):
             raise OptionError(f"sources={sources!r:.60}: expected one for each training example.")
         given = rows.sources if sources is None else sources
+        if retrain is not None and round(retrain * len(rows)) < 1:
+            raise OptionError(f"retrain={retrain!r} of {len(rows)} rows is less than one row.")
+        check_checkpoint(checkpoint, resume)  # before the work
         origin, _, origins = numbered(given, wanted.sources, "source")
         if origin is not None and len(origin) != len(rows):
             raise InputError(f"sources: {len(origin)} for {len(rows)} training examples.")
@@ -260,6 +265,12 @@ class BayesianDPS(DataSelector):
         if target is None:
             trusted = run.agreeing()
             wanted = some_of(rows, trusted.tolist(), "target")
+            if absent := missing(rows, wanted):
+                notes.append(
+                    f"no label agrees with out-of-fold predictions in: {', '.join(absent[:10])}. "
+                    "Right rows of these classes lose weight too. Pass target= with a few trusted "
+                    "rows of each."
+                )
             plan = replace(plan, m=len(wanted), target_batch=min(plan.target_batch, len(wanted)))
             run = replace(run, target=wanted, plan=plan)
             notes.append(
@@ -404,7 +415,8 @@ class BayesianDPS(DataSelector):
                 raise OptionError(f"per={per!r} is for a fraction.")
             k = int((self._values("wrong") < 0.5).sum())
         if fraction is not None:
-            if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+            share = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+            if not (share and 0 <= fraction <= 1):
                 raise OptionError(f"fraction={fraction!r}: expected a number from 0 to 1.")
         elif whole("k", k, 0) > n:
             raise OptionError(f"k={k}: there are {n} training examples.")
@@ -456,9 +468,11 @@ class BayesianDPS(DataSelector):
                 "issues() gives a DataFrame, which needs pandas. Run: pip install 'edgezoo[data]'",
                 name="pandas",
             ) from error
-        if isinstance(at_least, bool) or not isinstance(at_least, int | float):
+        number = isinstance(at_least, int | float) and not isinstance(at_least, bool)
+        if not (number and 0 <= at_least <= 1):
             raise OptionError(f"at_least={at_least!r}: expected a number from 0 to 1.")
-        return pandas.DataFrame([self.row(i) for i in self._suspects(at_least)])
+        found = [self.row(i) for i in self._suspects(at_least)]
+        return pandas.DataFrame(found, columns=None if found else list(self.row(0)))
 
     def _suspects(self, at_least: float) -> list[int]:
         p = self._values("wrong")
@@ -468,7 +482,7 @@ class BayesianDPS(DataSelector):
     def row(self, index: int) -> dict[str, Any]:
         """One training row for a table: row, id, label, suggested, probability that the label is
         wrong, weight, and its file or text where the rows are still here."""
-        names = self.config.get("classes", [])
+        index, names = self._index(index), self.config.get("classes", [])
         found: dict[str, Any] = {"row": index}
         if self.ids is not None:
             found["id"] = self.ids[index]
@@ -483,11 +497,15 @@ class BayesianDPS(DataSelector):
             found |= called(self._train.raw([index])[0])
         return found
 
-    def explain(self, index: int) -> Mapping[str, Any]:
-        """What is known of one training example: weight, spread, rank, loss, visits, groups."""
+    def _index(self, index: int) -> int:
         n, index = len(self.weights), whole("index", index, 0)
         if index >= n:
-            raise OptionError(f"index={index}: there are {n} training examples.")
+            raise OptionError(f"index={index}: expected 0 to {n - 1}, a row of the training set.")
+        return index
+
+    def explain(self, index: int) -> Mapping[str, Any]:
+        """What is known of one training example: weight, spread, rank, loss, visits, groups."""
+        n, index = len(self.weights), self._index(index)
         rank = int(np.flatnonzero(self.ranking() == index)[0])
         found: dict[str, Any] = {
             "index": index,
@@ -513,15 +531,18 @@ class BayesianDPS(DataSelector):
         return found
 
     def report(self, folder: str | Path, chosen: np.ndarray | None = None) -> Mapping[str, Any]:
-        """Write ``report.html`` and its pictures to a folder; returns ``summary``, history aside.
+        """Write ``report.html`` and ``issues.jsonl`` to a folder; returns ``summary`` without the
+        history.
 
-        The histogram, the lightest and heaviest examples (where ``fit`` ran in this process), mass
-        by class and source. ``chosen``: a selection, whose share of each group is shown too.
+        The page needs no connection. It has the 24 rows that are most probably wrong, a histogram,
+        the lightest and heaviest examples (with pictures where ``fit`` ran in this process), and
+        the weight of each class and source. ``issues.jsonl`` has all rows of ``issues()``.
+        ``chosen``: a selection, whose share of each group is shown too.
         """
         summary = {k: v for k, v in self.summary.items() if k != "history"}
         reports.write(
             Path(folder), self._found, self.summary, self.config, self._train, chosen,
-            [self.row(i) for i in self._suspects(0.5)[: reports.SHOWN]],
+            [self.row(i) for i in self._suspects(0.5)],
         )  # fmt: skip
         return summary
 

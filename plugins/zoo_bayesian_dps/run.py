@@ -138,11 +138,7 @@ class Run:
             task.net, task.loss_of(wants_features), sampler, optimiser,
             seed=plan.seed, precision=self.precision,
         )  # fmt: skip
-        if not isinstance(checkpoint, str | Path | None):
-            raise OptionError(f"checkpoint={checkpoint!r}: expected the path of a file.")
         file = Path(checkpoint) if checkpoint is not None else None
-        if file is not None and not resume:
-            _refuse_taken(file)
         facts = {"train": self.train.digest(), "target": self.target.digest(), "n": len(self.train),
                  "recipe": {k: getattr(recipe, k) for k in Recipe.__dataclass_fields__},
                  "plan": [plan.steps, plan.batch, plan.target_batch, plan.seed]}  # fmt: skip
@@ -150,8 +146,7 @@ class Run:
         every = max(1, plan.steps // 100)
         with own_random(plan.seed, self.device), whole_steps() as stop:
             if resume:
-                if file is None:
-                    raise OptionError("resume=True needs checkpoint=, the file of the first run.")
+                assert file is not None  # by check_checkpoint
                 history = _go_on(joint, file, facts)
             task.net.train()
             with track(plan.steps, progress, "select") as advance:
@@ -289,9 +284,20 @@ def _keep(joint: Joint, file: Path, facts: Mapping[str, Any], history: list[Any]
     save_tensors(file, tensors)
 
 
-def _refuse_taken(file: Path) -> None:
-    """OutputError, before the work, where a checkpoint cannot be written or would replace what is
-    no checkpoint."""
+def check_checkpoint(checkpoint: Any, resume: bool) -> None:
+    """Before the work: OutputError where a checkpoint cannot be written or would replace what is no
+    checkpoint, InputError where there is none to resume from."""
+    if not isinstance(checkpoint, str | Path | None):
+        raise OptionError(f"checkpoint={checkpoint!r}: expected the path of a file.")
+    if checkpoint is None:
+        if resume:
+            raise OptionError("resume=True needs checkpoint=, the file of the first run.")
+        return
+    file = Path(checkpoint)
+    if resume:
+        if not file.is_file():
+            raise InputError(f"{file} does not exist, so no run can be resumed. Leave out resume.")
+        return
     check_target(file, overwrite=True)
     if not file.is_file() or file.stat().st_size == 0:
         return
@@ -311,8 +317,6 @@ def _bytes(text: bytes) -> Tensor:
 
 
 def _go_on(joint: Joint, file: Path, facts: Mapping[str, Any]) -> list[dict[str, float]]:
-    if not file.is_file():
-        raise InputError(f"{file} is not there: nothing to go on with. Start without resume.")
     tensors = load_tensors(file)
     if "facts" not in tensors:
         raise InputError(f"{file} is no checkpoint of this method.")

@@ -83,6 +83,12 @@ def test_select_without_a_target_and_a_number(tmp_path: Path) -> None:
     loaded = zoo.load(tmp_path / "out")
     kept = (tmp_path / "out" / "selection.jsonl").read_text().splitlines()
     assert len(kept) == int((loaded.state()["wrong"] < 0.5).sum())
+    file = tmp_path / "out" / "issues.jsonl"
+    suspects = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert len(suspects) == 80 - len(kept) > 10
+    assert {row["row"] for row in suspects}.isdisjoint(json.loads(row)["index"] for row in kept)
+    assert all(row["label"] != row["suggested"] for row in suspects)
+    assert all(len(row["text"].split()) == 5 for row in suspects)
 
 
 def test_select_on_parquet_pictures_shows_them(tmp_path: Path) -> None:
@@ -141,8 +147,8 @@ def test_language_rows_train_the_bundled_byte_model(tmp_path: Path) -> None:
     rows += [{"prompt": "x", "response": "qqqqzzzz", "source": "junk"} for _ in range(10)]
     selector = zoo.load("bayesian-dps", device="cpu", keep=0.6, lr_weights=5.0)
     target = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(30, 36)]
-    selector.fit(lines(tmp_path / "train.jsonl", rows), target, epochs=2)
-    assert selector.weights.shape == (30,)
+    selector.fit(lines(tmp_path / "train.jsonl", rows), target, epochs=40)
+    assert selector.weights[:20].mean() > selector.weights[20:].mean() + 0.1
     inputs = tasks.language_collate(tasks.bytes_of)([("0+1=\n", "1")])
     assert (inputs["labels"][0, :6] == tasks.IGNORED).all()  # prompts are not learned
 
