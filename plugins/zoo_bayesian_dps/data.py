@@ -74,8 +74,8 @@ def check_classes(train: Table, target: Table) -> None:
         some = ", ".join(lost[:10])
         warnings.warn(
             f"the target set has no example of: {some}. A network that starts from the target does "
-            "not know these classes: their rows start with a high loss, and right ones too get "
-            "only about half the weight of others. Add a few trusted rows of each.",
+            "not know these classes: their rows start with a high loss, and right ones too lose "
+            "weight. Add a few trusted rows of each.",
             stacklevel=3,
         )
 

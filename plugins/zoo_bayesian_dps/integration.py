@@ -82,7 +82,7 @@ class WeightedTrainer(Trainer):
 
     The loss of each example is the mean over its labels that are not -100; ``loss``: another
     (output, batch) -> (B,). ``target_batch_size``: rows of the target set for each device batch
-    (default a quarter). Noise on the network's steps is off: with Adam it would sample nothing.
+    (default a quarter). The network's steps have no noise (the Trainer's AdamW does not sample).
     """
 
     def __init__(

@@ -168,8 +168,8 @@ class Joint:
 
         if not torch.equal(state["frozen"], self.frozen):
             raise InputError(
-                "the checkpoint is of another network: its frozen parameters differ. Bring back "
-                "the network of the first run, or start anew."
+                "the checkpoint is from another network: its frozen parameters differ. Use the "
+                "network of the first run, or start a new run."
             )
         self.sampler.restore(part("sampler."))
         self.dice.set_state(state["dice"].clone())

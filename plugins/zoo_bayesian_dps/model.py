@@ -195,26 +195,30 @@ class BayesianDPS(DataSelector):
     ) -> Self:
         """Learn weights for ``train`` (N examples) that serve ``target``, and train; returns self.
 
-        ``target``: None where there are no trusted rows: those whose label agrees with predictions
-        out of fold then take its place (eq. 14), which the summary says; for classes only.
+        ``target``: None where there are no trusted rows. Training rows whose label agrees with
+        out-of-fold predictions then take its place (eq. 14), and the summary says so; only for
+        classes.
 
         ``train``, ``target``: whatever ``zoo.tables.read`` takes: a path (.csv, .jsonl, .parquet,
         .npz, ..., one folder of pictures a class), arrays (x, y), a DataFrame, records, a torch or
-        a ``datasets`` data set. ``features``, ``label``: columns, where they have other names than
-        usual. ``model``: a torch module, trained in place; of a pair it gets x, of a mapping with
-        tensors the fields that it takes. None: the base, or a small network that suits the data.
-        ``collate``: a list of rows, as they are in ``train`` and ``target``, -> what the module
-        takes. ``loss``: (output, batch) -> (B,), or one of torch's with ``reduction="none"``; None:
-        cross-entropy, squared error, or the mean over answer tokens. ``optimizer``: parameters ->
-        optimiser; the network's Langevin noise is for SGD only: on others' steps it would sample
-        nothing. ``weight_features``: (output, batch) -> (B,d), what ``weighting="network"`` sees.
+        a ``datasets`` data set. ``features``, ``label``: names of columns, where they are unusual.
+        ``model``: a torch module, trained in place; of a pair (x, y) it gets x, of a mapping the
+        fields that its ``forward`` takes. None: the base, or a small network chosen by the kind of
+        data. ``collate``: a list of rows, as they are in ``train`` and ``target``, -> a batch.
+        ``loss``: (output, batch) -> (B,), or a loss of torch with ``reduction="none"``; None:
+        cross-entropy, squared error, or the mean over answer tokens. ``lr``: learning rate; None:
+        eq. 11 (transformers models: 2e-5 for text, 1e-4 for images). ``optimizer``: parameters ->
+        optimiser. Langevin noise is added to the steps of SGD and Adam only (eq. 10); with any
+        other, such as AdamW, the network is trained without noise. ``weight_features``: (output,
+        batch) -> (B,d), the input of ``weighting="network"``.
 
         ``epochs``: over the training set; None: 3 for transformers, else 10 or 300 steps, whichever
         is more. ``batch``, ``target_batch`` (None: a quarter of it) rows of each set a step, in all
-        processes together. ``sources`` (N,): which source each example is from. ``retrain``: after
-        this, train the network anew from its first state on this share of the training set, the
-        heaviest, and on the target. ``checkpoint``: a file that is written after each epoch and
-        goes on with ``resume``. Raises InputError for data that cannot be used.
+        processes together. ``sources`` (N,): the name of each example's source. ``retrain``: then
+        train the network again, from its first state, on this share of the training set, the
+        heaviest, and on the target. ``checkpoint``: a file, written after each epoch, from which
+        ``resume=True`` continues. Raises InputError for data that cannot be used, OptionError for
+        an argument out of its range, and OutputError for a checkpoint that cannot be written.
         """
         started = time.perf_counter()
         seed = whole("seed", seed, 0)
@@ -274,17 +278,16 @@ class BayesianDPS(DataSelector):
             plan = replace(plan, m=len(wanted), target_batch=min(plan.target_batch, len(wanted)))
             run = replace(run, target=wanted, plan=plan)
             notes.append(
-                f"there was no trusted set: {len(wanted):,} rows whose label agrees most surely "
-                "with out-of-fold predictions took its place. Labels that are wrong in a "
-                "systematic way (two classes exchanged) agree too; a few hundred trusted rows find "
-                "those."
+                f"there was no trusted set: {len(wanted):,} rows whose label agrees best with "
+                "out-of-fold predictions took its place. Systematically wrong labels (two classes "
+                "exchanged) agree too; to find those, pass a few hundred trusted rows as target."
             )
         elif recipe.warm_up and run.teaches_less():
             recipe = replace(recipe, warm_up=0.0)
             notes.append(
-                "the training set as it is teaches more than the target set alone: the network "
-                "learned from both from the start. Labels that are wrong in a systematic way need "
-                "more trusted rows than these."
+                "the target set is too small to start from: a network trained on the training set "
+                "alone predicts it better. So the network learned from both sets from the start. "
+                "To find systematically wrong labels (two classes exchanged), add trusted rows."
             )
         sampler, history = run.sample(recipe, progress, checkpoint, resume)
         self._found = {
@@ -350,8 +353,8 @@ class BayesianDPS(DataSelector):
                 table.require_labels()
             if rows.codes is None:
                 raise InputError(
-                    "the labels are numbers with fractions, no classes. "
-                    "Round them, or pass model= with one output: it learns by the squared error."
+                    "the labels are numbers with fractions and not classes. "
+                    "Round them, or pass model= with one output, trained by the squared error."
                 )
         if self._base is not None:
             wide = recipe.weighting == "network"
@@ -383,7 +386,7 @@ class BayesianDPS(DataSelector):
 
     @property
     def weights_std(self) -> np.ndarray:
-        """(N,) float32: spread of each weight along the chain, after the burn-in."""
+        """(N,) float32: posterior standard deviation of each weight (eq. 12)."""
         return self._values("std")
 
     def _values(self, name: str) -> np.ndarray:
@@ -403,16 +406,19 @@ class BayesianDPS(DataSelector):
     ) -> np.ndarray:
         """(k,) int64 indices into ``train``, heaviest first, ties by index.
 
-        With neither ``fraction`` nor ``k`` as many as the estimate says are right (see ``issues``).
-        ``per``: ``label`` or ``source`` takes this fraction of each class or source. A warning says
-        where a class loses most of its rows.
+        With neither ``fraction`` nor ``k``, as many as are probably right (see ``issues``).
+        ``per="label"`` or ``"source"``: this fraction of each class or source. Warns with the
+        classes of which a share less than a quarter of the overall one is kept. Raises OptionError
+        for numbers out of range.
         """
         n = len(self.weights)
         if fraction is not None and k is not None:
             raise OptionError("select: give either fraction or k.")
         if fraction is None and k is None:
             if per is not None:
-                raise OptionError(f"per={per!r} is for a fraction.")
+                raise OptionError(
+                    f"per={per!r} needs a fraction: select(fraction=0.5, per={per!r})."
+                )
             k = int((self._values("wrong") < 0.5).sum())
         if fraction is not None:
             share = isinstance(fraction, int | float) and not isinstance(fraction, bool)
@@ -425,9 +431,10 @@ class BayesianDPS(DataSelector):
             chosen = order[: k if fraction is None else round(fraction * n)]
             if lost := self._lost(chosen):
                 warnings.warn(
-                    f"this selection leaves less than a quarter of what it leaves of the whole set "
-                    f"of: {', '.join(lost[:10])}. Rare looks like wrong: select(fraction=..., "
-                    "per='label') takes the same share of each class.",
+                    f"this selection keeps few rows of: {', '.join(lost[:10])} (less than a quarter "
+                    f"of the {100 * len(chosen) / n:.0f} % that it keeps of all rows). Rare looks "
+                    "like wrong: select(fraction=..., per='label') takes the same share of each "
+                    "class.",
                     stacklevel=2,
                 )
             return chosen
@@ -453,13 +460,16 @@ class BayesianDPS(DataSelector):
         return [names[i] if i < len(names) else str(i) for i in few]
 
     def issues(self, *, at_least: float = 0.5) -> Any:
-        """A DataFrame of the rows whose label is wrong with a probability of ``at_least``, the
-        likeliest first: row, id (where rows have one), label, suggested, probability, weight, and
-        the file or text (where ``fit`` ran in this process).
+        """A DataFrame of the rows whose label is wrong with a probability of ``at_least`` or more,
+        the most probable first: row, id (where rows have one), label, suggested (the likeliest of
+        the other classes), probability, weight, and the file or text (where ``fit`` ran in this
+        process).
 
-        The probability is eq. 13: for labels that are wrong at random it is calibrated, and its sum
-        over all rows estimates how many are wrong; systematic exchanges it underestimates. Without
-        classes it is 1 - weight, and nothing is suggested.
+        The probability is eq. 13, made for labels that are wrong at random; its sum over all rows
+        estimates how many are wrong. It is too low for systematically wrong labels; the card has
+        its measured error for both. Where the loss is not over classes it is 1 - weight, and
+        nothing is suggested. Raises OptionError for ``at_least`` outside 0 to 1, and
+        MissingDependencyError without pandas.
         """
         try:
             import pandas

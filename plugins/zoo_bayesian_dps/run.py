@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows each step sees: a function of the seed and the step alone, so runs can go on."""
+    """Which rows each step sees: a function of the seed and the step alone, so runs can resume."""
 
     n: int
     m: int
@@ -163,7 +163,7 @@ class Run:
                         losses = joint.step(ids, inputs, len(others))
                     except InputError as error:
                         kept = "" if file is None or not file.is_file() else (
-                            f" The last checkpoint is {file}; go on with resume=True."
+                            f" The last checkpoint is {file}; continue from it with resume=True."
                         )  # fmt: skip
                         raise InputError(f"{error}{kept}") from None
                     if sampler.step_number % every == 0:
@@ -208,8 +208,8 @@ class Run:
         )
 
     def teaches_less(self) -> bool:
-        """Is the target set too little to start from? Asked of classes and small networks only:
-        the answer costs half a run."""
+        """Is the target set too small to start from? Tested for classes and small networks only: it
+        takes nearly as long as the run itself."""
         if self.task.classes < 2 or self.task.kind == "transformers" or self.target.codes is None:
             return False
         n, m = len(self.train), len(self.target)
@@ -234,8 +234,8 @@ class Run:
         kept = agreeing(found, torch.from_numpy(np.asarray(rows.codes)))
         if len(kept) < len(rows.classes):
             raise InputError(
-                f"target=None: only {len(kept)} rows agree with out-of-fold predictions, which is "
-                "too few to learn from. Pass target=, a few trusted rows."
+                f"target=None: only {len(kept)} labels agree with out-of-fold predictions, which "
+                "is too few to learn from. Pass target=, a few trusted rows."
             )
         return kept
 
@@ -307,7 +307,7 @@ def check_checkpoint(checkpoint: Any, resume: bool) -> None:
         ours = False
     if not ours:
         raise OutputError(
-            f"checkpoint={str(file)!r} is there and is no checkpoint of this method, so it is not "
+            f"checkpoint={str(file)!r} exists and is no checkpoint of this method, so it is not "
             "replaced. Choose another name."
         )
 
@@ -323,13 +323,13 @@ def _go_on(joint: Joint, file: Path, facts: Mapping[str, Any]) -> list[dict[str,
     kept = json.loads(bytes(tensors["facts"].tolist()))
     if kept["n"] != facts["n"]:
         raise InputError(
-            f"{file} is of {kept['n']} training examples, there are {facts['n']} now. Weights "
-            "belong to rows: start anew, or bring back the data of the first run."
+            f"{file} is for {kept['n']} training examples, there are {facts['n']} now. Weights "
+            "belong to rows: start a new run, or use the data of the first run."
         )
     differs = [k for k in ("train", "target", "recipe", "plan") if kept[k] != facts[k]]
     if differs:
         raise InputError(
-            f"{file} is of another run: {', '.join(differs)} differ. Start anew, or go back to the "
+            f"{file} is from another run: {', '.join(differs)} differ. Start a new run, or use the "
             "data and settings of the first run."
         )
     joint.restore(tensors)

@@ -24,7 +24,7 @@ from zoo_bayesian_dps.weights import (
 )
 
 import zoo
-from zoo.errors import InputError, NotReadyError, OptionError, ZooError
+from zoo.errors import InputError, NotReadyError, OptionError
 from zoo.testing import DataSelectorSuite
 
 
@@ -532,7 +532,7 @@ def test_a_selection_that_loses_a_class_says_so() -> None:
     x, y = classes("standardised", 480)
     selector = load().fit((x[:400].numpy(), y[:400].numpy()), (x[400:].numpy(), y[400:].numpy()))
     selector._found["weights"] = torch.where(y[:400] == 2, 0.1, 0.9)
-    with pytest.warns(UserWarning, match=r"of: 2\. Rare looks like wrong"):
+    with pytest.warns(UserWarning, match=r"few rows of: 2 .* of the 50 %.*Rare"):
         selector.select(fraction=0.5)
     assert (y[:400][selector.select(fraction=0.5, per="label")] == 2).sum() == 50
 
@@ -634,6 +634,18 @@ def test_classes_that_the_target_lacks_are_named() -> None:
     with pytest.warns(UserWarning, match="no example of: 7"):
         selector = load().fit(train, target, epochs=1)
     assert "no example of: 7" in selector.summary["notes"][0]
+
+
+def test_right_rows_of_a_class_that_the_target_lacks_lose_weight() -> None:
+    """As the warning says."""
+    x, y = classes("standardised", 600, apart=4.0)
+    mine = y[400:] != 2
+    with pytest.warns(UserWarning, match="no example of: 2.*right ones too lose weight"):
+        selector = load().fit(
+            (x[:400].numpy(), y[:400].numpy()), (x[400:][mine].numpy(), y[400:][mine].numpy())
+        )
+    lacking = (y[:400] == 2).numpy()
+    assert selector.weights[lacking].mean() < selector.weights[~lacking].mean() - 0.05
 
 
 @pytest.mark.parametrize(
