@@ -431,10 +431,10 @@ class BayesianDPS(DataSelector):
             chosen = order[: k if fraction is None else round(fraction * n)]
             if lost := self._lost(chosen):
                 warnings.warn(
-                    f"this selection keeps few rows of: {', '.join(lost[:10])} (less than a quarter "
-                    f"of the {100 * len(chosen) / n:.0f} % that it keeps of all rows). Rare looks "
-                    "like wrong: select(fraction=..., per='label') takes the same share of each "
-                    "class.",
+                    f"this selection keeps few rows of: {', '.join(lost[:10])} (less than one "
+                    f"quarter of the {100 * len(chosen) / n:.0f} % that it keeps of all). Rare "
+                    "looks like wrong: select(fraction=..., per='label') takes the same share of "
+                    "each class.",
                     stacklevel=2,
                 )
             return chosen
