@@ -299,6 +299,8 @@ class BayesianDPS(DataSelector):
         for name, values in (("labels", labels), ("sources", origin)):
             if values is not None:
                 self._found[name] = values.to(torch.int32)
+        names = list(rows.classes)
+        self.config = {**self.config, "classes": names if len(names) <= 1000 else []}
         if retrain is not None:
             assert first is not None
             task.net.load_state_dict(first)
@@ -316,14 +318,12 @@ class BayesianDPS(DataSelector):
         self._trained, self._folder = Trained(task.net, task.kind, task.processor), None
         self._train, self._target = rows, wanted
         self.bases = {}  # the trained network is in the saved folder
-        names = list(rows.classes)
         summary = reports.summary(self._found, sampler, plan.steps, notes, names, origins)
         seconds = round(time.perf_counter() - started, 2)
         self.config = {
             **self.config,
             "report": {**summary, "seconds": seconds, "seed": seed, "history": history},
             "network": {"kind": task.kind, "config": task.config},
-            "classes": names if len(names) <= 1000 else [],
             "sources": origins if len(origins) <= 1000 else [],
             "train": rows.digest(),
         }

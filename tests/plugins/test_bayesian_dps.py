@@ -537,6 +537,18 @@ def test_a_selection_that_loses_a_class_says_so() -> None:
     assert (y[:400][selector.select(fraction=0.5, per="label")] == 2).sum() == 50
 
 
+def test_retraining_names_the_class_that_its_selection_loses() -> None:
+    """By the names of this fit, not by numbers."""
+    x, y = classes("standardised", 440, apart=4.0)
+    y[400:][y[400:] == 3] = 1  # the target calls the fourth class by another name
+    rows = [
+        (x[part].numpy(), np.array(["ant", "bee", "cat", "dog"])[y[part].numpy()])
+        for part in (slice(400), slice(400, 440))
+    ]
+    with pytest.warns(UserWarning, match="few rows of: dog"):
+        load().fit(*rows, epochs=20, retrain=0.5)
+
+
 def test_the_same_run_in_parts_is_the_same_run(tmp_path: Path) -> None:
     """Stopped by the caller after an epoch and a half, resumed from the last whole epoch."""
     train, target, _ = planted(80)

@@ -143,12 +143,22 @@ def test_wrong_commands_are_refused(tmp_path: Path, args: Any, said: str) -> Non
 
 
 def test_language_rows_train_the_bundled_byte_model(tmp_path: Path) -> None:
-    rows = [{"prompt": f"{i}+1=", "response": str(i + 1), "source": "sums"} for i in range(20)]
-    rows += [{"prompt": "x", "response": "qqqqzzzz", "source": "junk"} for _ in range(10)]
-    selector = zoo.load("bayesian-dps", device="cpu", keep=0.6, lr_weights=5.0)
+    """Answers that the target teaches nothing of lose weight; copies of one such row do not, which
+    the page says: the network memorises them."""
+    dice = np.random.default_rng(0)
+    sums = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(20)]
     target = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(30, 36)]
-    selector.fit(lines(tmp_path / "train.jsonl", rows), target, epochs=40)
-    assert selector.weights[:20].mean() > selector.weights[20:].mean() + 0.1
+    junk = [{"prompt": "".join(dice.choice([*"abcxyz"], 4)),
+             "response": "".join(dice.choice([*"klmnopq"], 6))} for _ in range(10)]  # fmt: skip
+    copies = [{"prompt": "x", "response": "qqqqzzzz"}] * 10
+    found = []
+    for others in (junk, copies):
+        selector = zoo.load("bayesian-dps", device="cpu", keep=0.6)
+        selector.fit(lines(tmp_path / "train.jsonl", sums + others), target, epochs=40)
+        assert selector.weights.shape == (30,)
+        found.append(selector.weights[:20].mean() - selector.weights[20:].mean())
+    assert found[0] > 0.4
+    assert found[1] < 0
     inputs = tasks.language_collate(tasks.bytes_of)([("0+1=\n", "1")])
     assert (inputs["labels"][0, :6] == tasks.IGNORED).all()  # prompts are not learned
 
