@@ -212,7 +212,7 @@ def test_the_trainer_learns_weights_and_goes_on(llama: Path, tmp_path: Path) -> 
     good, bad = ["abab" * 3] * 12, ["q7!x" * 3, "Zk#0p", "?m,W8", "~~]["]
     train, target = rows(good + bad), rows(["abab" * 3] * 4)
 
-    def trainer(steps: int) -> Any:
+    def trainer(steps: int, target: Any = target, **options: Any) -> Any:
         arguments = TrainingArguments(
             str(tmp_path / "run"), max_steps=steps, per_device_train_batch_size=4,
             gradient_accumulation_steps=2, learning_rate=5e-3, save_steps=10, logging_steps=10,
@@ -221,7 +221,7 @@ def test_the_trainer_learns_weights_and_goes_on(llama: Path, tmp_path: Path) -> 
         return WeightedTrainer(
             model=AutoModelForCausalLM.from_pretrained(llama), args=arguments, train_dataset=train,
             target_dataset=target, data_collator=collate,
-            recipe=Recipe(keep=0.75, temperature=0, lr_weights=1.0),
+            **{"recipe": Recipe(keep=0.75, temperature=0, lr_weights=1.0), **options},
         )  # fmt: skip
 
     whole = trainer(20)
@@ -235,6 +235,13 @@ def test_the_trainer_learns_weights_and_goes_on(llama: Path, tmp_path: Path) -> 
     assert again.sampler.step_number == 20
     torch.testing.assert_close(again.sampler.mean, weights, atol=1e-4, rtol=0)
     assert np.isfinite(whole.evaluate(rows(good[:2]))["eval_loss"])
+    width = whole.model.config.hidden_size  # batches without a mask
+    wide = trainer(2, recipe=Recipe(weighting="network", temperature=0), features=width)
+    wide.train()
+    assert wide.sampler.mean.isfinite().all()
+    nothing = [{**row, "labels": [-100] * len(row["labels"])} for row in target]
+    with pytest.raises(InputError, match=r"loss on the target set is NaN.*label that is not -100"):
+        trainer(2, nothing).train()
 
 
 # --- what the benchmark rests on ------------------------------------------------------------------
