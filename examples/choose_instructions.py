@@ -1,5 +1,7 @@
 """Choose the rows of an instruction mixture that serve a task, on a language model with LoRA."""
 
+from collections.abc import Sequence
+
 import peft
 import torch
 import transformers
@@ -15,7 +17,7 @@ def row(question: int, answer: torch.Tensor) -> dict[str, list[int]]:
     return {"input_ids": [1, question, *answer.tolist()], "labels": [-100, -100, *answer.tolist()]}
 
 
-def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
