@@ -74,8 +74,9 @@ def check_classes(train: Table, target: Table) -> None:
         some = ", ".join(lost[:10])
         warnings.warn(
             f"the target set has no example of: {some}. A network that starts from the target does "
-            "not know these classes: their rows start with a high loss, and right ones too lose "
-            "weight. Add a few trusted rows of each.",
+            "not know these classes: their rows start with a high loss, and if other labels are "
+            "wrong, even right rows of these classes can lose nearly all their weight. Add a few "
+            "trusted rows of each.",
             stacklevel=3,
         )
 
