@@ -1,4 +1,4 @@
-"""What rows of ``zoo.tables`` are to this method: pixels, batches, groups, a line in a report."""
+"""Rows of ``zoo.tables`` as this method needs them: pixels, batches, groups, a line of a report."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _words(value: Any) -> bool:
 
 
 def called(row: Any) -> dict[str, str]:
-    """What tells a person which row it is: its file, or its text in one line; {} for numbers."""
+    """What identifies a row for a person: its file, or its text in one line; {} for numbers."""
     if isinstance(row, Mapping):
         for key in ("file_name", "path", "image", "img"):
             value = row.get(key)

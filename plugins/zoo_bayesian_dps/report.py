@@ -1,4 +1,4 @@
-"""What a fit found, for people and programs: a summary, and a page with pictures."""
+"""The result of a fit: a summary for programs, and a page with pictures for people."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def summary(
     classes: Sequence[str],
     sources: Sequence[str],
 ) -> dict[str, Any]:
-    """JSON: how the weights lie, the mass of each group, and what looks wrong."""
+    """JSON: the distribution of the weights, the weight of each group, and notes."""
     w = found["weights"]
     n, visits = len(w), float(found["visits"].float().mean())
     notes = list(notes)
@@ -179,7 +179,7 @@ def write(
 
 
 def histogram(w: np.ndarray, bins: int = 40) -> Any:
-    """A picture of how the weights lie, 0 at the left and 1 at the right."""
+    """A picture of the distribution of the weights, from 0 at the left to 1 at the right."""
     from PIL import Image, ImageDraw
 
     counts, _ = np.histogram(w, bins=bins, range=(0, 1))
@@ -195,7 +195,7 @@ def histogram(w: np.ndarray, bins: int = 40) -> Any:
 
 
 def _pictures(train: Table, suspects: Sequence[Mapping[str, Any]]) -> str:
-    """The suspects as pictures: what they are called, and what they should be."""
+    """The suspects as pictures, with their label and the suggested one."""
     figures = []
     for row in suspects:
         picture = _thumbnail(train[row["row"]], train.kind)
