@@ -18,8 +18,8 @@ wrong = rng.random(len(y)) < 0.2
 train = x, np.where(wrong, 1 - y, y)
 trusted = rows(80)
 
-model = zoo.load("bayesian-dps", keep=0.8).fit(train, trusted)
+model = zoo.load("bayesian-dps").fit(train, trusted)
 
-suspects = np.argsort(model.weights)[: wrong.sum()]
+suspects = np.setdiff1d(np.arange(len(y)), model.select())
 print(f"all rows   {100 * wrong.mean():.1f} % wrong")
-print(f"suspects   {100 * wrong[suspects].mean():.1f} % wrong")
+print(f"suspects   {100 * wrong[suspects].mean():.1f} % wrong, {len(suspects)} for {wrong.sum()}")

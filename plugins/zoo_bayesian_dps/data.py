@@ -1,4 +1,4 @@
-"""What rows of ``zoo.tables`` are to this method: pixels, batches, groups, a line in a report."""
+"""Rows of ``zoo.tables`` as this method needs them: pixels, batches, groups, a line of a report."""
 
 from __future__ import annotations
 
@@ -39,6 +39,26 @@ def numbered(
     return found[0], found[1] if len(found) > 1 else None, [str(n) for n in names]
 
 
+def require_two_classes(train: Table, target: Table) -> None:
+    """InputError where all labels of both sets are the same."""
+    if train.codes is None or target.codes is None:
+        return
+    found = {*train.codes.tolist(), *target.codes.tolist()}
+    if len(found) == 1:
+        raise InputError(
+            f"all rows have the label {train.classes[found.pop()]!r}: with one class no label can "
+            "look wrong. Add rows of other classes, or name the column of the labels by label=."
+        )
+
+
+def missing(train: Table, target: Table) -> list[str]:
+    """Names of the classes that the training set has and the target set lacks."""
+    if train.codes is None or target.codes is None:
+        return []
+    lost = {*train.codes.tolist()} - {*target.codes.tolist()}
+    return [str(train.classes[i]) for i in sorted(lost)]
+
+
 def check_classes(train: Table, target: Table) -> None:
     """InputError for a target set of one class where there are more; a warning for missing ones."""
     if train.codes is None or target.codes is None:
@@ -47,15 +67,16 @@ def check_classes(train: Table, target: Table) -> None:
     if len(have) == 1 and len(classes) > 1:
         raise InputError(
             f"the target set has one class only ({train.classes[next(iter(have))]!r}), the "
-            f"training set {len(classes)}: it would teach to answer nothing else. Add examples of "
-            "the others."
+            f"training set {len(classes)}: the network would learn to predict that class for every "
+            "row. Add examples of the other classes."
         )
-    if lost := sorted(classes - have):
-        some = ", ".join(train.classes[i] for i in lost[:10])
+    if lost := missing(train, target):
+        some = ", ".join(lost[:10])
         warnings.warn(
             f"the target set has no example of: {some}. A network that starts from the target does "
-            "not know these classes: their rows start with a high loss, and right ones too get "
-            "only about half the weight of others. Add a few trusted rows of each.",
+            "not know these classes: their rows start with a high loss, and if other labels are "
+            "wrong, even right rows of these classes can lose nearly all their weight. Add a few "
+            "trusted rows of each.",
             stacklevel=3,
         )
 
@@ -90,15 +111,28 @@ def short(row: Any, length: int = 160) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+NAMED_APART = ("id", "label", "labels", "y", "source")
+"""Columns that a report shows beside the text of a row."""
+
+
+def _words(value: Any) -> bool:
+    """Is it a text, and no number that was read as one from a file?"""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return isinstance(value, str)
+    return False
+
+
 def called(row: Any) -> dict[str, str]:
-    """What tells a person which row it is: its file, or its text in one line; {} for numbers."""
+    """What identifies a row for a person: its file, or its text in one line; {} for numbers."""
     if isinstance(row, Mapping):
         for key in ("file_name", "path", "image", "img"):
             value = row.get(key)
             value = value.get("path") if isinstance(value, Mapping) else value
             if isinstance(value, str | Path):
                 return {"file": str(value)}
-        row = tuple(v for v in row.values() if isinstance(v, str))
+        row = tuple(v for k, v in row.items() if k not in NAMED_APART and _words(v))
     if isinstance(row, tuple) and row and isinstance(row[0], Path):
         row = row[0]
     if isinstance(row, Path):

@@ -82,7 +82,7 @@ class WeightedTrainer(Trainer):
 
     The loss of each example is the mean over its labels that are not -100; ``loss``: another
     (output, batch) -> (B,). ``target_batch_size``: rows of the target set for each device batch
-    (default a quarter). Noise on the network's steps is off: with Adam it would sample nothing.
+    (default a quarter). The network's steps have no noise (the Trainer's AdamW does not sample).
     """
 
     def __init__(
@@ -157,9 +157,11 @@ class WeightedTrainer(Trainer):
         b = len(ids)
         if not bool(losses.isfinite().all()):
             wrong = ids[~losses[:b].isfinite()].tolist()
+            where = f"of the training examples {wrong[:10]}" if wrong else "on the target set"
             raise InputError(
-                f"step {self.state.global_step}: the loss is NaN or infinite, of the training "
-                f"examples {wrong[:10]}. The last checkpoint is in {self.args.output_dir}."
+                f"step {self.state.global_step}: the loss {where} is NaN or infinite. Check these "
+                "rows (a row of tokens needs a label that is not -100), or lower learning_rate. "
+                f"Checkpoints are in {self.args.output_dir}."
             )
         seen = default_features(output, inputs)[:b].detach() if wide else None
         coefficients = self.sampler.coefficients(ids, seen).to(losses)

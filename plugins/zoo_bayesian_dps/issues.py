@@ -1,4 +1,4 @@
-"""Which rows look wrong, how probably, and what they should be. Eq. 13 of the README.md."""
+"""How probably a label is wrong, and which label is likelier. Eq. 13 of this plugin's README.md."""
 
 from __future__ import annotations
 

@@ -138,9 +138,9 @@ class Joint:
         wrong = ids.cpu()[bad[: len(ids)]].tolist()
         where = f"of the training examples {wrong[:10]}" if wrong else "on the target set"
         raise InputError(
-            f"step {self.sampler.step_number}: the loss {where} is NaN or infinite. The "
-            "weights learned nothing of this batch. Look at its examples, or lower the learning "
-            "rate."
+            f"step {self.sampler.step_number}: the loss {where} is NaN or infinite, so "
+            "this batch changed nothing. Check these rows (a row of tokens needs a label that is "
+            "not -100), or lower the learning rate (lr=)."
         )
 
     # checkpoints
@@ -168,8 +168,8 @@ class Joint:
 
         if not torch.equal(state["frozen"], self.frozen):
             raise InputError(
-                "the checkpoint is of another network: its frozen parameters differ. Bring back "
-                "the network of the first run, or start anew."
+                "the checkpoint is from another network: its frozen parameters differ. Use the "
+                "network of the first run, or start a new run."
             )
         self.sampler.restore(part("sampler."))
         self.dice.set_state(state["dice"].clone())

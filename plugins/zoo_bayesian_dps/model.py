@@ -31,11 +31,11 @@ from zoo.weights import load_module, load_tensors, save_tensors
 
 from . import report as reports
 from . import tasks
-from .data import called, check_classes, numbered, some_of
+from .data import called, check_classes, missing, numbered, require_two_classes, some_of
 from .issues import wrong
 from .joint import adam
 from .networks import BUNDLED
-from .run import Plan, Run, whole
+from .run import Plan, Run, check_checkpoint, whole
 from .sampler import Recipe
 
 if TYPE_CHECKING:
@@ -195,26 +195,30 @@ class BayesianDPS(DataSelector):
     ) -> Self:
         """Learn weights for ``train`` (N examples) that serve ``target``, and train; returns self.
 
-        ``target``: None where there are no trusted rows: those whose label agrees with predictions
-        out of fold then take its place (eq. 14), which the summary says; for classes only.
+        ``target``: None where there are no trusted rows. Training rows whose label agrees with
+        out-of-fold predictions then take its place (eq. 14), and the summary says so; only for
+        classes.
 
         ``train``, ``target``: whatever ``zoo.tables.read`` takes: a path (.csv, .jsonl, .parquet,
         .npz, ..., one folder of pictures a class), arrays (x, y), a DataFrame, records, a torch or
-        a ``datasets`` data set. ``features``, ``label``: columns, where they have other names than
-        usual. ``model``: a torch module, trained in place; of a pair it gets x, of a mapping with
-        tensors the fields that it takes. None: the base, or a small network that suits the data.
-        ``collate``: a list of rows, as they are in ``train`` and ``target``, -> what the module
-        takes. ``loss``: (output, batch) -> (B,), or one of torch's with ``reduction="none"``; None:
-        cross-entropy, squared error, or the mean over answer tokens. ``optimizer``: parameters ->
-        optimiser; the network's Langevin noise is for SGD only: on others' steps it would sample
-        nothing. ``weight_features``: (output, batch) -> (B,d), what ``weighting="network"`` sees.
+        a ``datasets`` data set. ``features``, ``label``: names of columns, where they are unusual.
+        ``model``: a torch module, trained in place; of a pair (x, y) it gets x, of a mapping the
+        fields that its ``forward`` takes. None: the base, or a small network chosen by the kind of
+        data. ``collate``: a list of rows, as they are in ``train`` and ``target``, -> a batch.
+        ``loss``: (output, batch) -> (B,), or a loss of torch with ``reduction="none"``; None:
+        cross-entropy, squared error, or the mean over answer tokens. ``lr``: learning rate; None:
+        eq. 11 (transformers models: 2e-5 for text, 1e-4 for images). ``optimizer``: parameters ->
+        optimiser. Langevin noise is added to the steps of SGD and Adam only (eq. 10); with any
+        other, such as AdamW, the network is trained without noise. ``weight_features``: (output,
+        batch) -> (B,d), the input of ``weighting="network"``.
 
         ``epochs``: over the training set; None: 3 for transformers, else 10 or 300 steps, whichever
         is more. ``batch``, ``target_batch`` (None: a quarter of it) rows of each set a step, in all
-        processes together. ``sources`` (N,): which source each example is from. ``retrain``: after
-        this, train the network anew from its first state on this share of the training set, the
-        heaviest, and on the target. ``checkpoint``: a file that is written after each epoch and
-        goes on with ``resume``. Raises InputError for data that cannot be used.
+        processes together. ``sources`` (N,): the name of each example's source. ``retrain``: then
+        train the network again, from its first state, on this share of the training set, the
+        heaviest, and on the target. ``checkpoint``: a file, written after each epoch, from which
+        ``resume=True`` continues. Raises InputError for data that cannot be used, OptionError for
+        an argument out of its range, and OutputError for a checkpoint that cannot be written.
         """
         started = time.perf_counter()
         seed = whole("seed", seed, 0)
@@ -236,12 +240,17 @@ class BayesianDPS(DataSelector):
                     "target=None is for rows with classes: there is no out-of-fold prediction that "
                     "a label could agree with. Pass target=, a few trusted rows."
                 )
+        if (model is None or target is None) and rows.kind != "language":
+            require_two_classes(rows, wanted)
         notes = list(dict.fromkeys(str(w.message) for w in heard))
         if sources is not None and (
             isinstance(sources, str | bytes) or not hasattr(sources, "__len__")
         ):
             raise OptionError(f"sources={sources!r:.60}: expected one for each training example.")
         given = rows.sources if sources is None else sources
+        if retrain is not None and round(retrain * len(rows)) < 1:
+            raise OptionError(f"retrain={retrain!r} of {len(rows)} rows is less than one row.")
+        check_checkpoint(checkpoint, resume)  # before the work
         origin, _, origins = numbered(given, wanted.sources, "source")
         if origin is not None and len(origin) != len(rows):
             raise InputError(f"sources: {len(origin)} for {len(rows)} training examples.")
@@ -260,20 +269,25 @@ class BayesianDPS(DataSelector):
         if target is None:
             trusted = run.agreeing()
             wanted = some_of(rows, trusted.tolist(), "target")
+            if absent := missing(rows, wanted):
+                notes.append(
+                    f"no label agrees with out-of-fold predictions in: {', '.join(absent[:10])}. "
+                    "Right rows of these classes lose weight too. Pass target= with a few trusted "
+                    "rows of each."
+                )
             plan = replace(plan, m=len(wanted), target_batch=min(plan.target_batch, len(wanted)))
             run = replace(run, target=wanted, plan=plan)
             notes.append(
-                f"there was no trusted set: {len(wanted):,} rows whose label agrees most surely "
-                "with out-of-fold predictions took its place. Labels that are wrong in a "
-                "systematic way (two classes exchanged) agree too; a few hundred trusted rows find "
-                "those."
+                f"there was no trusted set: {len(wanted):,} rows whose label agrees best with "
+                "out-of-fold predictions took its place. Systematically wrong labels (two classes "
+                "exchanged) agree too; to find those, pass a few hundred trusted rows as target."
             )
         elif recipe.warm_up and run.teaches_less():
             recipe = replace(recipe, warm_up=0.0)
             notes.append(
-                "the training set as it is teaches more than the target set alone: the network "
-                "learned from both from the start. Labels that are wrong in a systematic way need "
-                "more trusted rows than these."
+                "the target set is too small to start from: a network trained on the training set "
+                "alone predicts it better. So the network learned from both sets from the start. "
+                "To find systematically wrong labels (two classes exchanged), add trusted rows."
             )
         sampler, history = run.sample(recipe, progress, checkpoint, resume)
         self._found = {
@@ -285,6 +299,8 @@ class BayesianDPS(DataSelector):
         for name, values in (("labels", labels), ("sources", origin)):
             if values is not None:
                 self._found[name] = values.to(torch.int32)
+        names = list(rows.classes)
+        self.config = {**self.config, "classes": names if len(names) <= 1000 else []}
         if retrain is not None:
             assert first is not None
             task.net.load_state_dict(first)
@@ -302,14 +318,12 @@ class BayesianDPS(DataSelector):
         self._trained, self._folder = Trained(task.net, task.kind, task.processor), None
         self._train, self._target = rows, wanted
         self.bases = {}  # the trained network is in the saved folder
-        names = list(rows.classes)
         summary = reports.summary(self._found, sampler, plan.steps, notes, names, origins)
         seconds = round(time.perf_counter() - started, 2)
         self.config = {
             **self.config,
             "report": {**summary, "seconds": seconds, "seed": seed, "history": history},
             "network": {"kind": task.kind, "config": task.config},
-            "classes": names if len(names) <= 1000 else [],
             "sources": origins if len(origins) <= 1000 else [],
             "train": rows.digest(),
         }
@@ -339,8 +353,8 @@ class BayesianDPS(DataSelector):
                 table.require_labels()
             if rows.codes is None:
                 raise InputError(
-                    "the labels are numbers with fractions, no classes. "
-                    "Round them, or pass model= with one output: it learns by the squared error."
+                    "the labels are numbers with fractions and not classes. "
+                    "Round them, or pass model= with one output, trained by the squared error."
                 )
         if self._base is not None:
             wide = recipe.weighting == "network"
@@ -372,7 +386,7 @@ class BayesianDPS(DataSelector):
 
     @property
     def weights_std(self) -> np.ndarray:
-        """(N,) float32: spread of each weight along the chain, after the burn-in."""
+        """(N,) float32: posterior standard deviation of each weight (eq. 12)."""
         return self._values("std")
 
     def _values(self, name: str) -> np.ndarray:
@@ -392,19 +406,23 @@ class BayesianDPS(DataSelector):
     ) -> np.ndarray:
         """(k,) int64 indices into ``train``, heaviest first, ties by index.
 
-        With neither ``fraction`` nor ``k`` as many as the estimate says are right (see ``issues``).
-        ``per``: ``label`` or ``source`` takes this fraction of each class or source. A warning says
-        where a class loses most of its rows.
+        With neither ``fraction`` nor ``k``, as many as are probably right (see ``issues``).
+        ``per="label"`` or ``"source"``: this fraction of each class or source. Warns with the
+        classes of which a share less than a quarter of the overall one is kept. Raises OptionError
+        for numbers out of range.
         """
         n = len(self.weights)
         if fraction is not None and k is not None:
             raise OptionError("select: give either fraction or k.")
         if fraction is None and k is None:
             if per is not None:
-                raise OptionError(f"per={per!r} is for a fraction.")
+                raise OptionError(
+                    f"per={per!r} needs a fraction: select(fraction=0.5, per={per!r})."
+                )
             k = int((self._values("wrong") < 0.5).sum())
         if fraction is not None:
-            if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+            share = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+            if not (share and 0 <= fraction <= 1):
                 raise OptionError(f"fraction={fraction!r}: expected a number from 0 to 1.")
         elif whole("k", k, 0) > n:
             raise OptionError(f"k={k}: there are {n} training examples.")
@@ -413,9 +431,10 @@ class BayesianDPS(DataSelector):
             chosen = order[: k if fraction is None else round(fraction * n)]
             if lost := self._lost(chosen):
                 warnings.warn(
-                    f"this selection leaves less than a quarter of what it leaves of the whole set "
-                    f"of: {', '.join(lost[:10])}. Rare looks like wrong: select(fraction=..., "
-                    "per='label') takes the same share of each class.",
+                    f"this selection keeps few rows of: {', '.join(lost[:10])} (less than one "
+                    f"quarter of the {100 * len(chosen) / n:.0f} % that it keeps of all). Rare "
+                    "looks like wrong: select(fraction=..., per='label') takes the same share of "
+                    "each class.",
                     stacklevel=2,
                 )
             return chosen
@@ -441,13 +460,16 @@ class BayesianDPS(DataSelector):
         return [names[i] if i < len(names) else str(i) for i in few]
 
     def issues(self, *, at_least: float = 0.5) -> Any:
-        """A DataFrame of the rows whose label is wrong with a probability of ``at_least``, the
-        likeliest first: row, id (where rows have one), label, suggested, probability, weight, and
-        the file or text (where ``fit`` ran in this process).
+        """A DataFrame of the rows whose label is wrong with a probability of ``at_least`` or more,
+        the most probable first: row, id (where rows have one), label, suggested (the likeliest of
+        the other classes), probability, weight, and the file or text (where ``fit`` ran in this
+        process).
 
-        The probability is eq. 13: for labels that are wrong at random it is calibrated, and its sum
-        over all rows estimates how many are wrong; systematic exchanges it underestimates. Without
-        classes it is 1 - weight, and nothing is suggested.
+        The probability is eq. 13, made for labels that are wrong at random; its sum over all rows
+        estimates how many are wrong. It is too low for systematically wrong labels; the card has
+        its measured error for both. Where the loss is not over classes it is 1 - weight, and
+        nothing is suggested. Raises OptionError for ``at_least`` outside 0 to 1, and
+        MissingDependencyError without pandas.
         """
         try:
             import pandas
@@ -456,9 +478,11 @@ class BayesianDPS(DataSelector):
                 "issues() gives a DataFrame, which needs pandas. Run: pip install 'edgezoo[data]'",
                 name="pandas",
             ) from error
-        if isinstance(at_least, bool) or not isinstance(at_least, int | float):
+        number = isinstance(at_least, int | float) and not isinstance(at_least, bool)
+        if not (number and 0 <= at_least <= 1):
             raise OptionError(f"at_least={at_least!r}: expected a number from 0 to 1.")
-        return pandas.DataFrame([self.row(i) for i in self._suspects(at_least)])
+        found = [self.row(i) for i in self._suspects(at_least)]
+        return pandas.DataFrame(found, columns=None if found else list(self.row(0)))
 
     def _suspects(self, at_least: float) -> list[int]:
         p = self._values("wrong")
@@ -468,7 +492,7 @@ class BayesianDPS(DataSelector):
     def row(self, index: int) -> dict[str, Any]:
         """One training row for a table: row, id, label, suggested, probability that the label is
         wrong, weight, and its file or text where the rows are still here."""
-        names = self.config.get("classes", [])
+        index, names = self._index(index), self.config.get("classes", [])
         found: dict[str, Any] = {"row": index}
         if self.ids is not None:
             found["id"] = self.ids[index]
@@ -483,11 +507,15 @@ class BayesianDPS(DataSelector):
             found |= called(self._train.raw([index])[0])
         return found
 
-    def explain(self, index: int) -> Mapping[str, Any]:
-        """What is known of one training example: weight, spread, rank, loss, visits, groups."""
+    def _index(self, index: int) -> int:
         n, index = len(self.weights), whole("index", index, 0)
         if index >= n:
-            raise OptionError(f"index={index}: there are {n} training examples.")
+            raise OptionError(f"index={index}: expected 0 to {n - 1}, a row of the training set.")
+        return index
+
+    def explain(self, index: int) -> Mapping[str, Any]:
+        """What is known of one training example: weight, spread, rank, loss, visits, groups."""
+        n, index = len(self.weights), self._index(index)
         rank = int(np.flatnonzero(self.ranking() == index)[0])
         found: dict[str, Any] = {
             "index": index,
@@ -513,15 +541,18 @@ class BayesianDPS(DataSelector):
         return found
 
     def report(self, folder: str | Path, chosen: np.ndarray | None = None) -> Mapping[str, Any]:
-        """Write ``report.html`` and its pictures to a folder; returns ``summary``, history aside.
+        """Write ``report.html`` and ``issues.jsonl`` to a folder; returns ``summary`` without the
+        history.
 
-        The histogram, the lightest and heaviest examples (where ``fit`` ran in this process), mass
-        by class and source. ``chosen``: a selection, whose share of each group is shown too.
+        The page needs no connection. It has the 24 rows that are most probably wrong, a histogram,
+        the lightest and heaviest examples (with pictures where ``fit`` ran in this process), and
+        the weight of each class and source. ``issues.jsonl`` has all rows of ``issues()``.
+        ``chosen``: a selection, whose share of each group is shown too.
         """
         summary = {k: v for k, v in self.summary.items() if k != "history"}
         reports.write(
             Path(folder), self._found, self.summary, self.config, self._train, chosen,
-            [self.row(i) for i in self._suspects(0.5)[: reports.SHOWN]],
+            [self.row(i) for i in self._suspects(0.5)],
         )  # fmt: skip
         return summary
 

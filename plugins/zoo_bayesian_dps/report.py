@@ -1,10 +1,11 @@
-"""What a fit found, for people and programs: a summary, and a page with pictures."""
+"""The result of a fit: a summary for programs, and a page with pictures for people."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def summary(
     classes: Sequence[str],
     sources: Sequence[str],
 ) -> dict[str, Any]:
-    """JSON: how the weights lie, the mass of each group, and what looks wrong."""
+    """JSON: the distribution of the weights, the weight of each group, and notes."""
     w = found["weights"]
     n, visits = len(w), float(found["visits"].float().mean())
     notes = list(notes)
@@ -52,7 +53,7 @@ def summary(
             "epochs, or use weighting=network."
         )
     if n > 1 and float(w.std()) < 0.02 and sampler.keep is not None and sampler.keep < 1:
-        notes.append("the weights hardly differ: raise epochs.")
+        notes.append("the weights hardly differ: raise epochs, or lower keep.")
     groups = {}
     for key, names in (("labels", classes), ("sources", sources)):
         if key in found and len(names) <= 1000:
@@ -115,8 +116,12 @@ def write(
     chosen: np.ndarray | None,
     suspects: Sequence[Mapping[str, Any]],
 ) -> None:
-    """``report.html``, whole and without a connection: pictures are in it."""
+    """``report.html``, with its pictures in it, and ``issues.jsonl``, one suspect a line."""
     folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / "issues.jsonl") as temporary:
+        lines = [json.dumps(row, default=str) + "\n" for row in suspects]
+        temporary.write_text("".join(lines), "utf-8")
+    some = suspects[:SHOWN]
     w = found["weights"].numpy()
     order = np.argsort(-w, kind="stable")
     parts = [f"<h1>Weights of {len(w):,} training examples</h1>"]
@@ -124,7 +129,7 @@ def write(
     facts = {
         "mean weight": f"{summary['mean_weight']:.3f}"
         + ("" if summary["keep"] is None else f" (asked: {summary['keep']:.3f})"),
-        "labels estimated wrong": f"{float(found['wrong'].sum()):,.0f}",
+        "rows estimated wrong": f"{float(found['wrong'].sum()):,.0f}",
         "weight below 0.1": per_cent(summary["below_0.1"]),
         "weight above 0.9": per_cent(summary["above_0.9"]),
         "loss threshold": f"{summary['threshold']:.3f}",
@@ -135,10 +140,11 @@ def write(
     parts.append(_table(["", ""], [[k, v] for k, v in facts.items()]))
     facts_of = ("row", "id", "label", "suggested", "probability", "weight", "file", "text")
     if suspects:
-        columns = [name for name in facts_of if any(name in row for row in suspects)]
-        lines = [[str(row.get(name, "")) for name in columns] for row in suspects]
-        pictures = "" if train is None else _pictures(train, suspects)
-        parts.append(f"<h2>Likeliest wrong</h2>{pictures}{_table(columns, lines)}")
+        columns = [name for name in facts_of if any(name in row for row in some)]
+        cells = [[str(row.get(name, "")) for name in columns] for row in some]
+        pictures = "" if train is None else _pictures(train, some)
+        title = f"Most probably wrong: {len(some):,} of {len(suspects):,} in issues.jsonl"
+        parts.append(f"<h2>{title}</h2>{pictures}{_table(columns, cells)}")
     parts.append(f"<h2>Histogram</h2>{_image(histogram(w))}")
     taken = np.zeros(len(w), bool)
     if chosen is not None:
@@ -173,7 +179,7 @@ def write(
 
 
 def histogram(w: np.ndarray, bins: int = 40) -> Any:
-    """A picture of how the weights lie, 0 at the left and 1 at the right."""
+    """A picture of the distribution of the weights, from 0 at the left to 1 at the right."""
     from PIL import Image, ImageDraw
 
     counts, _ = np.histogram(w, bins=bins, range=(0, 1))
@@ -189,12 +195,14 @@ def histogram(w: np.ndarray, bins: int = 40) -> Any:
 
 
 def _pictures(train: Table, suspects: Sequence[Mapping[str, Any]]) -> str:
-    """The suspects as pictures: what they are called, and what they should be."""
+    """The suspects as pictures, with their label and the suggested one."""
     figures = []
     for row in suspects:
         picture = _thumbnail(train[row["row"]], train.kind)
         if picture is not None:
-            said = f"{row['row']}: {row.get('label', '')}, rather {row.get('suggested', '?')}"
+            said = f"{row['row']}: labelled {row.get('label', '')}"
+            if "suggested" in row:
+                said += f", suggested {row['suggested']}"
             figures.append(
                 f"<figure>{_image(picture)}<figcaption>{html.escape(said)}</figcaption></figure>"
             )

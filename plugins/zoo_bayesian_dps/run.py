@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows each step sees: a function of the seed and the step alone, so runs can go on."""
+    """Which rows each step sees: a function of the seed and the step alone, so runs can resume."""
 
     n: int
     m: int
@@ -138,11 +138,7 @@ class Run:
             task.net, task.loss_of(wants_features), sampler, optimiser,
             seed=plan.seed, precision=self.precision,
         )  # fmt: skip
-        if not isinstance(checkpoint, str | Path | None):
-            raise OptionError(f"checkpoint={checkpoint!r}: expected the path of a file.")
         file = Path(checkpoint) if checkpoint is not None else None
-        if file is not None and not resume:
-            _refuse_taken(file)
         facts = {"train": self.train.digest(), "target": self.target.digest(), "n": len(self.train),
                  "recipe": {k: getattr(recipe, k) for k in Recipe.__dataclass_fields__},
                  "plan": [plan.steps, plan.batch, plan.target_batch, plan.seed]}  # fmt: skip
@@ -150,8 +146,7 @@ class Run:
         every = max(1, plan.steps // 100)
         with own_random(plan.seed, self.device), whole_steps() as stop:
             if resume:
-                if file is None:
-                    raise OptionError("resume=True needs checkpoint=, the file of the first run.")
+                assert file is not None  # by check_checkpoint
                 history = _go_on(joint, file, facts)
             task.net.train()
             with track(plan.steps, progress, "select") as advance:
@@ -168,7 +163,7 @@ class Run:
                         losses = joint.step(ids, inputs, len(others))
                     except InputError as error:
                         kept = "" if file is None or not file.is_file() else (
-                            f" The last checkpoint is {file}; go on with resume=True."
+                            f" The last checkpoint is {file}; continue from it with resume=True."
                         )  # fmt: skip
                         raise InputError(f"{error}{kept}") from None
                     if sampler.step_number % every == 0:
@@ -213,8 +208,8 @@ class Run:
         )
 
     def teaches_less(self) -> bool:
-        """Is the target set too little to start from? Asked of classes and small networks only:
-        the answer costs half a run."""
+        """Is the target set too small to start from? Tested for classes and small networks only: it
+        takes nearly as long as the run itself."""
         if self.task.classes < 2 or self.task.kind == "transformers" or self.target.codes is None:
             return False
         n, m = len(self.train), len(self.target)
@@ -239,8 +234,8 @@ class Run:
         kept = agreeing(found, torch.from_numpy(np.asarray(rows.codes)))
         if len(kept) < len(rows.classes):
             raise InputError(
-                f"target=None: only {len(kept)} rows agree with out-of-fold predictions, which is "
-                "too few to learn from. Pass target=, a few trusted rows."
+                f"target=None: only {len(kept)} labels agree with out-of-fold predictions, which "
+                "is too few to learn from. Pass target=, a few trusted rows."
             )
         return kept
 
@@ -289,9 +284,20 @@ def _keep(joint: Joint, file: Path, facts: Mapping[str, Any], history: list[Any]
     save_tensors(file, tensors)
 
 
-def _refuse_taken(file: Path) -> None:
-    """OutputError, before the work, where a checkpoint cannot be written or would replace what is
-    no checkpoint."""
+def check_checkpoint(checkpoint: Any, resume: bool) -> None:
+    """Before the work: OutputError where a checkpoint cannot be written or would replace what is no
+    checkpoint, InputError where there is none to resume from."""
+    if not isinstance(checkpoint, str | Path | None):
+        raise OptionError(f"checkpoint={checkpoint!r}: expected the path of a file.")
+    if checkpoint is None:
+        if resume:
+            raise OptionError("resume=True needs checkpoint=, the file of the first run.")
+        return
+    file = Path(checkpoint)
+    if resume:
+        if not file.is_file():
+            raise InputError(f"{file} does not exist, so no run can be resumed. Leave out resume.")
+        return
     check_target(file, overwrite=True)
     if not file.is_file() or file.stat().st_size == 0:
         return
@@ -301,7 +307,7 @@ def _refuse_taken(file: Path) -> None:
         ours = False
     if not ours:
         raise OutputError(
-            f"checkpoint={str(file)!r} is there and is no checkpoint of this method, so it is not "
+            f"checkpoint={str(file)!r} exists and is no checkpoint of this method, so it is not "
             "replaced. Choose another name."
         )
 
@@ -311,21 +317,19 @@ def _bytes(text: bytes) -> Tensor:
 
 
 def _go_on(joint: Joint, file: Path, facts: Mapping[str, Any]) -> list[dict[str, float]]:
-    if not file.is_file():
-        raise InputError(f"{file} is not there: nothing to go on with. Start without resume.")
     tensors = load_tensors(file)
     if "facts" not in tensors:
         raise InputError(f"{file} is no checkpoint of this method.")
     kept = json.loads(bytes(tensors["facts"].tolist()))
     if kept["n"] != facts["n"]:
         raise InputError(
-            f"{file} is of {kept['n']} training examples, there are {facts['n']} now. Weights "
-            "belong to rows: start anew, or bring back the data of the first run."
+            f"{file} is for {kept['n']} training examples, there are {facts['n']} now. Weights "
+            "belong to rows: start a new run, or use the data of the first run."
         )
     differs = [k for k in ("train", "target", "recipe", "plan") if kept[k] != facts[k]]
     if differs:
         raise InputError(
-            f"{file} is of another run: {', '.join(differs)} differ. Start anew, or go back to the "
+            f"{file} is from another run: {', '.join(differs)} differ. Start a new run, or use the "
             "data and settings of the first run."
         )
     joint.restore(tensors)

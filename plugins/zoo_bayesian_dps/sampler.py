@@ -33,12 +33,12 @@ from .weights import (
 
 WEIGHTINGS = ("exact", "langevin", "network", "none")
 UNKNOWN_KEEP = 0.7
-"""The share to keep where none is asked for and the loss has no classes to guess among."""
+"""The share to keep where none is given and the loss is not over classes."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is not data. The defaults are what the experiments in ``bench.py`` use."""
+    """Settings of the sampler. The experiments in ``bench.py`` use the defaults."""
 
     keep: float | None = None
     """beta: the share of the training set to keep, 0 < beta <= 1. None: an example is kept where
@@ -49,13 +49,14 @@ class Recipe:
     all weights stay 1, which is plain training on both sets."""
     meta_weight: float = 0.1
     """rho: weight of the target set's mean loss, beside the mean weighted loss of the training set.
-    U as written above is rho = N_m / N_t; more tempers the target's likelihood, and a small target
-    set is then learned by heart."""
+    U as written above has rho = N_m / N_t; more sharpens the target's likelihood, and the network
+    then memorises a small target set."""
     temperature: float = 1e-3
     """Of the network's chain. 1 samples exp(-U); small networks then learn little in few steps (the
     cold-posterior effect); 0 is gradient descent."""
     weight_temperature: float = 0.05
-    """Of the weights' chain. 1 samples exp(-U): so soft weights let wrong labels be learned."""
+    """Of the weights' chain. 1 samples exp(-U): weights are then so soft that the network learns
+    wrong labels."""
     stiffness: float = 50.0
     """kappa = N / sigma^2. With ``keep``, the mean weight is off by threshold / kappa."""
     lr_weights: float = 1.0
@@ -64,9 +65,8 @@ class Recipe:
     """Share of the steps in which the network learns from the target set alone: the weights of the
     training set start from what the target says, not from what is easy to fit."""
     burn_in: float = 0.2
-    """Share of the steps after which losses count in an example's mean loss. Less than the warm-up:
-    losses of a network that has seen the target alone know what no label of the training set could
-    teach it wrong."""
+    """Share of the steps after which losses count in an example's mean loss. Less than the warm-up,
+    so that the mean includes losses of a network that has not yet learned from any wrong label."""
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
@@ -166,9 +166,10 @@ class WeightSampler:
         features: int = 0,
         seed: int = 0,
     ) -> None:
-        """``steps``: updates to come, for the warm-up and the decay of the step size (None: there
-        is neither). ``classes``: among which a loss of the kind -log p chooses, 0 for any other.
-        ``features``: width, for a weight network.
+        """``n``: training examples. ``steps``: updates of the whole run, for the warm-up and the
+        decay of the step size (None: neither). ``classes``: their number, where the loss is -log p
+        of a class; 0 for any other loss. ``features``: d of the (B, d) features, for a weight
+        network.
         """
         if n < 1:
             raise InputError("there are no training examples.")
@@ -316,7 +317,10 @@ class WeightSampler:
         distributed.all_reduce(low, distributed.ReduceOp.MIN)
         distributed.all_reduce(high, distributed.ReduceOp.MAX)
         if not torch.equal(low, high):
-            raise RuntimeError("the processes' weights differ: were some updates left out in one?")
+            raise RuntimeError(
+                "the processes' weights differ: every process has to call update() as often as "
+                "the others, on losses of the same steps."
+            )
 
     # the posterior
 
@@ -363,7 +367,7 @@ class WeightSampler:
     # checkpoints
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that an identical continuation needs, as tensors."""
+        """All that is needed to continue identically, as tensors."""
         return {
             **{f"weights.{k}": v for k, v in self.weights.state().items()},
             **{name: getattr(self, name) for name in _KEPT},
@@ -376,8 +380,8 @@ class WeightSampler:
         """The opposite; InputError where the number of examples differs."""
         if len(state["losses"]) != self.n:
             raise InputError(
-                f"the checkpoint is of {len(state['losses'])} training examples, there are "
-                f"{self.n} now. Start anew, or bring back the data of the first run."
+                f"the checkpoint is for {len(state['losses'])} training examples, there are "
+                f"{self.n} now. Start a new run, or use the data of the first run."
             )
         self.weights.restore(
             {k.removeprefix("weights."): v for k, v in state.items() if k.startswith("weights.")}

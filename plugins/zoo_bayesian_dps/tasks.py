@@ -196,22 +196,25 @@ def _said(value: Any) -> str:
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """(B,) mean negative log-likelihood of the next token, where ``labels`` (B,T) are not -100.
 
-    The mean and not the sum: else long answers would weigh more than short ones.
+    The mean and not the sum: else long answers would weigh more than short ones. NaN for a row
+    without such a label: it has nothing to learn, and 0 would be the loss of a perfect answer.
     """
     losses = functional.cross_entropy(
         logits[:, :-1].transpose(1, 2).float(), labels[:, 1:], reduction="none",
         ignore_index=IGNORED,
     )  # fmt: skip
     counted = labels[:, 1:] != IGNORED
-    return (losses * counted).sum(1) / counted.sum(1).clamp_min(1)
+    return (losses * counted).sum(1) / counted.sum(1)
 
 
 def default_features(output: Any, batch: Any) -> Tensor:
-    """(B,d): log-probabilities and the label's one-hot; of language, mean hidden state and loss."""
+    """(B,d): log-probabilities and the label's one-hot; for language the mean hidden state."""
     hidden = getattr(output, "hidden_states", None)
     labels = labels_in(batch)
     if hidden is not None and isinstance(batch, Mapping):
-        mask = batch["attention_mask"][:, :, None].to(hidden[-1])
+        mask = torch.ones_like(hidden[-1][:, :, :1])
+        if "attention_mask" in batch:
+            mask = batch["attention_mask"][:, :, None].to(hidden[-1])
         return (hidden[-1] * mask).sum(1) / mask.sum(1).clamp_min(1)
     logits = logits_of(output)
     if logits.ndim == 2 and labels is not None and labels.ndim == 1:
@@ -222,8 +225,8 @@ def default_features(output: Any, batch: Any) -> Tensor:
     if logits.ndim == 3 and labels is not None:
         return functional.log_softmax(logits.float(), -1).mean(1)
     raise InputError(
-        "weighting='network' does not know what to look at: pass features=, a function "
-        "(output, batch) -> (B, d), with the label or answer in it."
+        "weighting='network' has no default features for this network: pass weight_features=, a "
+        "function (output, batch) -> (B, d) that includes the label or answer."
     )
 
 

@@ -1,7 +1,7 @@
-"""What the target set is worth, and what takes its place where there is none.
+"""Is the target set large enough to start from, and which rows replace it where there is none?
 
-Eq. 9 and 14 of this plugin's README.md. Both rest on predictions of rows that a network has not
-seen.
+Eq. 9 and 14 of this plugin's README.md. Both use predictions of rows that the network was not
+trained on.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .sampler import WeightSampler, plain
 
 FOLDS = 4
 EPOCHS, STEPS = 5, 100
-"""Of training, the more of the two: few, as a network that has learned wrong labels by heart agrees
-less."""
+"""Of training, the larger of the two. Few: the predictions of a network that has memorised wrong
+labels agree less with the right ones."""
 SHARE = 0.5
-"""Of the rows that agree, those kept: the surer half of each class."""
+"""Share of the agreeing rows that is kept: the half of each class with the highest probability."""
 
 
 @dataclass(frozen=True)
 class Learner:
-    """How to train a copy of a network on some rows, and to ask it about others."""
+    """How to train a copy of a network on some rows and predict others with it."""
 
     net: nn.Module
     loss_of: LossOf
@@ -40,7 +40,7 @@ class Learner:
     seed: int
 
     def probabilities(self, learned: Tensor, asked: Tensor) -> Tensor:
-        """(len(asked),K) by a copy that was trained, plainly, on the rows ``learned``."""
+        """(len(asked),K) of a copy after plain training on the rows ``learned``."""
         dice = torch.Generator().manual_seed(self.seed)
         steps: list[Tensor] = []
         while len(steps) < max(STEPS, EPOCHS * len(learned) // self.batch):
@@ -59,7 +59,7 @@ class Learner:
         return torch.cat(found).softmax(1)
 
     def out_of_fold(self, rows: Tensor) -> Tensor:
-        """(len(rows),K) of each row by a copy that was trained on the other folds of them."""
+        """(len(rows),K): each row is predicted by a copy that was trained on the other folds."""
         dice = torch.Generator().manual_seed(self.seed)
         fold = (torch.arange(len(rows)) % FOLDS)[torch.randperm(len(rows), generator=dice)]
         parts = [self.probabilities(rows[fold != k], rows[fold == k]) for k in range(FOLDS)]
@@ -70,11 +70,12 @@ class Learner:
 
 
 def teaches_less(learner: Learner, train: Tensor, target: Tensor, labels: Tensor) -> bool:
-    """Is the target set worse to start from than the training set as it is?
+    """Is the target set a worse start than the training set as it is?
 
-    Whether the training set alone teaches to predict the target's ``labels`` better than the rest
-    of the target does, by more than two standard errors of the paired difference: the surer of
-    the two mistakes is to start from labels that are wrong in a systematic way.
+    True where a copy trained on the training set alone predicts the target's ``labels`` better than
+    copies trained on the other folds of the target, by more than two standard errors of the paired
+    difference. In doubt the target is the start: starting from systematically wrong labels is the
+    worse mistake.
     """
     by_train = learner.probabilities(train, target).argmax(1) == labels
     by_target = learner.out_of_fold(target).argmax(1) == labels
@@ -83,8 +84,8 @@ def teaches_less(learner: Learner, train: Tensor, target: Tensor, labels: Tensor
 
 
 def agreeing(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Numbers of the rows whose label is the class that is likeliest out of fold, of each class the
-    surer half; none of a class with which no row agrees."""
+    """Numbers of the rows whose label is the likeliest class out of fold: of each class the half
+    with the highest probability, and at least one; none of a class with no such row."""
     likely = probabilities.argmax(1) == labels
     sure = probabilities[torch.arange(len(labels)), labels]
     kept = []

@@ -38,6 +38,15 @@ class Embedded(nn.Module):
         return self.head(self.embed(ids).mean(1))
 
 
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 9)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(input_ids))
+
+
 OWN: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     "records": (lambda: nn.Linear(3, 2), RECORDS, {}),
     "records, a loss of torch": (lambda: nn.Linear(3, 2), RECORDS, {"loss": CE}),
@@ -119,6 +128,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a number as checkpoint": (lambda: fit((X, Y), checkpoint=5), "checkpoint=5"),
     "a number as sources": (lambda: fit((X, Y), sources=5), "sources=5: expected one for each"),
     "lists as sources": (lambda: fit((X, Y), sources=[[1]] * len(X)), "source in row 0 is a list"),
+    "resume without a checkpoint": (lambda: fit((X, Y), resume=True), "needs checkpoint="),
+    "less than a row to train on": (lambda: fit((X, Y), retrain=0.001), "less than one row"),
+    "one class": (lambda: fit((X, 0 * Y)), "all rows have the label '0'"),
+    "one class and no target": (
+        lambda: zoo.load("bayesian-dps", device="cpu").fit((X, 0 * Y), None), "all rows have"),
+    "an answer without a token to learn": (
+        lambda: fit([{"input_ids": [1, i % 9], "labels": [-100, -100 if i == 7 else 3]}
+                     for i in range(40)], [{"input_ids": [1, 2], "labels": [-100, 3]}] * 8,
+                    model=Tokens(), lr=1e-3),
+        r"training examples \[7\] is NaN.*label that is not -100"),
     "a function as features": (lambda: fit((X, Y), features=len), "weight_features"),
     "a column that is not there": (lambda: fit(RECORDS, label="lable"), "mean 'label'"),
 }  # fmt: skip
@@ -130,6 +149,20 @@ def test_what_cannot_be_used_is_said_in_words(case: str) -> None:
     with pytest.raises(ZooError, match=said) as caught:
         call()
     assert isinstance(caught.value, InputError | OptionError)
+
+
+def test_a_bad_checkpoint_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after the out-of-fold predictions, which take half a run."""
+    from zoo_bayesian_dps.run import Run
+
+    monkeypatch.setattr(Run, "agreeing", lambda self: pytest.fail("the work has begun"))
+    load = zoo.load("bayesian-dps", device="cpu")
+    with pytest.raises(InputError, match="no run can be resumed"):
+        load.fit((X, Y), None, checkpoint=tmp_path / "no", resume=True)
+    with pytest.raises(OutputError, match="is a folder"):
+        load.fit((X, Y), None, checkpoint=tmp_path)
 
 
 def test_a_checkpoint_replaces_nothing_but_checkpoints(tmp_path: Path) -> None:
@@ -149,6 +182,48 @@ def test_texts_with_a_sentiment_are_classes() -> None:
     selector = fit(rows)
     assert selector.config["classes"] == ["neg", "pos"]
     assert selector.config["network"]["kind"] == "text"
+
+
+def test_a_row_is_called_by_its_text_or_its_file() -> None:
+    """Neither by numbers that a file has as text, nor by what stands beside it anyway."""
+    from zoo_bayesian_dps.data import called
+
+    assert called({"id": "r1", "text": "two  words", "label": "cat"}) == {"text": "two words"}
+    assert called({"a": "0.5", "b": "12", "label": "cat"}) == {}
+    assert called((Path("a/b.png"), 1)) == {"file": "a/b.png"}
+    assert called({"image": {"path": "c.png", "bytes": None}, "label": 1}) == {"file": "c.png"}
+    assert called((np.zeros(3), 1)) == {}
+    assert called(("12", "13")) == {"text": "12 13"}  # a prompt and its response
+
+
+def test_indices_outside_of_the_rows_are_refused() -> None:
+    selector = fit((X, Y))
+    for call in (selector.row, selector.explain):
+        for index in (-1, 40, 1.5):
+            with pytest.raises(OptionError, match="index="):
+                call(index)
+    for at_least in (-0.1, 1.1, np.nan, True):
+        with pytest.raises(OptionError, match="from 0 to 1"):
+            selector.issues(at_least=at_least)
+    for fraction in (-0.1, 1.1, np.nan, True):
+        with pytest.raises(OptionError, match="from 0 to 1"):
+            selector.select(fraction=fraction)
+    assert selector.select(k=0).shape == (0,)
+    assert selector.select(k=40).tolist() == selector.ranking().tolist()
+
+
+def test_an_empty_list_of_issues_has_its_columns() -> None:
+    pytest.importorskip("pandas")
+    selector = fit((X, Y))
+    selector._found["wrong"] = torch.zeros(40)
+    assert list(selector.issues()) == list(selector.issues(at_least=0.0))
+    assert len(selector.issues()) == 0
+
+
+def test_a_class_with_which_no_prediction_agrees_is_named() -> None:
+    rare = np.where(np.arange(40) == 3, 7, Y)  # one row of its class: no other teaches it
+    selector = zoo.load("bayesian-dps", device="cpu").fit((X, rare), None, epochs=2)
+    assert any("out-of-fold predictions in: 7." in note for note in selector.summary["notes"])
 
 
 def test_the_order_of_the_targets_columns_changes_nothing() -> None:

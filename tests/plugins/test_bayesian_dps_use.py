@@ -83,6 +83,12 @@ def test_select_without_a_target_and_a_number(tmp_path: Path) -> None:
     loaded = zoo.load(tmp_path / "out")
     kept = (tmp_path / "out" / "selection.jsonl").read_text().splitlines()
     assert len(kept) == int((loaded.state()["wrong"] < 0.5).sum())
+    file = tmp_path / "out" / "issues.jsonl"
+    suspects = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert len(suspects) == 80 - len(kept) > 10
+    assert {row["row"] for row in suspects}.isdisjoint(json.loads(row)["index"] for row in kept)
+    assert all(row["label"] != row["suggested"] for row in suspects)
+    assert all(len(row["text"].split()) == 5 for row in suspects)
 
 
 def test_select_on_parquet_pictures_shows_them(tmp_path: Path) -> None:
@@ -137,12 +143,22 @@ def test_wrong_commands_are_refused(tmp_path: Path, args: Any, said: str) -> Non
 
 
 def test_language_rows_train_the_bundled_byte_model(tmp_path: Path) -> None:
-    rows = [{"prompt": f"{i}+1=", "response": str(i + 1), "source": "sums"} for i in range(20)]
-    rows += [{"prompt": "x", "response": "qqqqzzzz", "source": "junk"} for _ in range(10)]
-    selector = zoo.load("bayesian-dps", device="cpu", keep=0.6, lr_weights=5.0)
+    """Answers that the target teaches nothing of lose weight; copies of one such row do not, which
+    the page says: the network memorises them."""
+    dice = np.random.default_rng(0)
+    sums = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(20)]
     target = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(30, 36)]
-    selector.fit(lines(tmp_path / "train.jsonl", rows), target, epochs=2)
-    assert selector.weights.shape == (30,)
+    junk = [{"prompt": "".join(dice.choice([*"abcxyz"], 4)),
+             "response": "".join(dice.choice([*"klmnopq"], 6))} for _ in range(10)]  # fmt: skip
+    copies = [{"prompt": "x", "response": "qqqqzzzz"}] * 10
+    found = []
+    for others in (junk, copies):
+        selector = zoo.load("bayesian-dps", device="cpu", keep=0.6)
+        selector.fit(lines(tmp_path / "train.jsonl", sums + others), target, epochs=40)
+        assert selector.weights.shape == (30,)
+        found.append(selector.weights[:20].mean() - selector.weights[20:].mean())
+    assert found[0] > 0.4
+    assert found[1] < 0
     inputs = tasks.language_collate(tasks.bytes_of)([("0+1=\n", "1")])
     assert (inputs["labels"][0, :6] == tasks.IGNORED).all()  # prompts are not learned
 
@@ -196,7 +212,7 @@ def test_the_trainer_learns_weights_and_goes_on(llama: Path, tmp_path: Path) -> 
     good, bad = ["abab" * 3] * 12, ["q7!x" * 3, "Zk#0p", "?m,W8", "~~]["]
     train, target = rows(good + bad), rows(["abab" * 3] * 4)
 
-    def trainer(steps: int) -> Any:
+    def trainer(steps: int, target: Any = target, **options: Any) -> Any:
         arguments = TrainingArguments(
             str(tmp_path / "run"), max_steps=steps, per_device_train_batch_size=4,
             gradient_accumulation_steps=2, learning_rate=5e-3, save_steps=10, logging_steps=10,
@@ -205,7 +221,7 @@ def test_the_trainer_learns_weights_and_goes_on(llama: Path, tmp_path: Path) -> 
         return WeightedTrainer(
             model=AutoModelForCausalLM.from_pretrained(llama), args=arguments, train_dataset=train,
             target_dataset=target, data_collator=collate,
-            recipe=Recipe(keep=0.75, temperature=0, lr_weights=1.0),
+            **{"recipe": Recipe(keep=0.75, temperature=0, lr_weights=1.0), **options},
         )  # fmt: skip
 
     whole = trainer(20)
@@ -219,6 +235,13 @@ def test_the_trainer_learns_weights_and_goes_on(llama: Path, tmp_path: Path) -> 
     assert again.sampler.step_number == 20
     torch.testing.assert_close(again.sampler.mean, weights, atol=1e-4, rtol=0)
     assert np.isfinite(whole.evaluate(rows(good[:2]))["eval_loss"])
+    width = whole.model.config.hidden_size  # batches without a mask
+    wide = trainer(2, recipe=Recipe(weighting="network", temperature=0), features=width)
+    wide.train()
+    assert wide.sampler.mean.isfinite().all()
+    nothing = [{**row, "labels": [-100] * len(row["labels"])} for row in target]
+    with pytest.raises(InputError, match=r"loss on the target set is NaN.*label that is not -100"):
+        trainer(2, nothing).train()
 
 
 # --- what the benchmark rests on ------------------------------------------------------------------
