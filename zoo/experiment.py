@@ -662,3 +662,23 @@ def read_cifar(path: Path, most: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     pictures = [np.asarray(images.read(data, "RGB")) for data in chosen["jpeg"]]
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
     return x, torch.tensor(chosen["label"])
+
+
+def kept(file: Path | None, rows: int, make: Callable[[], Tensor]) -> Tensor:
+    """The first ``rows`` of the features (N,...) that an earlier benchmark kept in ``file``.
+
+    If there is no such file or it has fewer rows, ``make`` is called and its result kept there. The
+    file is safetensors; its name has to tell apart whatever changes the features. None: nothing is
+    kept.
+    """
+    from .weights import load_tensors, save_tensors
+
+    if file is not None and file.is_file():
+        found = load_tensors(file)["features"]
+        if len(found) >= rows:
+            return found[:rows]
+    made = make()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(file, {"features": made})
+    return made

@@ -85,8 +85,8 @@ HEADLINES = {
     "lfa": "CIFAR-10, 16 photos a class, encoders that never met: {{lfa | 16 shots}} % right; "
     "logistic regression {{logistic regression | 16 shots}}, class mean {{class mean | 16 shots}}",
     "lfa-photos": "CIFAR-10 by the classes' names {{lfa-photos | CIFAR-10}} % right, "
-    "{{lfa-photos, map without CIFAR-10's classes | CIFAR-10}} where the map met no kinds of them; "
-    "4 photos a class {{lfa-photos | CIFAR-10, 4 shots}}, logistic regression "
+    "{{lfa-photos, map without CIFAR-10's classes | CIFAR-10}} if the map is fitted without their "
+    "kinds; 4 photos a class {{lfa-photos | CIFAR-10, 4 shots}}, logistic regression "
     "{{logistic regression | CIFAR-10, 4 shots}}",
     "bayesian-dps": "ranks wrong labels at AUROC "
     "{{bayesian-dps | symmetric noise, raw features: AUROC}} %; cleanlab "
@@ -96,7 +96,7 @@ HEADLINES = {
 COSTS = {
     "edge-sd-sr": "{{edge-sd-sr | seconds of one thread, 128 to 512}} s for 128 to 512 pixels",
     "lfa": "{{lfa | CPU-seconds, 16 shots}} s to fit 16 images of each class",
-    "lfa-photos": "{{lfa-photos | CPU-seconds an image}} s for a photo",
+    "lfa-photos": "{{lfa-photos | CPU-seconds an image}} s in the network for a photo",
     "bayesian-dps": "{{bayesian-dps | step: time ratio to train + target}} times a step of "
     "training on both sets",
 }

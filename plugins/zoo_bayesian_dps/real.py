@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError, MissingDependencyError
-from zoo.experiment import read_cifar
-from zoo.weights import load_module, load_tensors, save_tensors
+from zoo.experiment import kept, read_cifar
+from zoo.weights import load_module, sha256
 
 
 class Encoder:
@@ -35,8 +34,7 @@ class Encoder:
                 f"--base image={folder}: expected a safetensors file named after an architecture "
                 "of timm, such as tf_efficientnet_lite0.safetensors."
             )
-        with files[0].open("rb") as opened:
-            self.digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        self.digest = sha256(files[0])
         name = files[0].stem
         self.net: nn.Module = load_module(
             lambda: timm.create_model(name, pretrained=False), files[0]
@@ -62,20 +60,12 @@ class Encoder:
 
 
 def features(
-    data: Path, encoder: Encoder, count: int, kept: Path | None, change: str = ""
+    data: Path, encoder: Encoder, count: int, folder: Path | None, change: str = ""
 ) -> tuple[Tensor, Tensor]:
     """(N,d) of ``count`` training photographs of CIFAR-10 in ``read_cifar``'s order, and labels.
 
-    ``change``: "inverted" for negatives. ``kept``: folder where features are looked for and kept.
+    ``change``: "inverted" for negatives. ``folder``: where features are looked for and kept.
     """
     x, labels = read_cifar(data / "cifar10" / "train.parquet", count)
-    file = None if kept is None else kept / f"dps{change}_train_{encoder.digest[:12]}.safetensors"
-    if file is not None and file.is_file():
-        found = load_tensors(file)["features"]
-        if len(found) >= count:
-            return found[:count], labels
-    made = encoder(1 - x if change else x)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(file, {"features": made.contiguous()})
-    return made.float(), labels
+    name = f"dps{change}_train_{encoder.digest[:12]}.safetensors"
+    return kept(folder and folder / name, count, lambda: encoder(1 - x if change else x)), labels

@@ -9,6 +9,7 @@ setting is used. Texts that are all zero leave classifiers of images alone.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,7 +68,9 @@ def _logistic(task: Task, c: float) -> Scores:
             "logistic regression is scikit-learn's. Run: pip install 'edgezoo[bench]'",
             name="sklearn",
         ) from error
-    made = LogisticRegression(C=c, max_iter=500).fit(task.x.numpy(), task.labels.numpy())
+    with warnings.catch_warnings():  # one example of each class makes it ask for a regression
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        made = LogisticRegression(C=c, max_iter=500).fit(task.x.numpy(), task.labels.numpy())
     w, b = torch.from_numpy(made.coef_).float(), torch.from_numpy(made.intercept_).float()
     return lambda x: x @ w.T + b
 

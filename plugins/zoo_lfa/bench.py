@@ -25,10 +25,12 @@ from . import baselines, photographs, worlds
 from .baselines import Scores
 from .lfa import unit
 from .photographs import Photographs, World
+from .real import accuracy, calibration_error, cifar
 from .worlds import Shapes, Task
 
 OURS, CLOSED, AUTHORS = "lfa", "closed form", "method of the authors' code"
 LOGISTIC, SEARCHED = "logistic regression", "logistic regression, C searched"
+RIDGE_TO_I = "ridge to the identity"
 PROMPTS = "prompt learning, 50 steps"
 SHOTS = (1, 2, 4, 8, 16)
 MAIN, MILD = 0.5, 0.25
@@ -36,8 +38,12 @@ SEEN = (5, 10, 50, 100, 500)
 """Classes of ImageNet that a map is fitted on."""
 UNSEEN = 500
 """Classes of ImageNet that it is tested on, among themselves."""
+ENOUGH_SEEN = 50
+"""Of these, so many are said to be enough."""
 SIZES = (10, 100, 1000)
 """Classes that the cost is measured at."""
+REPEATS = 3
+"""Runs that the cost is measured in."""
 
 
 class Fitted(NamedTuple):
@@ -69,23 +75,6 @@ def plain(method: Callable[[Task], Scores], scale: float | None = None) -> Metho
     return lambda task: Fitted(method(task), scale)
 
 
-def accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Per cent right."""
-    return 100 * float((scores.argmax(1) == labels).double().mean())
-
-
-def calibration_error(proba: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """ECE: the mean of |confidence - accuracy| over bins of confidence, weighted by their rows."""
-    sure, guess = proba.max(1)
-    right, of = (guess == labels).double(), (sure * bins).long().clamp(max=bins - 1)
-    found = 0.0
-    for b in of.unique().tolist():
-        inside = of == b
-        gap = float(sure[inside].double().mean() - right[inside].mean())
-        found += float(inside.double().mean()) * abs(gap)
-    return found
-
-
 class Run(NamedTuple):
     """One method on one task."""
 
@@ -102,11 +91,6 @@ def tried(method: Method, task: Task) -> Run:
     if made.scale is not None:
         ece = calibration_error((made.scale * scores).softmax(1), task.test_labels)
     return Run(accuracy(scores, task.test_labels), seconds, ece)
-
-
-def cifar(data: Path | None) -> Path | None:
-    """The folder with CIFAR-10: ``data``, or ``cifar10`` in it."""
-    return data / "cifar10" if data and (data / "cifar10").is_dir() else data
 
 
 def column(shots: int, what: str = "") -> str:
@@ -268,9 +252,9 @@ def claim_real(book: Book, shots: Sequence[int]) -> None:
     )
     book.claim(
         "unseen",
-        f"Encoders that never met: from {SEEN[-1]} classes a map carries over to {UNSEEN} that it "
-        f"never saw, at 20 times chance ({100 / UNSEEN:g} %) or more.",
-        book.better(OURS, 2000 / UNSEEN, f"unseen, {SEEN[-1]} seen"),
+        f"Encoders that never met: from {ENOUGH_SEEN} classes a map carries over to {UNSEEN} that "
+        f"it never saw, at 20 times chance ({100 / UNSEEN:g} %) or more.",
+        book.better(OURS, 2000 / UNSEEN, f"unseen, {ENOUGH_SEEN} seen"),
     )
     book.claim(
         "unseen-five",
@@ -288,6 +272,11 @@ def claim_real(book: Book, shots: Sequence[int]) -> None:
 # --- encoders that have met: generated ------------------------------------------------------------
 
 
+def of_joint(shots: Sequence[int]) -> list[int]:
+    """The numbers of examples that are tried there: fewest, 4 and most."""
+    return sorted({shots[0], 4, shots[-1]})
+
+
 def joint(
     world: Shapes, book: Book, shots: Sequence[int], seed: int, request: BenchRequest
 ) -> None:
@@ -296,20 +285,21 @@ def joint(
         "zero-shot": plain(baselines.zero_shot),
         LOGISTIC: plain(baselines.logistic, 1.0),
         "GDA": plain(baselines.gda),
-        "ridge": plain(baselines.ridge_to_identity),
+        RIDGE_TO_I: plain(baselines.ridge_to_identity),
         "class mean": plain(baselines.class_mean),
         "Tip-Adapter": plain(baselines.tip_adapter),
         AUTHORS: plain(baselines.authors, 1 / 0.07),
         CLOSED: ours(request, iterations=0, safe=False),
         OURS: ours(request, seed=seed),
     }
-    for n in {shots[0], 4, shots[-1]}:
+    for n in of_joint(shots):
         task = world.task(MAIN, n, seed)
         for name, method in methods.items():
             run = tried(method, task)
             book.add(name, column(n, "met"), run.accuracy, seed)
             if run.ece is not None and name == OURS:
                 book.add(name, column(n, "ECE, met"), run.ece, seed)
+    task = world.task(MAIN, shots[-1], seed)
     order = torch.randperm(64, generator=torch.Generator().manual_seed(seed))
     base, new = half(task, order[:32].sort().values), half(task, order[32:].sort().values)
     for name, options in ((CLOSED, {"iterations": 0, "safe": False}), (OURS, {"seed": seed})):
@@ -366,8 +356,8 @@ def harmless(world: Shapes, book: Book, seed: int, request: BenchRequest) -> Non
 
 def claim_joint(book: Book, shots: Sequence[int]) -> None:
     """On encoders that have met."""
-    few = [column(n, "met") for n in sorted({shots[0], 4, shots[-1]})]
-    for rival in (LOGISTIC, "GDA", "ridge", "class mean", "Tip-Adapter", AUTHORS, CLOSED):
+    few = [column(n, "met") for n in of_joint(shots)]
+    for rival in (LOGISTIC, "GDA", RIDGE_TO_I, "class mean", "Tip-Adapter", AUTHORS, CLOSED):
         book.claim(
             f"met-beats-{tag(rival)}",
             f"Encoders that have met: over {shots[0]}, 4 and {shots[-1]} shots better than "
@@ -413,18 +403,16 @@ def cost(book: Book, sizes: Sequence[int], request: BenchRequest) -> None:
     methods = {OURS: ours(request), CLOSED: ours(request, iterations=0, safe=False)}
     for method in methods.values():
         method(worlds.large(4, 4, 16))  # the first call of a process pays for loading
+    baselines.prompt_step(4)()
     for classes in (*sizes, *(() if request.quick else (10_000,))):
         task = worlds.large(classes, 16, 512, tests=1)
         what = f"CPU-seconds, {classes:,} classes"
         for name, method in methods.items():
-            repeats = 3 if classes <= 100 else 1
-            for i in range(repeats):
+            for i in range(REPEATS):
                 book.add(name, what, timed(lambda m=method, t=task: m(t))[1], i)  # type: ignore[misc]
         if classes in sizes:
             step = baselines.prompt_step(classes)
-            if classes <= 100:
-                step()
-            for i in range(3 if classes <= 100 else 1):
+            for i in range(REPEATS):
                 book.add(PROMPTS, what, 50 * timed(step)[1], i)
 
 
@@ -432,12 +420,12 @@ def claim_cost(book: Book, quick: bool) -> None:
     """Ratios by number of classes, and the largest fit."""
     for classes in SIZES[:1] if quick else SIZES:
         what = f"CPU-seconds, {classes:,} classes"
-        for row in (OURS, CLOSED):
+        for row, share, times in ((OURS, "tenth", 10), (CLOSED, "hundredth", 100)):
             book.claim(
                 f"cheaper-than-prompts-{classes}-{tag(row)}",
-                f"{classes:,} classes: {row} fits in a tenth of the time of 50 steps of prompt "
+                f"{classes:,} classes: {row} fits in a {share} of the time of 50 steps of prompt "
                 "learning through a text tower of CLIP's size.",
-                book.times(PROMPTS, row, what, at_least=10, **_counted(book, row, what)),
+                book.times(PROMPTS, row, what, at_least=times),
                 note="the seconds of one step times 50",
             )
     if not quick:
@@ -445,13 +433,8 @@ def claim_cost(book: Book, quick: bool) -> None:
         book.claim(
             "ten-thousand-classes",
             "10,000 classes with 16 images of each are fitted in under a minute of one core.",
-            book.better(OURS, 60, what, **_counted(book, OURS, what)),
+            book.better(OURS, 60, what),
         )
-
-
-def _counted(book: Book, row: str, what: str) -> dict[str, Any]:
-    """A single run is compared as it is."""
-    return {"test": "counted"} if len(book.values(row, what)) == 1 else {}
 
 
 def tag(row: str) -> str:
@@ -465,7 +448,7 @@ def tag(row: str) -> str:
 def picture(path: Path, book: Book, shots: Sequence[int], real: bool) -> None:
     """Left: accuracy against shots on real encoders. Right: cost against the number of classes."""
     rows = (OURS, LOGISTIC, "class mean", "Tip-Adapter", AUTHORS, CLOSED)
-    few = [n for n in shots if real or n in (shots[0], 4, shots[-1])]
+    few = shots if real else of_joint(shots)
     learned: dict[str, Line] = {
         name: [(n, book.mean(name, column(n, "" if real else "met"))) for n in few] for name in rows
     }

@@ -8,9 +8,9 @@
     z_c = norm(y_c W^T)                      the prototype of a text                      (eq. 20)
     B = argmin sum_i -log softmax(s x_i B^T)[l_i] + a s ||B - Z||^2                        (eq. 21)
 
-Encoders that never met; no image is needed for W. From texts to rows, not from rows to texts: a
-regression shrinks what it predicts, and prototypes that are shrunk towards the mean of all classes
-crowd less than images that are.
+The encoders have never met; no image is needed for W. The regression is from texts to rows, not
+from rows to texts: it shrinks its predictions towards their mean, and it is less harmful if a few
+prototypes move closer together than if all images do.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ GUESSED = 10.0
 EPSILON = 0.02
 """Of the transport that guesses labels (eq. 14): coarser than for encoders that met."""
 WEIGHT = 10
-"""Photos that the mean of none counts for when it is replaced by that of some (eq. 18)."""
+"""The mean of n photos is taken times n / (n + WEIGHT) (eq. 18)."""
 MANY = 100
-"""Photos from which a fit may be surer than the bundled map."""
+"""With fewer photos a fit may not be more confident than the bundled map."""
 STEPS = 60
 
 
@@ -86,12 +86,13 @@ class Chosen(NamedTuple):
 
 
 def choose(rows: Tensor, texts: Tensor, seed: int = 0) -> Chosen:
-    """The penalty, and the scale of probabilities, by five folds of classes.
+    """The penalty and the scale of the probabilities, by cross-validation in five folds of classes.
 
-    Penalty: the rows of held-out classes among their own texts, by accuracy. Scale: the same rows
-    among the texts of all classes, by likelihood. Of each the smallest within two standard errors
-    of the best: a smaller penalty keeps more of what texts tell apart, and a smaller scale is less
-    sure, as it should be on photographs, which are less clean than rows.
+    Penalty: by the accuracy of the rows of held-out classes among the texts of these classes.
+    Scale: by the likelihood of the same rows among the texts of all classes. Of both the smallest
+    value within two standard errors of the best is taken: a smaller penalty keeps finer
+    differences between texts, and a smaller scale is less confident, as is right for photographs,
+    which are less clean than rows.
     """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     parts = list(order.tensor_split(FOLDS))
@@ -179,7 +180,7 @@ def learn(
 
 def calibrated(x: Tensor, z: Tensor, labels: Tensor, usual: float) -> float:
     """The scale that is likeliest on rows held out in three folds; ``usual`` where a class has one
-    row. Fewer than 100 rows make it smaller alone: a few can all be right by chance."""
+    row. With fewer than 100 rows it is at most ``usual``: a few may all be right by chance."""
     if int(torch.bincount(labels)[labels.unique()].min()) < 2:
         return usual
     rank = torch.zeros_like(labels)
@@ -199,9 +200,9 @@ def calibrated(x: Tensor, z: Tensor, labels: Tensor, usual: float) -> float:
 
 
 def as_sure(x: Tensor, b: Tensor, before: Tensor, scale: float) -> float:
-    """The scale at which b (M,d_x) is on average as sure of rows x as ``before`` is at ``scale``.
+    """The scale at which b (M,d_x) has the mean confidence on rows x of ``before`` at ``scale``.
 
-    Prototypes that learned from guesses would else be surer of the same guesses.
+    Otherwise prototypes that learned from guesses would be more confident about the same guesses.
     """
     wanted = (scale * x @ before.T).softmax(1).amax(1).mean()
     found = [abs(float((s * x @ b.T).softmax(1).amax(1).mean() - wanted)) for s in SCALES]
@@ -225,12 +226,3 @@ def refine(
         labels = sinkhorn(x @ b.T, marginals, EPSILON).argmax(1)
         b = learn(x, z, labels, GUESSED, step)
     return b
-
-
-def ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error in [0,1]: mean |confidence - accuracy| over equal bins."""
-    confidence, best = probabilities.max(1)
-    right = (best == labels).to(confidence)
-    at = (confidence * bins).long().clamp_max(bins - 1)
-    gaps = [(confidence[at == i] - right[at == i]).sum().abs() for i in range(bins)]
-    return float(torch.stack(gaps).sum() / len(labels))

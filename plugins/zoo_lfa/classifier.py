@@ -47,7 +47,9 @@ class LFAClassifier(ClassifierMixin, BaseEstimator):
         options = self.get_params(deep=False)
         self.aligner_: LFA = copy.deepcopy(options.pop("model"))
         self.aligner_.fit(X, y, **options)
-        self.classes_ = self.aligner_.classes_
+        classes = self.aligner_.classes_
+        self._order = classes.argsort()  # scorers of scikit-learn take sorted classes for granted
+        self.classes_ = classes[self._order]
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -56,6 +58,6 @@ class LFAClassifier(ClassifierMixin, BaseEstimator):
         return self.aligner_.predict(X)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """(N,C) float32, rows summing to 1, in the order of ``classes_``."""
+        """(N,C) float32, rows summing to 1, in the order of ``classes_``, which is sorted."""
         check_is_fitted(self)
-        return self.aligner_.predict_proba(X)
+        return self.aligner_.predict_proba(X)[:, self._order]

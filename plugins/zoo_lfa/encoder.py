@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from zoo.errors import InputError, MissingDependencyError, WeightsError, ZooError
-from zoo.images import each
 from zoo.weights import load_tensors, sha256
+
+from .towers import pictures
 
 FILES = ("open_clip_model.safetensors", "model.safetensors")
 TEMPLATES = {
@@ -58,7 +60,7 @@ class Encoder:
         weights = next((folder / name for name in FILES if (folder / name).is_file()), None)
         if weights is None or not (folder / "open_clip_config.json").is_file():
             raise WeightsError(
-                f"{folder} is no open_clip checkpoint: expected open_clip_config.json and "
+                f"{folder} is not an open_clip checkpoint: expected open_clip_config.json and "
                 f"{FILES[0]}. Many open_clip repositories on the Hub have both."
             )
         name = f"local-dir:{folder}"
@@ -83,19 +85,12 @@ class Encoder:
         self.digest = sha256(weights)
 
     def images(self, images: Sequence[Any], batch: int = 64) -> Tensor:
-        """(N,d) features of anything that ``zoo.images`` takes."""
-        from PIL import Image
-
-        def prepare(colours: Tensor) -> Tensor:
-            pixels = (colours * 255).round().byte().permute(1, 2, 0).numpy()
-            ready: Tensor = self.transform(Image.fromarray(pixels))
-            return ready
-
+        """(N,d) features of anything that ``zoo.images`` takes, and of files as bytes."""
+        ready = (self.transform(image) for image in pictures(images))
         made = []
-        for i in range(0, len(images), batch):
-            stack = torch.stack(each(list(images[i : i + batch]), prepare)).to(self.device)
+        while part := list(itertools.islice(ready, batch)):
             with torch.no_grad():
-                made.append(self.model.encode_image(stack).float())
+                made.append(self.model.encode_image(torch.stack(part).to(self.device)).float())
         return torch.cat(made)
 
     def texts(self, texts: Sequence[Any], templates: Sequence[str]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo import tables
 from zoo.errors import InputError
-from zoo.images import ENDINGS
+from zoo.images import ENDINGS, listed
 from zoo.tables import Table
 
 from .lfa import ENOUGH, Rows, at_once, chunks
@@ -118,18 +118,77 @@ def table_of(images: Any, features: Any, label: Any) -> Table | None:
     return table
 
 
+def unlabelled(images: Any) -> Any:
+    """A folder of photos as a list of them in the order of ``zoo.images.listed``, subfolders
+    included; anything else, and a data set (parquet, or images with a metadata file), unchanged."""
+    if not isinstance(images, str | Path) or not Path(images).is_dir():
+        return images
+    inside = [file for file in Path(images).iterdir() if file.suffix.lower() in tables.ENDINGS]
+    if any(f.stem == "metadata" or f.suffix.lower() in (".parquet", ".arrow") for f in inside):
+        return images
+    return listed(images, below=True) or images
+
+
 def named_by(table: Table, texts: Any) -> tuple[Any, Any]:
-    """(texts, labels) of a table's rows: the caller's texts, or those that it holds itself."""
+    """(texts, labels) of a table's rows: the caller's texts, or those that it holds itself.
+
+    A folder for each class declares classes. Texts with the same names are matched by name, in any
+    order; other texts are taken in the order of the folders. Raises InputError for anything between
+    the two, which would be matched wrongly, and for another number of texts.
+    """
     if texts is None:
         if table.labels is not None:
-            return [name.replace("_", " ") for name in table.classes], table.codes
-        if table.texts is not None:
-            known = {text: i for i, text in enumerate(dict.fromkeys(table.texts))}
-            return list(known), [known[text] for text in table.texts]
-        return None, None
-    if table.declared and not {*table.classes} <= {*(texts if isinstance(texts, list) else ())}:
-        return texts, table.codes  # other words for the same classes, in the folders' order
-    return texts, table.labels
+            return [_spaced(name) for name in table.classes], table.codes
+        return distinct(table.texts) if table.texts is not None else (None, None)
+    if not table.declared or table.codes is None:
+        return texts, table.labels
+    names = [_spaced(name) for name in table.classes]
+    given = [_spaced(text) for text in texts] if are_strings(texts) else []
+    if {*names} <= {*given}:
+        return texts, np.asarray([given.index(name) for name in names])[table.codes]
+    shown = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+    if not isinstance(texts, str | Path) and len(texts) != len(names):
+        raise InputError(
+            f"texts: {len(texts)} for the {len(names)} classes {shown}; expected one for each."
+        )
+    moved = [name for name in {*names} & {*given} if names.index(name) != given.index(name)]
+    if moved:
+        raise InputError(
+            f"texts: {min(moved)!r} is not at the place of its class. Other words than the names "
+            f"of the classes are expected in their order: {shown}."
+        )
+    return texts, table.codes
+
+
+def _spaced(name: str) -> str:
+    """The name of a folder as words."""
+    return name.replace("_", " ")
+
+
+def are_strings(texts: Any) -> bool:
+    """Is it a list of at least one string?"""
+    return (
+        isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
+    )
+
+
+def distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Classes and labels of one text for each row: equal texts are one class."""
+    known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return list(known), [known[text] for text in texts]
+
+
+def marginals_of(values: Sequence[float] | None, classes: int) -> Tensor | None:
+    """(C,) float64 shares of the classes; None where the caller gave none."""
+    if values is None:
+        return None
+    try:
+        found = torch.as_tensor(np.asarray(values, dtype=np.float64))
+    except (ValueError, TypeError):
+        found = torch.empty(0)
+    if found.shape != (classes,) or not bool((found > 0).all()) or not bool(found.isfinite().all()):
+        raise InputError(f"marginals: expected {classes} positive numbers, one for each class.")
+    return found
 
 
 def rows_of(array: Any, what: str, *, pool: str = "mean", device: str = "cpu") -> Any:
@@ -221,7 +280,7 @@ def labels_of(labels: Any, rows: int, names: Sequence[Any], classes: int) -> Ten
             rows_of_it = np.flatnonzero(~whole.reshape(len(found), -1).all(1)).tolist()
             raise InputError(f"labels: no whole numbers in {_listed(rows_of_it)}; expected {rows}.")
         found = found.astype(np.int64)
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iub"):
         raise InputError(
             f"labels: {found.dtype} of shape {found.shape}; expected ({rows},) whole numbers."
         )

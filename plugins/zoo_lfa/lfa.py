@@ -11,7 +11,7 @@ README.md, which says what is the paper's, what the authors' code does and what 
     W*  = argmin ||XW - PY||_F with W^T W = I             closed form                        (eq. 3)
     W_b = (1-b) W* + b I                                  b by cross-validation              (eq. 5)
     W   = W_b refined by AdamW on the re-ranking loss     a few hundred cheap steps         (eq. 12)
-    W   chosen among these and ridges                     by cross-validation: never harm   (eq. 13)
+    W   chosen among these and ridges                     by cross-validation               (eq. 13)
 
 Encoders that were not trained together have no zero-shot: both sides are centred, W is (d_x, d_y),
 and 0 takes the place of I (eq. 17).
@@ -36,19 +36,19 @@ BLENDS = (0.0, 0.2, 0.4, 0.6, 0.8)
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Ridges that ``safe`` tries (eq. 7)."""
 PENALTY = 1.0
-"""Of the ridge to 0 that encoders which never met start from (eq. 17)."""
+"""Penalty of the ridge to 0, the incumbent of encoders that have never met (eq. 13)."""
 CLEAR = 2.0
 """Standard errors by which a map has to be better than the incumbent to replace it."""
 SCALES = (0.0, *(2**i for i in range(8)), *(2 ** (i + 0.5) for i in range(8)))
-"""What cosines are multiplied by to be logits, up to 181 (eq. 13). With 0 among them, to be less
-sure of wrong answers is no gain."""
+"""Factors that make logits of cosines, 0 to 181 (eq. 13). With 0 among them, a map gains nothing by
+merely being less sure of wrong answers."""
 SCALE, SCALE_UNMET = 1 / 0.07, 3.0
-"""Where nothing can be validated: the reference's, and one for encoders that never met."""
+"""Scales where nothing can be validated: the authors', and one for encoders that have never met."""
 SPREAD = 0.5
 """Standard deviation of the scale's logarithm about these before any row is seen (eq. 13)."""
 FOLDS = 3
 ENOUGH = 4096
-"""With more rows than this, one fold tells enough, and no more of its rows are judged."""
+"""With more rows than this, one fold is enough, and at most so many of its rows are judged."""
 JUDGED = 2**24
 """Scores (rows x classes) of a fold that are judged, but at least those of 1,024 rows."""
 ROWS = 512
@@ -81,7 +81,8 @@ class Recipe:
     """Standard deviation of the feature noise, added in every other step (at random)."""
     dropout: float = 0.05
     safe: bool = True
-    """Choose by cross-validation among the closed forms and the refined maps (eq. 13)."""
+    """Choose between the incumbent, the closed forms and the refined maps by cross-validation (eq.
+    13)."""
     met: bool = True
     """Were the two encoders trained together, so that I is a map worth keeping? (eq. 17)"""
     seed: int = 0
@@ -171,7 +172,8 @@ def procrustes(x: Rows, y: Tensor, labels: Tensor, met: bool | None = None) -> T
     about. No sign is corrected: reflections are allowed.
 
     All that differs from I happens in the span of the class sums and the texts: with an
-    orthonormal basis B (d,m) of it, m <= 2C, W* = I + B (W' - I) B^T and W' (m,m) is small.
+    orthonormal basis B (d,m) of it, m <= 2C, W* = I + B (W' - I) B^T, so that only W' (m,m) has to
+    be found.
 
     Where the encoders never met (``met``; by default those of two widths): U_r V_r^T, of rank r,
     the largest trace of W^T X^T P Y for a partial isometry.
@@ -414,16 +416,17 @@ class Fold(NamedTuple):
 def same_rows(x: Rows) -> Tensor:
     """(N,) int64, equal for rows that are equal up to rounding.
 
-    By their products with three random directions, rounded: a row that is there twice, or again
-    at another length, must not be fitted on in one fold and judged in another.
+    By their products with six random directions, rounded to .01: a row that is there twice, or
+    again at another length, must not be fitted on in one fold and judged in another. So coarse that
+    a copy seldom lies on the other side of a limit (float32: 1 of 10,000); rows that differ hardly
+    ever agree in all six.
     """
     dice = torch.Generator().manual_seed(0)
-    directions = torch.randn(x.shape[-1], 3, generator=dice, dtype=torch.float64).to(x.device)
-    mixed = torch.tensor([1, 2654435761, 40503 * 2**32 + 1], device=x.device)
-    cells = torch.empty(len(x), dtype=torch.long, device=x.device)
+    directions = torch.randn(x.shape[-1], 6, generator=dice, dtype=torch.float64).to(x.device)
+    cells = torch.empty(len(x), 6, dtype=torch.long, device=x.device)
     for part in chunks(len(x)):
-        cells[part] = (x[part].double() @ directions * 1e5).round().long() @ mixed
-    return cells.unique(return_inverse=True)[1]
+        cells[part] = (x[part].double() @ directions * 100).round().long()
+    return cells.unique(dim=0, return_inverse=True)[1]
 
 
 def split(x: Rows, labels: Tensor, classes: int, seed: int) -> tuple[str, list[Fold]]:
@@ -469,7 +472,7 @@ def split(x: Rows, labels: Tensor, classes: int, seed: int) -> tuple[str, list[F
     return kind, found
 
 
-# --- the choice, which by default cannot harm (eq. 13) --------------------------------------------
+# --- the choice of the map (eq. 13) ---------------------------------------------------------------
 
 
 class Map(NamedTuple):
@@ -516,11 +519,11 @@ def look(x: Rows, w: Tensor | None, y: Tensor, labels: Tensor) -> Tensor:
 
 
 def judge(parts: Sequence[Tensor], usual: float = SCALE) -> Judged:
-    """What ``look`` saw in each fold: at the scale that is best over all of them, so that a map is
-    not judged by how crowded its rows are.
+    """What ``look`` saw in each fold, at the scale that is best over all of them: a map is not to
+    lose because its cosines are close together.
 
-    ``usual``: the scale before any row is seen. The scale of the probabilities is the mean of its
-    logarithm given the rows: a few rows alone put the likeliest one far off.
+    ``usual``: the middle of the prior of the scale. The scale of the probabilities is the posterior
+    mean (of its logarithm), since with few rows the likeliest one may be far off.
     """
     joined = torch.cat(list(parts), 1)
     likely = joined[1:].sum(1)
@@ -627,9 +630,8 @@ def _choose(
     as often right; of the maps that are, the best is taken.
 
     With one example of each class only ridges to I are candidates, each judged by leaving out every
-    class in turn, exactly and at once (``without_own_class``): what W says of a class that it has
-    not seen is the least that it can do. (The b of eq. 5 was chosen on the same folds: one number
-    from all rows, a leak too small to matter against two standard errors.)
+    class in turn, exactly and at once (``without_own_class``). The b of eq. 5 was chosen on the
+    same folds: one number from all rows, a leak that is small beside two standard errors.
     """
     incumbent = Map("zero-shot", 1.0) if recipe.met else Map("ridge", PENALTY)
     parts: dict[Map, list[Tensor]] = {}

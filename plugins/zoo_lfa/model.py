@@ -31,13 +31,17 @@ from .encoder import TEMPLATES, Encoder
 from .features import (
     POOLS,
     Stream,
+    are_strings,
     by_chance,
+    distinct,
     ensemble,
     labels_of,
+    marginals_of,
     named_by,
     numbers,
     rows_of,
     table_of,
+    unlabelled,
     warn_of,
 )
 
@@ -104,7 +108,7 @@ class LFA(VLAligner):
         w = tensors.get("w")
         if w is None or unknown:
             what = f"unknown tensors {', '.join(unknown)}" if unknown else "no tensor 'w'"
-            raise WeightsError(f"{where} is no map of {self.entry.name}: {what}.")
+            raise WeightsError(f"{where} is not a map of {self.entry.name}: {what}.")
         wide_x, wide_y = (*w.shape, 0, 0)[:2]
         shapes = {"mean": (wide_x,), "text_mean": (wide_y,)}
         faults = [] if w.ndim == 2 else ["w"]
@@ -178,7 +182,8 @@ class LFA(VLAligner):
         ``images``: features (N,d) or, as frames or crops, (N,T,d): numpy, torch, lists, or what
         ``zoo.tables.read`` takes (a ``.npy`` file, mapped, safetensors, CSV, parquet, a DataFrame),
         whose column of labels or texts is used; with a base also raw images, a folder with one
-        folder for each class, or rows such as JSONL's with image and text. ``features``, ``label``:
+        folder for each class (``texts`` are matched to these by name, or else by order), or rows
+        such as JSONL's with image and text. ``features``, ``label``:
         columns, where they have other names than usual. ``texts``: features (C,d) or, for T
         templates, (C,T,d), or strings. ``classes``: (C,) names for features of texts. ``labels``:
         (N,) numbers into ``texts``, or names of classes; without labels there is one text for each
@@ -191,8 +196,8 @@ class LFA(VLAligner):
         zero-shot; None validates it. ``safe``: choose among zero-shot, ridges, closed form and
         refined maps by validation on the support set, and keep zero-shot where nothing is clearly
         better (it does nothing with ``unsupervised``, where there is nothing to validate on).
-        ``met``: were the encoders trained together? By default those of one width were. Where they
-        were not, both sides are centred, and a ridge takes the place of zero-shot. ``pool`` of
+        ``met``: were the encoders trained together? By default this is assumed of equal widths. If
+        they were not, both sides are centred, and a ridge takes the place of zero-shot. ``pool`` of
         (N,T,d): mean, max, or crops (the last is the centre, and what the fitted model looks at);
         it is kept for the verbs that follow. Raises InputError naming the rows that are wrong.
         """
@@ -203,23 +208,26 @@ class LFA(VLAligner):
         _choice("pool", pool, POOLS)
         if marginals is not None and not unsupervised:
             raise OptionError("marginals= is for unsupervised=True: with labels they are counted.")
-        names: list[str] = []
+        names: list[Any] = []
         if isinstance(texts, str | Path) and numbers(texts, "texts") is None:
             texts = lines(texts, "texts")
+        images = unlabelled(images) if unsupervised else images
         table, array = table_of(images, features, label), None
-        if table is not None:
+        if table is not None and not unsupervised:
             texts, own = named_by(table, texts)
             labels = own if labels is None else labels
+        if table is not None:
             array = table.array
             images = [table[i] for i in range(len(table))] if array is None else array
         if texts is None:
             raise InputError("texts are missing: features (classes, columns), or strings.")
-        if _strings(texts):
+        if are_strings(texts):
             names = list(texts)
         x = self._image_rows(images, pool)
         classes_given = unsupervised or labels is not None
         y, labels = self._text_rows_and_labels(texts, labels, len(x), unsupervised, classes)
-        names = names if classes is None else [*classes]
+        if classes is not None:
+            names = [c.item() if isinstance(c, np.generic) else c for c in classes]
         if unsupervised and x.shape[-1] != y.shape[1]:
             raise InputError(
                 f"image features have {x.shape[-1]} columns, text features {y.shape[1]}: without "
@@ -235,7 +243,7 @@ class LFA(VLAligner):
             raise InputError("there is one class only: nothing to tell apart.")
         notes: list[str] = []
         if unsupervised:
-            weights = _marginals(marginals, len(y))
+            weights = marginals_of(marginals, len(y))
             if len(x) < len(y):
                 raise InputError(
                     f"{len(x)} images for {len(y)} classes: without labels expected at least as "
@@ -289,7 +297,7 @@ class LFA(VLAligner):
             return self._text_rows(texts), None
         if labels is not None:
             y = self._text_rows(texts)
-            names = list(texts) if _strings(texts) else []
+            names = list(texts) if are_strings(texts) else []
             if classes is not None:
                 names = list(classes)
                 if len(names) != len(y) or len({*names}) < len(names):
@@ -305,9 +313,9 @@ class LFA(VLAligner):
                 f"{rows} images and {count} texts: expected one text for each image, or labels; "
                 "unsupervised=True fits without labels."
             )
-        if array is None and _strings(texts):
-            known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-            return self._text_rows(list(known)), torch.tensor([known[t] for t in texts])
+        if array is None and are_strings(texts):
+            known, own = distinct(texts)
+            return self._text_rows(known), torch.tensor(own)
         y, inverse = torch.unique(self._text_rows(texts), dim=0, return_inverse=True)
         return y, inverse.cpu()
 
@@ -325,8 +333,9 @@ class LFA(VLAligner):
         ``texts``: features or strings, one for each class; without them ``classes`` are the texts,
         and without these the labels themselves. ``options``: those of ``align``.
         """
-        if texts is None:
-            texts = classes if classes is not None else sorted({*y}) if _strings(y) else None
+        given = y.tolist() if hasattr(y, "tolist") else y
+        if texts is None and (classes is not None or are_strings(given)):
+            texts = sorted({*given}) if classes is None else classes
         return self.align(X, texts, labels=y, classes=classes, **options)
 
     def estimator(
@@ -386,7 +395,7 @@ class LFA(VLAligner):
         """(N,C) float32, rows summing to 1: softmax of the cosines over ``texts``, by default those
         of the fit, at the temperature that the fit found or another."""
         divisor = self.temperature if temperature is None else temperature
-        if not divisor > 0:
+        if not _number(divisor) or not divisor > 0:
             raise OptionError(f"temperature={temperature!r}: expected a positive number.")
         y = self._prototypes() if texts is None else self._texts_in(texts)
         scores = self._similar(images, y)
@@ -442,11 +451,11 @@ class LFA(VLAligner):
         format = suffix if format is None else format
         if format not in FORMATS:
             raise OptionError(
-                f"{path.name}: {format!r} is no format of {self.entry.name}. Expected a name in "
-                ".onnx or .safetensors."
+                f"{path.name}: {self.entry.name} has no format {format!r}. Expected a name "
+                "that ends in .onnx or .safetensors."
             )
         if suffix not in ("", format):
-            raise OptionError(f"{path.name} is no name for {format}: expected .{format}.")
+            raise OptionError(f"{path.name} as format {format}: expected .{format} at its end.")
         y = self._prototypes() if texts is None else self._texts_in(texts)
         if format == "safetensors":
             weight = torch.from_numpy(self.fold(texts))
@@ -464,7 +473,7 @@ class LFA(VLAligner):
     def _prototypes(self) -> Tensor:
         if "prototypes" not in self._state:
             raise NotReadyError(
-                f"{self.entry.name} keeps no classes (not fitted, or on pairs): pass texts."
+                f"{self.entry.name} has no classes (not fitted, or fitted on pairs): pass texts."
             )
         return self._state["prototypes"]
 
@@ -494,6 +503,7 @@ class LFA(VLAligner):
         return _centred(y, self._state.get("text_mean"))
 
     def _image_rows(self, images: Any, pool: str) -> Any:
+        images = unlabelled(images)
         array = numbers(images, "images", self.config.get("columns", ()))
         if array is not None and not self._is_image(array):
             return rows_of(array, "image features", pool=pool, device=str(self._device))
@@ -579,12 +589,6 @@ def _in_memory(rows: Any) -> Any:
     return rows[:] if isinstance(rows, Stream) and rows.is_small else rows
 
 
-def _strings(texts: Any) -> bool:
-    return (
-        isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
-    )
-
-
 def _choice(name: str, value: Any, known: Sequence[str]) -> None:
     if value not in known:
         raise OptionError(f"{name}={value!r}: expected one of {', '.join(known)}.")
@@ -614,18 +618,6 @@ def _whole(name: str, value: Any) -> int:
 
 def _number(value: Any) -> bool:
     return isinstance(value, Real)
-
-
-def _marginals(values: Sequence[float] | None, classes: int) -> Tensor | None:
-    if values is None:
-        return None
-    try:
-        found = torch.as_tensor(np.asarray(values, dtype=np.float64))
-    except (ValueError, TypeError):
-        found = torch.empty(0)
-    if found.shape != (classes,) or not bool((found > 0).all()) or not bool(found.isfinite().all()):
-        raise InputError(f"marginals: expected {classes} positive numbers, one for each class.")
-    return found
 
 
 def _onnx(state: Mapping[str, Tensor], y: Tensor) -> bytes:

@@ -6,22 +6,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zoo.experiment import read_cifar
+from zoo.experiment import kept, read_cifar
 from zoo.hookspecs import BenchRequest
 from zoo.progress import Progress
-from zoo.weights import atomic_file
 
-from .real import CLASSES, features
-from .towers import ImageTower, TextTower
+from .real import CLASSES, POOL, TESTS, features, support
+from .towers import ImageTower, both, imagenet
 from .worlds import Task
 
-POOL, TESTS = 2000, 4000
-"""Photographs that support sets are drawn from, and those to test on."""
 FRAMES, VIDEOS, TEST_VIDEOS = 8, 250, 400
 CANVAS = 48
 """Pixels of the side of a frame, in which a photograph of 32 moves."""
@@ -38,9 +34,7 @@ class Photographs(NamedTuple):
 
     def task(self, shots: int, seed: int) -> Task:
         """``shots`` of each class, drawn with this seed."""
-        dice = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.labels), generator=dice)
-        rows = torch.cat([order[self.labels[order] == c][:shots] for c in range(len(self.y))])
+        rows = support(self.labels, shots, seed)
         return Task(self.x[rows], self.labels[rows], self.y, self.test, self.test_labels)
 
 
@@ -58,38 +52,23 @@ class World(NamedTuple):
 
 def made(request: BenchRequest, data: Path) -> World:
     """The features, from ``-O features=FOLDER`` where an earlier run kept them there."""
-    image = ImageTower(_folder(request, "image"), request.device)
-    text = TextTower(_folder(request, "text"), request.device)
-    kept = Path(request.options["features"]) if request.options.get("features") else None
+    image, text = both(request.bases, request.device)
+    folder = Path(request.options["features"]) if request.options["features"] else None
     pool, tests = (400, 300) if request.quick else (POOL, TESTS)
     y = text([f"a photo of a {name}." for name in CLASSES])
     bar: Progress = request.progress
     photos = Photographs(
-        *features(data, "train", pool, image, kept, bar),
-        *features(data, "test", tests, image, kept, bar),
+        *features(data, "train", pool, image, folder, bar),
+        *features(data, "test", tests, image, folder, bar),
         y,
     )
     few, test = (40, 20) if request.quick else (VIDEOS, TEST_VIDEOS)
     videos = Photographs(
-        *moving(data, "train", few, image, kept, bar),
-        *moving(data, "test", test, image, kept, bar),
+        *moving(data, "train", few, image, folder, bar),
+        *moving(data, "test", test, image, folder, bar),
         y,
     )
     return World(photos, videos, image.classifier.weight.detach(), text(imagenet()))
-
-
-def _folder(request: BenchRequest, name: str) -> Path:
-    folder = request.bases[name].folder
-    assert folder is not None  # a base of a request is there
-    return folder
-
-
-def imagenet() -> list[str]:
-    """ImageNet's 1,000 classes in the order of its numbers: names, and WordNet's definition."""
-    from timm.data.imagenet_info import ImageNetInfo
-
-    told = ImageNetInfo()
-    return [str(told.index_to_description(i, detailed=True)) for i in range(1000)]
 
 
 def frames(pictures: Tensor, seed: int = 0) -> Tensor:
@@ -109,18 +88,14 @@ def frames(pictures: Tensor, seed: int = 0) -> Tensor:
 
 
 def moving(
-    data: Path, part: str, count: int, tower: ImageTower, kept: Path | None, progress: Progress
+    data: Path, part: str, count: int, tower: ImageTower, folder: Path | None, progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """Features (N,8,d) of moving photographs and their labels, kept as ``features`` does."""
     pictures, labels = read_cifar(data / f"{part}.parquet", count)
-    file = kept / f"cifar10_moving_{part}_{tower.digest[:12]}.npy" if kept else None
-    if file is not None and file.is_file():
-        found = np.load(file)
-        if len(found) == count:
-            return torch.from_numpy(found), labels
-    found = tower(list(frames(pictures).flatten(0, 1)), progress).unflatten(0, (count, FRAMES))
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as temporary, temporary.open("wb") as opened:
-            np.save(opened, found.numpy())
-    return found, labels
+    # the number of pictures is in the name, as each path depends on it
+    name = f"cifar10_moving_{part}_{count}_{tower.digest[:12]}.safetensors"
+
+    def make() -> Tensor:
+        return tower(list(frames(pictures).flatten(0, 1)), progress).unflatten(0, (count, FRAMES))
+
+    return kept(folder and folder / name, count, make), labels

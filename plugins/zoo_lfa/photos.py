@@ -21,9 +21,19 @@ from zoo.weights import atomic_file, load_tensors
 
 from . import bridge
 from .bridge import Bridge
-from .features import labels_of, named_by, rows_of, table_of, warn_of
+from .features import (
+    are_strings,
+    distinct,
+    labels_of,
+    marginals_of,
+    named_by,
+    rows_of,
+    table_of,
+    unlabelled,
+    warn_of,
+)
 from .lfa import unit
-from .towers import ImageTower, TextTower
+from .towers import ImageTower, TextTower, both
 
 if TYPE_CHECKING:
     from zoo.progress import Progress
@@ -57,8 +67,7 @@ class Photos(VLAligner):
     def __init__(self, request: BuildRequest) -> None:
         super().__init__(request)
         assert request.folder is not None  # the entry has files
-        self.image = ImageTower(_folder(request, "image"), request.device)
-        self.text = TextTower(_folder(request, "text"), request.device)
+        self.image, self.text = both(request.bases, request.device)
         self._device = torch.device(request.device)
         file = request.folder / "model.safetensors"
         self._state = _checked(load_tensors(file), str(file))
@@ -131,11 +140,11 @@ class Photos(VLAligner):
     def recentre(self, photos: Any, *, progress: Progress = False) -> Self:
         """Replace the mean of the features by that of these photos, unlabelled; returns self.
 
-        ``photos``: a folder, a list of images, or features (N,d_image). What all of them share then
-        tells no two labels apart. Few photos move the mean a little: ten count as much as none.
-        What ``align`` learned is forgotten, as it was learned around another mean.
+        ``photos``: a folder (subfolders included), a list of images, or features (N,d_image). What
+        all of them share then no longer favours a label. A few photos move the mean only a little
+        (eq. 18). What ``align`` learned is dropped, as it was learned around another mean.
         """
-        found, _ = self._photos(photos, None, None)
+        found, _ = self._photos(unlabelled(photos))
         mean = bridge.mean_of(self._features(found, progress))
         self._state = {k: v for k, v in self._state.items() if k not in LEARNED} | {"mean": mean}
         self.config = {
@@ -165,14 +174,15 @@ class Photos(VLAligner):
         ``images``: a folder with one folder for each class, rows of images with texts or labels, a
         list of images, or features (N,d_image). ``texts``: strings, or embeddings (C,d_text).
         ``labels`` (N,): numbers into ``texts``, or the texts themselves; without them there is one
-        text for each image. ``features``, ``label``: columns, where they have other names than
-        usual.
+        text for each image. Texts for a folder are matched to its folders by name, or else by
+        order. ``features``, ``label``: columns, where they have other names than usual.
 
-        Logistic regression that starts from the classes' names (eq. 21); where the names say less
-        of these photos than chance, from nothing. ``unsupervised``: without labels; they are
-        guessed and learned ``rounds`` times, 0 to recentre only. Classes of one size are assumed,
-        or of the shares ``marginals`` (C,). Photos move the mean too, unless ``recentre`` set it.
-        Texts that are no class of the fit go on by the bridge.
+        Logistic regression with a penalty on the distance from the prototypes of the classes'
+        names (eq. 21), or from 0 if the names predict the labels worse than chance.
+        ``unsupervised``: without labels, from a list or folder of photos; labels are guessed and
+        learned ``rounds`` times, 0 to recentre only. Classes of equal size are assumed, or of the
+        shares ``marginals`` (C,). The mean is updated too, unless ``recentre`` has set it. Texts
+        that are no class of the fit are still mapped by the bridge.
         """
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
             raise OptionError(f"rounds={rounds!r}: expected a whole number, 0 or more.")
@@ -182,6 +192,7 @@ class Photos(VLAligner):
             raise OptionError("unsupervised=True takes no labels.")
         if isinstance(texts, str | Path):
             texts = lines(texts, "texts")
+        images = unlabelled(images) if unsupervised else images
         found, table = self._photos(images, features, label)
         if table is not None and not unsupervised:
             texts, own = named_by(table, texts)
@@ -191,10 +202,10 @@ class Photos(VLAligner):
         if labels is None and not unsupervised:
             texts, labels = _classes_of(texts, len(found))
         y = self._embedded(texts)
-        names = list(texts) if _strings(texts) else []
+        names = list(texts) if are_strings(texts) else []
         if len(y) < 2:
             raise InputError("there is one class only: nothing to tell apart.")
-        shares = _shares(marginals, len(y))
+        shares = marginals_of(marginals, len(y))
         if unsupervised:
             if len(found) < len(y):
                 raise InputError(
@@ -296,16 +307,16 @@ class Photos(VLAligner):
         path = Path(path)
         if format != "onnx" or path.suffix not in ("", ".onnx"):
             raise OptionError(
-                f"{path.name!r} as format {format!r}: {self.entry.name} is exported to onnx only, "
-                "as name.onnx."
+                f"{path.name!r} as format {format!r}: {self.entry.name} is exported to ONNX only, "
+                "to a file that ends in .onnx."
             )
         if isinstance(labels, str):
             labels = [text.strip() for text in labels.split(",")]
         names = list(self.classes) if labels is None else labels
-        if not _strings(names) or len(names) < 2 or not all(names):
+        if not are_strings(names) or len(names) < 2 or not all(names):
             raise NotReadyError(
-                f"{self.entry.name} exports with labels: pass labels=['beach', 'dog', ...], at "
-                "least two, or align it first."
+                f"{self.entry.name} is exported with its labels: pass at least two, such as "
+                "labels=['beach', 'dog'], or align it first."
             )
         graph = Graph(
             self.image.pixels,
@@ -321,7 +332,9 @@ class Photos(VLAligner):
 
     # --- what comes in ----------------------------------------------------------------------------
 
-    def _photos(self, images: Any, features: Any, label: Any) -> tuple[Any, tables.Table | None]:
+    def _photos(
+        self, images: Any, features: Any = None, label: Any = None
+    ) -> tuple[Any, tables.Table | None]:
         """Features (N,d), or a list of images; and the table that they are from, if any."""
         table = table_of(images, features, label)
         if table is not None:
@@ -347,9 +360,8 @@ class Photos(VLAligner):
         return x.clone()
 
     def _images(self, images: Any) -> Tensor:
-        return bridge.centred(
-            self._features(self._photos(images, None, None)[0]), self._state.get("mean")
-        )
+        found, _ = self._photos(unlabelled(images))
+        return bridge.centred(self._features(found), self._state.get("mean"))
 
     def _embedded(self, texts: Any) -> Tensor:
         """(M,d_text) unit rows."""
@@ -362,7 +374,7 @@ class Photos(VLAligner):
                 )
             return y
         texts = [texts] if isinstance(texts, str) else texts
-        if not _strings(texts):
+        if not are_strings(texts):
             raise InputError(
                 "texts: expected strings, at least one, or embeddings (texts, columns)."
             )
@@ -432,12 +444,6 @@ def probes(image: ImageTower, text: TextTower) -> dict[str, Tensor]:
     }
 
 
-def _folder(request: BuildRequest, name: str) -> Path:
-    folder = request.bases[name].folder
-    assert folder is not None  # needed at load
-    return folder
-
-
 def _usual(model: Photos) -> str:
     usual = ", ".join(f"{name}={spec.default}" for name, spec in model.entry.bases.items())
     return f"Its own bases are {usual}; zoo train {model.entry.name} fits a map on others."
@@ -449,7 +455,7 @@ def _checked(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     unknown = [name for name in tensors if name not in (*BUNDLED, *LEARNED)]
     if lacking or unknown:
         what = f"no {', '.join(lacking)}" if lacking else f"unknown {', '.join(unknown)}"
-        raise WeightsError(f"{where} is no map between two encoders: {what}.")
+        raise WeightsError(f"{where} is not a map between two encoders: {what}.")
     made = {name: tensor.float() for name, tensor in tensors.items()}
     w = made["w"]
     wide, narrow = (w.shape[0], w.shape[1]) if w.ndim == 2 else (0, 0)
@@ -475,12 +481,6 @@ def _numbers(value: Any, what: str) -> Any:
     return found if floating else None
 
 
-def _strings(texts: Any) -> bool:
-    return (
-        isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
-    )
-
-
 def _classes_of(texts: Any, rows: int) -> tuple[Any, Any]:
     """Classes and labels of one text for each image: equal texts are one class."""
     if len(texts) != rows:
@@ -488,23 +488,10 @@ def _classes_of(texts: Any, rows: int) -> tuple[Any, Any]:
             f"{rows} images and {len(texts)} texts: expected one text for each image, or labels; "
             "unsupervised=True learns without labels."
         )
-    if _strings(texts):
-        known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        return list(known), [known[text] for text in texts]
+    if are_strings(texts):
+        return distinct(texts)
     found = _numbers(texts, "texts")
     if found is None:
         raise InputError("texts: expected strings, or embeddings (texts, columns).")
     y, inverse = np.unique(np.asarray(found), axis=0, return_inverse=True)
     return y, inverse.reshape(-1)
-
-
-def _shares(values: Sequence[float] | None, classes: int) -> Tensor | None:
-    if values is None:
-        return None
-    try:
-        found = torch.as_tensor(np.asarray(values, dtype=np.float64))
-    except (ValueError, TypeError):
-        found = torch.empty(0)
-    if found.shape != (classes,) or not bool((found > 0).all()) or not bool(found.isfinite().all()):
-        raise InputError(f"marginals: expected {classes} positive numbers, one for each class.")
-    return found

@@ -1,13 +1,14 @@
 """``zoo bench lfa-photos``: the bundled map on ImageNet's classes and, with ``--data``, CIFAR-10.
 
-Columns "held-out" need no image: five splits of ImageNet's classes. On CIFAR-10 what learns from no
-draw is measured on five parts of the test photographs, few-shot on five draws of the support set
-and all of them. Accuracies are per cent; seconds are CPU-seconds of one thread.
+"held-out classes" needs no image: it has five splits of ImageNet's classes. On CIFAR-10, what needs
+no labels is measured on five parts of the test photographs, few-shot learning with five draws of
+the support set on all of them. Accuracies are per cent; seconds are CPU-seconds of one thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from . import bridge, real
 from .encoder import no_warning
 from .lfa import unit
 from .photos import Photos
-from .photos_train import imagenet
+from .real import accuracy, calibration_error
+from .towers import imagenet
 
 OURS, RECENTRED, REFINED = "lfa-photos", "lfa-photos, recentred", "lfa-photos, no labels"
 UNKNOWN = "lfa-photos, map without CIFAR-10's classes"
@@ -58,7 +60,7 @@ KNOWN: Mapping[str, Sequence[int]] = {
 
 def bench(request: BenchRequest) -> Results:
     """Run every experiment; see the module's docstring."""
-    quick, data = request.quick, _cifar(request.data)
+    quick, data = request.quick, real.cifar(request.data)
     seeds = [request.seed + i for i in range(1 if quick else 5)]
     shots = (1, 4) if quick else SHOTS
     book = Book(lambda column: "seconds" in column or column.startswith("ECE"))
@@ -84,10 +86,6 @@ def bench(request: BenchRequest) -> Results:
     return book.results(data=sets, seeds=seeds, pictures=pictures)
 
 
-def _cifar(data: Path | None) -> Path | None:
-    return data / "cifar10" if data and (data / "cifar10").is_dir() else data
-
-
 def _tests(quick: bool) -> int:
     return 200 if quick else real.TESTS
 
@@ -104,9 +102,8 @@ def held_out(rows: Tensor, sentences: Tensor, book: Book, seeds: Sequence[int]) 
         kept[held] = False
         chosen = bridge.choose(rows[kept], sentences[kept], seed)
         r, made = bridge.without(rows, sentences, held, chosen.penalty)
-        own = torch.arange(len(held))
-        found = (r @ bridge.prototypes(sentences[held], made).T).argmax(1) == own
-        book.add(OURS, HELD, 100 * float(found.double().mean()), seed)
+        scores = r @ bridge.prototypes(sentences[held], made).T
+        book.add(OURS, HELD, accuracy(scores, torch.arange(len(held))), seed)
         book.add(BACKWARDS, HELD, _backwards(rows, sentences, kept, held), seed)
 
 
@@ -114,11 +111,9 @@ def _backwards(rows: Tensor, sentences: Tensor, kept: Tensor, held: Tensor) -> f
     """The same ridge in the other direction, by the best of its penalties on these classes."""
     swapped = {p: bridge.without(sentences, rows, held, p) for p in (0.03, 0.1, *bridge.PENALTIES)}
     own = torch.arange(len(held))
-    found = []
-    for y, made in swapped.values():
-        scores = bridge.prototypes(rows[held], made) @ y.T
-        found.append(100 * float((scores.argmax(1) == own).double().mean()))
-    return max(found)
+    return max(
+        accuracy(bridge.prototypes(rows[held], made) @ y.T, own) for y, made in swapped.values()
+    )
 
 
 def speed(model: Photos, rows: Tensor, sentences: Tensor, book: Book, quick: bool) -> None:
@@ -171,43 +166,26 @@ def photographs(
     unlabelled = train[0][:many].numpy()
     for row, scores in without_labels(model, rows, sentences, tests[0], unlabelled, names):
         for i, part in enumerate(torch.arange(len(scores)).tensor_split(PARTS)):
-            right = (scores[part].argmax(1) == tests[1][part]).double().mean()
-            book.add(row, SEEN, 100 * float(right), i)
+            book.add(row, SEEN, accuracy(scores[part], tests[1][part]), i)
             if row not in (NEAREST, MIXTURE):
-                book.add(row, f"ECE, {SEEN}", bridge.ece(scores[part], tests[1][part]), i)
-    plain = _fresh(model)
+                error = calibration_error(scores[part], tests[1][part])
+                book.add(row, f"ECE, {SEEN}", error, i)
+    fitted = copy(model)  # its encoders are shared
     for n in shots:
         for seed in seeds:
-            few = _draw(train[1][many:], n, seed) + many
+            few = real.support(train[1][many:], n, seed) + many
             x, labels = train[0][few], train[1][few]
-            plain.align(x.numpy(), names, labels=labels.tolist())
-            scores = torch.from_numpy(plain.predict_proba(tests[0].numpy()))
-            _enter(book, OURS, n, seed, scores, tests[1])
-            book.add(OURS, f"ECE, {_column(n)}", bridge.ece(scores, tests[1]), seed)
+            fitted.align(x.numpy(), names, labels=labels.tolist())
+            scores = torch.from_numpy(fitted.predict_proba(tests[0].numpy()))
+            book.add(OURS, _column(n), accuracy(scores, tests[1]), seed)
+            book.add(OURS, f"ECE, {_column(n)}", calibration_error(scores, tests[1]), seed)
             for row, found in images_alone(x, labels, *tests).items():
-                _enter(book, row, n, seed, found, tests[1])
+                book.add(row, _column(n), accuracy(found, tests[1]), seed)
     advance()
 
 
 def _column(n: int) -> str:
     return f"{SEEN}, {n} shot{'s' * (n > 1)}"
-
-
-def _enter(book: Book, row: str, n: int, seed: int, scores: Tensor, labels: Tensor) -> None:
-    book.add(row, _column(n), 100 * float((scores.argmax(1) == labels).double().mean()), seed)
-
-
-def _draw(labels: Tensor, n: int, seed: int) -> Tensor:
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    classes = range(len(real.CLASSES))
-    return torch.cat([order[labels[order] == c][:n] for c in classes])
-
-
-def _fresh(model: Photos) -> Photos:
-    """The model as it was loaded, its encoders shared."""
-    from copy import copy
-
-    return copy(model)
 
 
 def without_labels(
@@ -220,13 +198,11 @@ def without_labels(
 ) -> list[tuple[str, Tensor]]:
     """Row -> probabilities or scores (N,10) of the tests."""
     x = tests.numpy()
-    refined = _fresh(model).align(unlabelled, names, unsupervised=True)
+    recentred = copy(model).recentre(unlabelled)
+    refined = copy(model).align(unlabelled, names, unsupervised=True)
     made = [
         (OURS, torch.from_numpy(model.predict_proba(x, names))),
-        (
-            RECENTRED,
-            torch.from_numpy(_fresh(model).recentre(unlabelled).predict_proba(x, names)),
-        ),
+        (RECENTRED, torch.from_numpy(recentred.predict_proba(x, names))),
         (REFINED, torch.from_numpy(refined.predict_proba(x))),
     ]
     # The same settings; the map and its mean are those of the other classes.
@@ -258,7 +234,7 @@ def images_alone(x: Tensor, labels: Tensor, tests: Tensor, own: Tensor) -> dict[
     for c in (0.1, 1.0, 10.0):
         fitted = LogisticRegression(C=c, max_iter=2000).fit(bridge.SHARP * a.numpy(), labels)
         scores.append(torch.from_numpy(fitted.decision_function(bridge.SHARP * b.numpy())))
-    best = max(scores, key=lambda found: float((found.argmax(1) == own).double().mean()))
+    best = max(scores, key=lambda found: accuracy(found, own))
     means = torch.stack([a[labels == c].mean(0) for c in range(len(real.CLASSES))])
     return {PROBE: best, MEAN: b @ unit(means).T}
 

@@ -8,26 +8,14 @@ from pathlib import Path
 
 import torch
 
-from zoo.errors import InputError, MissingDependencyError
+from zoo.errors import InputError
 from zoo.hookspecs import BuildRequest, TrainRequest
 from zoo.progress import track
 from zoo.weights import atomic_file, save_tensors
 
 from . import bridge
 from .photos import Photos, probes
-from .towers import ImageTower, TextTower
-
-
-def imagenet() -> list[str]:
-    """ "names: definition" of ImageNet's 1,000 classes, in the classifiers' order (WordNet's)."""
-    try:
-        from timm.data.imagenet_info import ImageNetInfo
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            "ImageNet's names are timm's. Run: pip install 'edgezoo[vlm]'", name="timm"
-        ) from error
-    known = ImageNetInfo()
-    return [known.index_to_description(i, detailed=True) for i in range(known.num_classes())]
+from .towers import both, imagenet
 
 
 def train(request: TrainRequest) -> Path:
@@ -35,11 +23,7 @@ def train(request: TrainRequest) -> Path:
     out = request.out / "model"
     if request.resume and (out / "zoo.json").is_file():
         return out
-    folders = {name: base.folder for name, base in request.bases.items()}
-    assert folders["image"] is not None
-    assert folders["text"] is not None
-    image = ImageTower(folders["image"], request.device)
-    text = TextTower(folders["text"], request.device)
+    image, text = both(request.bases, request.device)
     texts = imagenet()
     rows = image.classifier.weight.detach().float().cpu()
     if len(rows) != len(texts):

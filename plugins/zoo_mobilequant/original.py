@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from zoo import calibration
 from zoo.bases import resolve
 from zoo.errors import InputError, WeightsError
 
+from .families import quantized_already, unsupported
+from .simulate import Site
+
 CALIBRATION = "calibration.txt"
 """A model's folder may bring the text to calibrate it with."""
+GRIDS = "quantization.safetensors"
+"""The steps and zero points in a folder of ours, beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,11 @@ class Original:
 
 
 def opened(model: Any, device: torch.device | str = "cpu") -> Original:
-    """``model``: a module, a folder, or a Hub id. Raises InputError for what is none of them."""
+    """``model``: a module, a folder, or a Hub id. Raises InputError for what is none of them, and
+    for a model that is quantized already.
+    """
     if isinstance(model, nn.Module):
-        if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
-            raise InputError(f"{type(model).__name__} is no causal language model of transformers.")
+        _check_module(model)
         kind = next(model.parameters()).dtype
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         source = {"id": str(name), "revision": None, "license": None, "sha256": None}
@@ -49,9 +57,10 @@ def opened(model: Any, device: torch.device | str = "cpu") -> Original:
     elif isinstance(model, str | Path):
         base = resolve(model)
         assert base.folder is not None  # resolve gives one or raises
-        kind = _dtype(base.folder)
+        if (base.folder / GRIDS).is_file():
+            raise quantized_already(str(model))
         network, tokenizer = read(base.folder, str(model)), tokenizer_of(base.folder)
-        texts = texts_of(base.folder)
+        kind, texts = _dtype(base.folder), texts_of(base.folder)
         source = {"id": base.id, "revision": base.revision, "license": base.license}
         source |= {"sha256": base.sha256}
     else:
@@ -67,8 +76,7 @@ def opened(model: Any, device: torch.device | str = "cpu") -> Original:
 
 def read(folder: Path, shown: str) -> Any:
     """The network of a transformers folder in float32, every weight from the file."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{shown} is no language model of transformers: it has no config.json.")
+    _check_config(folder, shown)
     try:
         with _quiet():
             found: Any = AutoModelForCausalLM.from_pretrained(
@@ -77,24 +85,65 @@ def read(folder: Path, shown: str) -> Any:
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
             )
+    except SafetensorError as error:
+        raise WeightsError(
+            f"the weights in {shown} are damaged: {error}. Get them again."
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{shown} cannot be read as a causal language model: {error}") from error
     network, loading = found
     if loading["missing_keys"] or loading["mismatched_keys"]:
-        names = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-        raise WeightsError(f"{shown} lacks weights or has others: {', '.join(names[:5])}.")
+        wrong = [key[0] for key in loading["mismatched_keys"]]  # (name, shape, wanted shape)
+        names = sorted([*loading["missing_keys"], *wrong])
+        raise WeightsError(
+            f"{shown} lacks weights, or their shapes are not those of its config.json: "
+            f"{', '.join(names[:5])}."
+        )
     return network
+
+
+def _check_module(model: nn.Module) -> None:
+    """InputError for a module that is no causal language model, or has sites already."""
+    head = getattr(model, "get_output_embeddings", lambda: None)
+    if not hasattr(model, "config") or head() is None:
+        raise InputError(f"{type(model).__name__} is no causal language model of transformers.")
+    if any(isinstance(part, Site) for part in model.modules()):
+        raise quantized_already(type(model).__name__)
+
+
+def _check_config(folder: Path, shown: str) -> None:
+    """InputError for a folder that cannot be opened as a causal language model with floating-point
+    weights, by its configuration.
+
+    transformers offers to run a folder's own code where it does not know the architecture itself:
+    such a folder is refused before it is asked.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise InputError(f"{shown} is no language model of transformers: it has no config.json.")
+    try:
+        config = json.loads(file.read_text("utf-8"))
+        kind = config.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file} is no configuration of transformers: {error}.") from None
+    if config.get("quantization_config"):
+        raise quantized_already(shown)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise unsupported(str(kind), "transformers knows no causal language model of this kind.")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bar."""
-    shown = logging.is_progress_bar_enabled()
+    """Without transformers' own progress bar and its report on loading, which ``read`` checks."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
@@ -105,10 +154,14 @@ def outline(model: Any) -> tuple[Any, Sequence[str] | None]:
     """
     texts = None
     if isinstance(model, nn.Module):
-        config = deepcopy(model.config)
+        _check_module(model)
+        config: Any = deepcopy(model.config)
     else:
         folder = resolve(model).folder
         assert folder is not None
+        if (folder / GRIDS).is_file():
+            raise quantized_already(str(model))
+        _check_config(folder, str(model))
         texts = texts_of(folder)
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -119,10 +172,16 @@ def outline(model: Any) -> tuple[Any, Sequence[str] | None]:
 
 
 def tokenizer_of(folder: Path) -> Any:
-    """The tokenizer that lies in a folder, or None."""
+    """The tokenizer that lies in a folder, or None. Raises InputError where it cannot be read."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers has no exceptions of its own
+        why = " ".join(str(error).split())
+        raise InputError(
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {why:.300})."
+        ) from error
 
 
 def texts_of(folder: Path) -> Sequence[str] | None:
@@ -138,7 +197,6 @@ def size_of(network: nn.Module, dtype: torch.dtype) -> int:
 
 def _dtype(folder: Path) -> torch.dtype:
     """What a folder's configuration says its weights have; float32 where it does not."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     found = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
     return found if isinstance(found, torch.dtype) else torch.float32

@@ -46,16 +46,17 @@ def plan(model: Any, calibration: Any, recipe: Recipe, device: torch.device) -> 
     kept = layer * 4
     if recipe.learns:  # for gradients: of every layer at once, or of one
         kept = (len(layers) * layer * 6 + copies) // (len(layers) if large else 1)
-    head = 4 * min(length, LENGTH) * config.vocab_size * 4
+    head = 8 * min(length, LENGTH) * config.vocab_size * 4  # logits of both, and what KL needs
+    saved = parameters * 2 * 2  # the 16-bit weights, and the file that is made of them
     pairs = {pair: sum(pair in pairs_of(each) for each in layers) for pair in recipe.pairs}
     notes = [
-        f"{type(network).__name__}: {parameters / 1e6:.1f} M parameters, {len(layers)} layers, "
-        f"{parameters * 4 / 1e9:.1f} GB in float32",
+        f"{type(network).__name__}: {parameters / 1e6:.2f} M parameters, {len(layers)} layers, "
+        f"{parameters * 4 / 1e6:.1f} MB in float32",
         "pairs: " + (", ".join(f"{n} {pair}" for pair, n in pairs.items() if n) or "none"),
         f"calibration: {rows} windows of {length} tokens; {recipe.steps if recipe.learns else 0} "
         "steps of learning",
     ]
-    memory = int(states + kept + head)
+    memory = int(max(states + kept + head, saved))
     return Estimate(passes + lessons, products * (passes + lessons), memory, seconds, tuple(notes))
 
 

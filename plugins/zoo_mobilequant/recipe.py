@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
@@ -111,6 +111,8 @@ def make(name: str, scheme: str, changes: Mapping[str, Any]) -> Recipe:
 
 def _some(key: str, given: Any, known: tuple[str, ...]) -> tuple[str, ...]:
     """Some of the known words: a sequence, or text with commas; "none" is none of them."""
+    if not isinstance(given, str | Sequence):
+        raise OptionError(f"{key}={given!r}: expected any of {', '.join(known)}, or none.")
     words = given.replace(" ", "").split(",") if isinstance(given, str) else list(given)
     words = [] if words in (["none"], [""]) else words
     if unknown := [word for word in words if word not in known]:

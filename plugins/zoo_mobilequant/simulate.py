@@ -297,10 +297,11 @@ def settle(
         error = (rounded - weight).norm() / weight.norm().clamp_min(1e-30)
         weight.copy_(rounded)
         found.append((path, grid, float(error)))
-    for norm in layer.norms.values():
-        scale: Any = getattr(norm, "weight", None)
-        if scale is not None:
-            scale.copy_(asymmetric(scale.min(), scale.max(), 16)(scale))
+    for norm in (*layer.norms.values(), *layer.added.values()):
+        for part in norm.modules():  # StableLM has one for each head inside
+            scale: Any = getattr(part, "weight", None)
+            if scale is not None:
+                scale.copy_(asymmetric(scale.min(), scale.max(), 16)(scale))
     return found
 
 

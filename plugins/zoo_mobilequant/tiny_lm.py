@@ -21,14 +21,16 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from zoo.entry import Entry
 from zoo.errors import InputError
 from zoo.hookspecs import TrainRequest
-from zoo.registry import catalogue
 from zoo.training import Draw, Run, Stage
 from zoo.weights import save_tensors
 
 from .original import CALIBRATION
 
+ENTRY = Entry("tiny-lm", "Quantizer", "zoo_mobilequant", "ready", "a base of mobilequant")
+"""What the run is about: a base, which has no entry of its own among the models."""
 END = "<|endoftext|>"
 """Before every text, and nowhere else."""
 VOCABULARY = 4096
@@ -169,10 +171,7 @@ def train(request: TrainRequest) -> Path:
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint in OUT.")
 def main(data: Path, out: Path, steps: int | None, seed: int, resume: bool) -> None:
     """Train tiny-lm."""
-    request = TrainRequest(
-        catalogue().entry("mobilequant"), out, data, seed, steps, resume=resume, progress=True
-    )
-    click.echo(train(request))
+    click.echo(train(TrainRequest(ENTRY, out, data, seed, steps, resume=resume, progress=True)))
 
 
 if __name__ == "__main__":

@@ -596,3 +596,22 @@ def test_drawing_touches_nothing_global(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     experiment.draw(tmp_path / "a.png", Bars({"a": {"": 1.0}}, "x"))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_features_are_kept_from_one_benchmark_to_the_next(tmp_path: Path) -> None:
+    """Made once; fewer rows are the first of them; more are made anew and kept."""
+    asked: list[int] = []
+    file = tmp_path / "new" / "features.safetensors"
+
+    def rows(count: int, place: Path | None = file) -> torch.Tensor:
+        def make() -> torch.Tensor:
+            asked.append(count)
+            return torch.arange(3.0 * count).reshape(count, 3)
+
+        return experiment.kept(place, count, make)
+
+    for count in (4, 4, 2, 6, 5):
+        assert torch.equal(rows(count), torch.arange(3.0 * count).reshape(count, 3))
+    assert asked == [4, 6]
+    assert torch.equal(rows(2, None), torch.arange(6.0).reshape(2, 3))
+    assert asked == [4, 6, 2]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from zoo_lfa import baselines, bench, lfa, photographs, worlds
+from zoo_lfa import baselines, bench, lfa, photographs, real, towers, worlds
 
 from zoo.experiment import Book
 from zoo.interfaces import Claim
@@ -32,7 +34,7 @@ def test_towers_read_every_name_as_six_words() -> None:
     tokens = net.tokens(worlds.NAMES)
     assert tokens.shape == (64, 6)
     assert len({tuple(row) for row in tokens.tolist()}) == 64
-    assert 0.5e6 < worlds.parameters(net) < 0.8e6
+    assert 0.5e6 < sum(p.numel() for p in net.parameters()) < 0.8e6
 
 
 def right(method: Callable[[worlds.Task], baselines.Scores], task: worlds.Task) -> float:
@@ -92,8 +94,8 @@ def test_the_calibration_error_of_known_probabilities() -> None:
     sure = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.4, 0.6]])
     labels = torch.tensor([0, 0, 0, 1])
     wanted = 3 / 4 * (0.9 - 2 / 3) + 1 / 4 * 0.4
-    assert math.isclose(bench.calibration_error(sure, labels), wanted, rel_tol=1e-6)
-    assert bench.calibration_error(torch.eye(3), torch.arange(3)) == 0
+    assert math.isclose(real.calibration_error(sure, labels), wanted, rel_tol=1e-6)
+    assert real.calibration_error(torch.eye(3), torch.arange(3)) == 0
 
 
 def test_methods_see_unit_rows_and_textless_ones_no_texts() -> None:
@@ -128,11 +130,11 @@ def test_one_harm_decides() -> None:
 
 
 def test_a_support_set_has_as_many_of_each_class() -> None:
-    labels = torch.arange(40) % 4
-    x = torch.arange(40.0)[:, None]
-    photos = photographs.Photographs(x, labels, x, labels, torch.eye(4))
+    labels = torch.arange(100) % 10
+    x = torch.arange(100.0)[:, None]
+    photos = photographs.Photographs(x, labels, x, labels, torch.eye(10))
     task = photos.task(3, seed=1)
-    assert torch.bincount(task.labels).tolist() == [3] * 4
+    assert torch.bincount(task.labels).tolist() == [3] * 10
     assert torch.equal(labels[task.x[:, 0].long()], task.labels)
     assert torch.equal(task.x, photos.task(3, seed=1).x)
     assert not torch.equal(task.x, photos.task(3, seed=2).x)
@@ -161,14 +163,47 @@ def test_a_photograph_moves_in_a_straight_line() -> None:
 
 
 def test_the_texts_of_imagenet_are_names_with_definitions() -> None:
-    texts = photographs.imagenet()
+    texts = towers.imagenet()
     assert len(texts) == 1000
     assert texts[0].startswith("tench")
     assert len(texts[0]) > len("tench, ")
 
 
 def test_cifar_is_found_where_all_benchmarks_find_their_data(tmp_path: Path) -> None:
-    assert bench.cifar(None) is None
-    assert bench.cifar(tmp_path) == tmp_path
+    assert real.cifar(None) is None
+    assert real.cifar(tmp_path) == tmp_path
     (tmp_path / "cifar10").mkdir()
-    assert bench.cifar(tmp_path) == tmp_path / "cifar10"
+    assert real.cifar(tmp_path) == tmp_path / "cifar10"
+
+
+def test_new_classes_are_measured_at_the_most_examples_as_claimed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The claim names the last count of examples; the map has to be fitted on as many."""
+    fitted: list[int] = []
+
+    class Small:
+        """64 classes of generated features, in place of rendered shapes."""
+
+        def task(self, strength: float, shots: int, seed: int) -> worlds.Task:
+            return worlds.large(64, shots, 16, tests=1, seed=seed)
+
+    class Aligner:
+        temperature = 1.0
+
+        def align(self, x: torch.Tensor, y: torch.Tensor, **options: object) -> None:
+            if len(y) == 32:
+                fitted.append(len(x) // len(y))
+
+        def similarity(self, x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
+            return (x @ y.T).numpy()
+
+    monkeypatch.setattr(bench, "load", lambda *_, **__: Aligner())
+    monkeypatch.setattr(
+        bench, "baselines", SimpleNamespace(**dict.fromkeys(dir(baselines), baselines.zero_shot))
+    )
+    book, shots = Book(), (1, 2, 4, 8, 16)
+    bench.joint(Small(), book, shots, 0, None)  # type: ignore[arg-type]
+    assert fitted == [16, 16]
+    columns = [c for c in book.columns("zero-shot") if c.endswith("shots") or c.endswith("shot")]
+    assert columns == ["met, 1 shot", "met, 4 shots", "met, 16 shots"]

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from zoo_mobilequant import recipe
 from zoo_mobilequant.evaluate import accuracy, perplexity, read_choices
-from zoo_mobilequant.model import GRIDS, MobileQuantized
+from zoo_mobilequant.model import MobileQuantized
+from zoo_mobilequant.original import GRIDS
 
 import zoo
 from tests.plugins.tiny_lms import LMS, tiny_lm, tokens
@@ -94,8 +96,6 @@ def test_sites_of_16_bits_come_back(quantizer: Any, tmp_path: Path) -> None:
 
 def test_transformers_reads_the_folder(quantizer: Any, tmp_path: Path) -> None:
     """As an ordinary model: quantized weights, transformation folded in, activations in float."""
-    import transformers
-
     network = tiny_lm("llama tied")
     made = quantizer.quantize(network, tokens(8), scheme="w8a16", steps=0)
     folder = made.save_pretrained(tmp_path / "saved")
@@ -186,15 +186,103 @@ def test_what_is_no_language_model(quantizer: Any, tmp_path: Path) -> None:
     (tmp_path / "lm" / "config.json").write_text(
         json.dumps({**config, "num_hidden_layers": 4}), "utf-8"
     )
-    with pytest.raises(WeightsError, match="lacks weights"):
+    with pytest.raises(WeightsError, match=r"lacks weights.*layers\.3\."):
         quantizer.quantize(tmp_path / "lm", tokens())
+    headless = transformers.LlamaModel(tiny_lm().config)
+    with pytest.raises(InputError, match="LlamaModel is no causal language model"):
+        quantizer.quantize(headless, tokens())
+
+
+def altered(folder: Path, **changes: Any) -> Path:
+    """A saved tiny model whose ``config.json`` says something else."""
+    tiny_lm().save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **changes}), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["quantize", "estimate"])
+def test_folders_that_are_refused_by_their_configuration(
+    verb: str, quantizer: Any, tmp_path: Path
+) -> None:
+    """Before weights are read, and without the packages of other quantizers."""
+    act = getattr(quantizer, verb)
+    gptq = altered(tmp_path / "gptq", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(InputError, match="quantized already"):
+        act(gptq, tokens(8))
+    other = altered(tmp_path / "other", model_type="neverheard")
+    with pytest.raises(InputError, match=r"neverheard is not supported.*Supported: llama"):
+        act(other, tokens(8))
+    (other / "config.json").write_text("{", "utf-8")
+    with pytest.raises(InputError, match=r"config\.json is no configuration"):
+        act(other, tokens(8))
+
+
+@pytest.mark.parametrize("verb", ["quantize", "estimate"])
+def test_code_in_a_folder_is_neither_run_nor_offered(
+    verb: str, quantizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask on the terminal whether to run it."""
+    classes = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
+    folder = altered(tmp_path / "lm", model_type="neverheard", auto_map=classes)
+    (folder / "mine.py").write_text("raise SystemExit('it ran')", "utf-8")
+    asked: list[str] = []
+
+    def yes(prompt: str = "") -> str:
+        asked.append(prompt)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", yes)
+    with pytest.raises(InputError, match="neverheard is not supported"):
+        getattr(quantizer, verb)(folder, tokens(8))
+    assert asked == []
+
+
+def test_damaged_weights_and_tokenizers_are_named(
+    folders: tuple[Path, Path], quantizer: Any, tmp_path: Path
+) -> None:
+    original, _ = folders
+    (original / "tokenizer.json").write_text("{}", "utf-8")
+    with pytest.raises(InputError, match=r"the tokenizer in .* cannot be read"):
+        quantizer.quantize(original, tokens(8))
+    shapes = altered(tmp_path / "shapes", num_attention_heads=8)
+    with pytest.raises(WeightsError, match=r"shapes .* model\.layers\.0\.self_attn\.o_proj"):
+        quantizer.quantize(shapes, tokens(8))
+    file = shapes / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(WeightsError, match=r"the weights in .* are damaged"):
+        quantizer.quantize(shapes, tokens(8))
+
+
+def test_what_was_quantized_is_not_quantized_again(quantizer: Any, tmp_path: Path) -> None:
+    made = quantizer.quantize(tiny_lm(), tokens(8), steps=0)
+    folder = made.save_pretrained(tmp_path / "small")
+    for again in (made.module, folder):
+        with pytest.raises(InputError, match="quantized already"):
+            quantizer.quantize(again, tokens(8))
+        with pytest.raises(InputError, match="quantized already"):
+            quantizer.estimate(again, tokens(8))
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "model.norm", "lm_head"])
+def test_a_weight_that_is_not_finite_is_named(name: str, quantizer: Any) -> None:
+    network = tiny_lm()
+    network.get_submodule(name).weight.data.view(-1)[5] = float("nan")
+    with pytest.raises(InputError, match=f"{name}.weight is not finite"):
+        quantizer.quantize(network, tokens(8))
+
+
+def test_what_is_no_tokenizer_is_refused(quantizer: Any) -> None:
+    with pytest.raises(InputError, match="tokenizer='letters'"):
+        quantizer.quantize(tiny_lm(), tokens(8), tokenizer="letters")
 
 
 def test_wrong_settings_are_refused_before_work(quantizer: Any) -> None:
     with pytest.raises(OptionError, match="recipe='gptq': expected one of mobilequant, rtn"):
         quantizer.quantize("./no/such/folder", recipe="gptq")
-    with pytest.raises(OptionError, match="pairs='x'"):
-        quantizer.quantize("./no/such/folder", pairs="x")
+    for wrong in ("x", 5):
+        with pytest.raises(OptionError, match=f"pairs={wrong!r}"):
+            quantizer.quantize("./no/such/folder", pairs=wrong)
 
 
 def test_a_checkpoint_of_other_work_is_refused(quantizer: Any, tmp_path: Path) -> None:
@@ -205,8 +293,11 @@ def test_a_checkpoint_of_other_work_is_refused(quantizer: Any, tmp_path: Path) -
     for change in ({"seed": 3}, {"scheme": "w4a8"}):
         with pytest.raises(UsageError, match="holds work with another"):
             quantizer.quantize(tiny_lm(), tokens(8), **{**keywords, **change})
-    with pytest.raises(UsageError, match="another calibration"):
-        quantizer.quantize(tiny_lm(), tokens(8, seed=5), **keywords)
+    for rows in (tokens(8, seed=5), tokens(8).flip(0)):
+        with pytest.raises(UsageError, match="another calibration"):
+            quantizer.quantize(tiny_lm(), rows, **keywords)
+    with pytest.raises(UsageError, match="another weights"):
+        quantizer.quantize(tiny_lm(seed=1), tokens(8), **keywords)
 
 
 def test_the_report(quantizer: Any) -> None:
@@ -228,7 +319,8 @@ def test_estimate_reads_no_weights(quantizer: Any, tmp_path: Path) -> None:
     strengths = 4 * 4 + 8  # four on four windows, with ranges from eight
     assert cost.evaluations == 8 + 2 * 8 + 3 * 4 + strengths + 30
     assert cost.flops > 0
-    assert cost.memory > 0
+    parameters = sum(p.numel() for p in tiny_lm().parameters())
+    assert cost.memory >= 4 * parameters, "saving needs the 16-bit weights twice"
     assert any("3 vo, 3 ud, 3 qk, 3 n1, 3 n2" in note for note in cost.notes)
     with pytest.raises(OptionError, match="recipe"):
         quantizer.estimate(tmp_path / "lm", recipe="x")
@@ -275,6 +367,10 @@ def test_choices_go_by_likelihood_for_each_byte() -> None:
     "line",
     [
         "no json",
+        '{"question": "a", "choices": "bc", "answer": 0}',
+        '{"question": "a", "choices": {"b": 1, "c": 2}, "answer": 0}',
+        '{"question": "a", "choices": ["b", "c"], "answer": 0.5}',
+        '{"question": "a", "choices": ["b", "c"], "answer": true}',
         '{"question": "a", "choices": ["b", "c"]}',
         '{"question": "a", "choices": ["b"], "answer": 0}',
         '{"question": "a", "choices": ["b", "c"], "answer": 2}',
@@ -290,6 +386,13 @@ def test_a_wrong_line_of_choices_is_named(line: str, tmp_path: Path) -> None:
         read_choices(tmp_path / "items.jsonl")
     (tmp_path / "items.jsonl").write_text(good, "utf-8")
     assert read_choices(tmp_path / "items.jsonl")[0].answer == 1
+
+
+def test_choices_may_have_any_character(tmp_path: Path) -> None:
+    """Some that JSON need not escape end a line for ``str.splitlines``."""
+    line = '{"question": "a\u2028b", "choices": ["c\x85", "d"], "answer": 0}'
+    (tmp_path / "items.jsonl").write_text(line + "\n", "utf-8")
+    assert read_choices(tmp_path / "items.jsonl")[0].question == "a\u2028b"
 
 
 @pytest.fixture
@@ -333,6 +436,26 @@ def test_quiet_is_quiet(folders: tuple[Path, Path], tmp_path: Path) -> None:
 LONG = pytest.mark.filterwarnings("ignore:.*activations were calibrated on 24")
 
 
+def test_the_original_of_a_relative_folder_is_found(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the method's page: ``zoo quantize mobilequant ./my-llm``, then ``eval``."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ("quantize", "mobilequant", "./lm", "-o", "q", "--quiet", "-O", "recipe=rtn")
+    assert run(*arguments, capsys=capsys)[0] == 0
+    Path("text.txt").write_text("a small text to be measured. " * 20, "utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # windows are no longer than the network's positions
+        code, out = run("run", "./q", "eval", "text.txt", "--json", capsys=capsys)
+    assert code == 0, out
+    assert [*json.loads(out)["models"]] == ["original", "quantized"], out
+    config = folders[0] / "config.json"
+    config.write_text(config.read_text("utf-8") + "\n", "utf-8")
+    code, out = run("run", "./q", "eval", "text.txt", capsys=capsys)
+    assert code == 0
+    assert "note: The original is not available for comparison: lm has changed" in out
+
+
 @LONG
 def test_commands_of_a_saved_folder(
     folders: tuple[Path, Path], tmp_path: Path, capsys: Any
@@ -340,6 +463,9 @@ def test_commands_of_a_saved_folder(
     _, small = folders
     code, out = run("run", str(small), "generate", "the end", "--tokens", "4", capsys=capsys)
     assert (code, out[:13]) == (0, "t h e   e n d"), out
+    code, out = run("run", str(small), "generate", "the end", "--chat", capsys=capsys)
+    assert code == 1
+    assert "has no chat template. Leave out --chat." in out
     (tmp_path / "text.txt").write_text("a small text to be measured. " * 20, "utf-8")
     code, out = run("run", str(small), "eval", str(tmp_path / "text.txt"), "--json", capsys=capsys)
     assert code == 0, out
@@ -387,8 +513,9 @@ def test_text_unlike_the_calibration_is_remarked_on(quantizer: Any) -> None:
     site = made.sites["1.h"]
     assert all("1.h" not in note for note in _clipped(made, Letters(), text))
     site.set(type(site.grid)(site.step / 50, site.zero, 0, 255))
-    assert "1 activations" not in _clipped(made, Letters(), text)[0]
-    assert "most of all 1.h" in _clipped(made, Letters(), text)[0]
+    note = _clipped(made, Letters(), text)[0]
+    assert "1 activations" not in note
+    assert "most of all 1.h" in note
 
 
 def test_zoo_quantize(folders: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
@@ -404,6 +531,20 @@ def test_zoo_quantize(folders: tuple[Path, Path], tmp_path: Path, capsys: Any) -
     assert code == 0, out
     assert "21 layers quantized" in out
     assert zoo.load(out_folder, device="cpu").recipe.steps == 2
+
+
+def test_the_call_is_that_of_the_original(quantizer: Any) -> None:
+    """Tuples, embeddings and a cache too; with a cache, what came before counts."""
+    made, ids = quantizer.quantize(tiny_lm(), tokens(8, 16), steps=0), tokens(1, 12)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        whole = made(ids).logits
+        assert torch.equal(made(input_ids=ids, return_dict=False)[0], whole)
+        embedded = made.module.get_input_embeddings()(ids)
+        assert torch.equal(made(inputs_embeds=embedded).logits, whole)
+        cache = made(ids, use_cache=True).past_key_values
+        with pytest.raises(UserWarning, match="17 tokens"):
+            made(tokens(1, 5), past_key_values=cache)
 
 
 # --- warnings and advice --------------------------------------------------------------------------
@@ -441,6 +582,9 @@ def test_what_people_want_to_know_first(quantizer: Any) -> None:
     assert "sample" not in report
     assert len(report["summary"]) == 2
     assert f"{report['agreement']:.1%}" in report["summary"][0]
+    assert report["summary"][0].startswith("held-back calibration text")
+    few = quantizer.quantize(tiny_lm(), tokens(3), steps=0).report()["summary"]
+    assert few[0].startswith("calibration text, none held back")
     linears = sum(weight.numel() for path in made.grids for weight in [_weight(made, path)])
     rest = sum(t.numel() * t.element_size() for t in made.state().values()) - 2 * linears
     assert report["bytes_integers"] == rest + linears  # a byte for each weight of 8 bits

@@ -136,6 +136,8 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     assert made == "<|begin|>ab"
     gpt = gguf.tokenizer({**FACTS, "tokenizer.ggml.pre": "gpt-2"})
     assert gpt.convert_ids_to_tokens(gpt("12")["input_ids"]) == ["12"]
+    first = gguf.tokenizer({**FACTS, "tokenizer.ggml.add_bos_token": True})
+    assert first.convert_ids_to_tokens(first("ab")["input_ids"]) == ["<|begin|>", "ab"]
 
 
 def test_what_is_not_a_llama_is_refused(tmp_path: Path) -> None:
@@ -146,8 +148,19 @@ def test_what_is_not_a_llama_is_refused(tmp_path: Path) -> None:
         gguf.convert(Reader(network, **{"tokenizer.ggml.model": "llama"}), plain, tmp_path / "b")
     reader = Reader(network)
     reader.tensors.append(Tensor_("blk.0.ffn_gate_exps.weight", np.zeros((2, 2), np.float32)))
-    with pytest.raises(InputError, match="mixture of experts"):
+    with pytest.raises(InputError, match=r"ffn_gate_exps.*experts"):
         gguf.convert(reader, plain, tmp_path / "c")
+    scaled: Any = {"llama.rope.scaling.type": "yarn"}
+    with pytest.raises(InputError, match="scales rotary angles"):
+        gguf.convert(Reader(network, **scaled), plain, tmp_path / "d")
+    for factor, fits in ((1.0, True), (8.0, False)):
+        reader = Reader(network)
+        reader.tensors.append(Tensor_("rope_freqs.weight", np.full(4, factor, np.float32)))
+        if fits:
+            gguf.convert(reader, plain, tmp_path.parent / f"{tmp_path.name}-plain")
+        else:
+            with pytest.raises(InputError, match=r"'rope_freqs\.weight' belongs to no plain Llama"):
+                gguf.convert(reader, plain, tmp_path / "e")
     assert [*tmp_path.iterdir()] == [], "it left something behind"
 
 

@@ -374,6 +374,7 @@ def test_recipes() -> None:
         ({"loss": "l1"}, "loss='l1': expected one of kl, mse"),
         ({"prefix_tokens": True}, "prefix_tokens=True"),
         ({"grid": 1}, "grid=1: expected True or False"),
+        ({"learn": 3}, "learn=3: expected any of transformation"),
         ({"weights": "tensor"}, "weights='tensor'"),
     ],
 )
@@ -413,12 +414,15 @@ def test_windows_of_ids_stay_and_are_remarked_on() -> None:
     assert len(remarks) == 1
     assert "No calibration row begins with token 1" in remarks[0]
     assert windows(tokens(8, 16), None, tiny_lm().config)[1] == []
+    long = windows(tokens(8, 65), None, tiny_lm().config)[1]
+    assert "windows of 65 tokens, beyond the 64 positions" in long[0]
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
         (torch.full((2, 4), 5), "8 tokens. At least 32"),
+        (torch.full((40, 1), 5), "windows of one token"),
         (torch.full((8, 8), 64), "the model has 64"),
         (torch.full((8, 8), -1), "the model has 64"),
     ],
@@ -439,3 +443,24 @@ def test_deepcopies_of_a_simulated_network_are_apart() -> None:
             module.on = False
     assert torch.equal(logits(network), before)
     assert not torch.equal(logits(other), before)
+
+
+@pytest.mark.parametrize("kind", LMS)
+def test_every_norm_of_a_layer_gets_16_bits(kind: str) -> None:
+    """Also those between o or down and the residual, and StableLM's for each head (eq. 14)."""
+    network = tiny_lm(kind)
+    layers = describe(network)
+    attach(network, layers, 8)
+    weights = attach_weights(layers, dict.fromkeys(layers[0].linears, WeightFormat(8)))
+    for layer in layers:
+        settle(layer, weights, {})
+    scales = [
+        part.weight
+        for layer in layers
+        for name, part in layer.module.named_modules()
+        if "norm" in name and getattr(part, "weight", None) is not None
+    ]
+    assert scales
+    for scale in scales:
+        grid = asymmetric(scale.min(), scale.max(), 16)
+        assert torch.allclose(grid(scale), scale, atol=1e-7)

@@ -75,7 +75,8 @@ def quantize(
 
 def _cost(cost: Estimate) -> str:
     """The estimated cost, for people."""
-    size, seconds = f"{cost.memory / 1e9:.1f} GB", cost.seconds
+    gigabytes, seconds = cost.memory / 1e9, cost.seconds
+    size = f"{gigabytes:.1f} GB" if gigabytes >= 1 else f"{gigabytes * 1e3:.1f} MB"
     time = f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
     return "\n".join(
         [*cost.notes, f"about {size} of memory beyond the weights, and {time} on this machine"]
