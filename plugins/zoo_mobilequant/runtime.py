@@ -115,11 +115,8 @@ def _connect(layer: Layer) -> None:
 
 
 def _sites(layer: Layer) -> dict[str, Site]:
-    module, attention = layer.module, layer.attention
-    found: dict[str, Site] = {}
-    for sites in (module.sites, attention.sites):
-        found |= dict(sites.items())  # type: ignore[operator, arg-type]
-    return found
+    parts: list[Any] = [layer.module.sites, layer.attention.sites]
+    return {name: site for part in parts for name, site in part.items()}
 
 
 def _products(layer: Layer, grids: Mapping[str, Grid], chosen: Plan) -> dict[int, Integer]:

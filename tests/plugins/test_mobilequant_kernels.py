@@ -1,4 +1,4 @@
-"""Integer products against integer arithmetic, and packed codes."""
+"""Integer products against integer arithmetic."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 from zoo_mobilequant import kernels
 from zoo_mobilequant.kernels import HALF, Fbgemm, Floats, OneDNN, Plan, Weight, is_right, plan
-from zoo_mobilequant.packed import pack, unpack
 from zoo_mobilequant.quantizers import Grid
-
-from zoo.errors import WeightsError
 
 
 def weight(n: int = 40, k: int = 600, most: int = 127, bias: bool = True) -> Weight:
@@ -99,21 +96,3 @@ def test_single_tokens_have_a_kernel_of_their_own(vnni: bool) -> None:
     chosen = plan.__wrapped__(vnni)
     if is_right(OneDNN, chosen.bits, 1) and is_right(Fbgemm, chosen.bits, 1):
         assert chosen.decode is (OneDNN if vnni else Fbgemm)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("columns", [1, 6, 7])
-def test_packed_codes_come_back(bits: int, columns: int) -> None:
-    """Every code there is, in every column."""
-    every = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1))
-    codes = torch.stack([every.roll(i) for i in range(columns)], 1)
-    packed = pack(codes.float(), bits)
-    assert packed.element_size() * packed.shape[1] == (columns if bits == 8 else (columns + 1) // 2)
-    assert torch.equal(unpack(packed, bits, columns).long(), codes)
-
-
-def test_a_damaged_file_is_refused() -> None:
-    packed = pack(torch.zeros(3, 7), 4)
-    for wrong, columns in ((packed[:, :-1], 7), (packed, 9), (packed.to(torch.int8), 7)):
-        with pytest.raises(WeightsError, match="4-bit codes of"):
-            unpack(wrong, 4, columns)
