@@ -1,4 +1,4 @@
-"""The commands of a quantized model: ``zoo run FOLDER generate`` and ``zoo run FOLDER eval``."""
+"""The commands of a quantized model: ``zoo run FOLDER generate``, ``eval`` and ``speed``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from .evaluate import (
     report,
     text_windows,
 )
+from .kernels import plan
 from .model import MobileQuantized
 from .original import opened
+from .speed import compared
 
 BEYOND = 0.01
 """A site that clips a larger share of its values is reported."""
@@ -33,6 +35,7 @@ def generate(model: Any, args: list[str]) -> int:
     parser.add_argument("prompt")
     parser.add_argument("--tokens", type=int, default=40, help="new tokens, at most")
     parser.add_argument("--chat", action="store_true", help="as a message, by the chat template")
+    parser.add_argument("--integers", action="store_true", help="compute on integers (CPU)")
     given = parser.parse_args(args)
     quantized, tokenizer = _ready(model)
     if given.chat:
@@ -46,7 +49,8 @@ def generate(model: Any, args: list[str]) -> int:
     if not ids:
         raise InputError("the prompt is empty.")
     row = torch.tensor([ids], device=quantized.device)
-    made = quantized.generate(
+    network = quantized.integers() if given.integers else quantized
+    made = network.generate(
         row, attention_mask=torch.ones_like(row), max_new_tokens=given.tokens, do_sample=False
     )
     print(tokenizer.decode(made[0, len(ids) :] if given.chat else made[0], True))
@@ -88,6 +92,26 @@ def eval_(model: Any, args: list[str]) -> int:
     else:
         print(report(rows))
         print("\n".join(f"note: {note}" for note in notes), end="\n" if notes else "")
+    return 0
+
+
+def speed(model: Any, args: list[str]) -> int:
+    """``speed``: CPU time of a prompt and of a token after it, in floats and on integers."""
+    parser = argparse.ArgumentParser("zoo run FOLDER speed", description=speed.__doc__)
+    parser.add_argument("--prompt", type=int, default=256, help="tokens of the prompt")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5, help="the quickest counts")
+    given = parser.parse_args(args)
+    quantized, _ = _ready(model)
+    found = compared(quantized, given.prompt, given.threads, given.repeats)
+    width = max(map(len, found))
+    for name, (prompt, token) in found.items():
+        base = found["floats"]
+        print(
+            f"{name:{width}}  prompt {1000 * prompt:9.1f} ms ({base[0] / prompt:.2f}x)   "
+            f"token {1000 * token:8.2f} ms ({base[1] / token:.2f}x)"
+        )
+    print(plan().reason)
     return 0
 
 

@@ -297,6 +297,18 @@ class MobileQuantized(QuantizedModel):
 
     @isolated()
     @torch.no_grad()
+    def integers(self) -> Any:
+        """The network of transformers with linear layers that compute on integers, on the CPU.
+
+        Called like the original, and generates like it; embeddings are shared with this model.
+        Raises OptionError for a recipe that needs floats (``prefix_tokens``, ``weights="paper"``).
+        """
+        from .runtime import integers
+
+        return integers(self.module, self.grids, self.recipe)
+
+    @isolated()
+    @torch.no_grad()
     def clipped(self, ids: Tensor) -> Mapping[str, float]:
         """Site -> share, from 0 to 1, of its values on token ids (N,T) that its range cuts off."""
         counts = Clipped()
