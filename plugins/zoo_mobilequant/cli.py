@@ -96,14 +96,14 @@ def eval_(model: Any, args: list[str]) -> int:
 
 
 def speed(model: Any, args: list[str]) -> int:
-    """``speed``: CPU time of a prompt and of a token after it, in floats and on integers."""
+    """``speed``: CPU time of a prompt and of a token after it, in floats and on integers, on one
+    thread."""
     parser = argparse.ArgumentParser("zoo run FOLDER speed", description=speed.__doc__)
     parser.add_argument("--prompt", type=int, default=256, help="tokens of the prompt")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5, help="the quickest counts")
     given = parser.parse_args(args)
     quantized, _ = _ready(model)
-    found = compared(quantized, given.prompt, given.threads, given.repeats)
+    found = compared(quantized, given.prompt, given.repeats)
     width = max(map(len, found))
     for name, (prompt, token) in found.items():
         base = found["floats"]

@@ -2,65 +2,40 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from zoo.experiment import take_turns
 
+if TYPE_CHECKING:
     from .model import MobileQuantized
 
 
 @torch.no_grad()
 def compared(
-    model: MobileQuantized, prompt: int = 256, threads: int = 1, repeats: int = 5
+    model: MobileQuantized, prompt: int = 256, repeats: int = 5
 ) -> dict[str, tuple[float, float]]:
     """CPU-seconds of a prompt of so many tokens (with the last row of the head), and of one token
-    after it: ``floats``, the network of transformers as it comes, with random weights, and
-    ``integers``. They take turns; the quickest of ``repeats`` counts.
+    after it, on one thread: ``floats``, the network of transformers as it comes, in float32 with
+    random weights, and ``integers``. They take turns; the quickest of ``repeats`` counts.
     """
     config = model.module.config.__class__(**model.module.config.to_dict())
     config._attn_implementation = "sdpa"
-    networks = {"floats": AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)}
-    networks["integers"] = model.integers()
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    networks = {"floats": plain.eval().requires_grad_(False), "integers": model.integers()}
     ids = torch.arange(prompt)[None] % config.vocab_size
-    best = {name: [float("inf"), float("inf")] for name in networks}
-    with _threads(threads):
-        for turn in range(repeats + 1):  # the first one is a warm-up
-            for name, network in networks.items():
-                seconds = _once(network, ids)
-                if turn:
-                    best[name] = [min(a, b) for a, b in zip(best[name], seconds, strict=True)]
-    return {name: (a, b) for name, (a, b) in best.items()}
+    caches: dict[str, Any] = {}
 
+    def fill(name: str) -> None:
+        made = networks[name](ids, use_cache=True, logits_to_keep=1)
+        caches[name] = made.past_key_values
 
-def _once(network: Any, ids: torch.Tensor) -> tuple[float, float]:
-    cache: list[Any] = []
+    def follow(name: str) -> None:
+        networks[name](ids[:, :1], past_key_values=caches[name], use_cache=True)
 
-    def fill() -> None:
-        cache.append(network(ids, use_cache=True, logits_to_keep=1).past_key_values)
-
-    first = _timed(fill)
-    last = _timed(lambda: network(ids[:, :1], past_key_values=cache[0], use_cache=True))
-    return first, last
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    started = time.process_time()
-    work()
-    return time.process_time() - started
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    prompts = take_turns({n: partial(fill, n) for n in networks}, rounds=repeats)
+    tokens = take_turns({n: partial(follow, n) for n in networks}, rounds=repeats)
+    return {name: (min(prompts[name]), min(tokens[name])) for name in networks}

@@ -72,7 +72,8 @@ def main() -> None:
                 raise SystemExit(f"{scheme} {options}: exit code {process.exitcode}")
             peak, seconds = found.get()
             verdict = "within" if peak <= LIMIT else "BEYOND"
-            print(f"{scheme} {options}: {peak / 2**30:.1f} GiB ({verdict} 12), {seconds:.0f} CPU-s")
+            used = f"{peak / 2**30:.1f} GiB ({verdict} 12), {seconds:.0f} CPU-s"
+            print(f"{scheme} {options}: {used}", flush=True)
 
 
 if __name__ == "__main__":
