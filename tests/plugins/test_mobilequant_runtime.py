@@ -113,6 +113,12 @@ def test_wide_activations_stay_simulated() -> None:
     wide = model.report()["wide"]
     assert wide
     made = in_integers(model)
+    reading = [
+        f"{layer.index}.{tensor}" for layer in model.layers for tensor in layer.inputs.values()
+    ]
+    count = sum(isinstance(module, Integer) for module in made.modules())
+    assert {*reading} & {*wide}
+    assert count == len([tensor for tensor in reading if tensor not in wide])
     with torch.no_grad():
         ours, simulated = made(tokens()).logits, model(tokens()).logits
     assert float((ours.argmax(-1) == simulated.argmax(-1)).float().mean()) > 0.9

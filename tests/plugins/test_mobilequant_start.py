@@ -68,9 +68,12 @@ def test_planted_channels_are_evened_out() -> None:
 
 
 def test_no_smoothing_where_it_harms() -> None:
-    """With activations of 16 bits there is nothing to gain, and 4-bit weights that were already
-    even lose: none is kept when it is the best, so the default is never behind plain rounding."""
-    report = quantized(tiny_lm("llama GQA"), "w4a16")
-    tried = report["strengths"]
-    assert report["strength"] == min(tried, key=tried.get)
-    assert report["kl"] <= 1.1 * tried[NONE]
+    """With activations of 16 bits there is little to gain, and some networks' 4-bit weights lose:
+    these are left as they are, and the default is ahead of the published strength.
+    """
+    report = quantized(tiny_lm("llama GQA", 2), "w4a16")
+    assert report["strength"] == NONE
+    assert report["kl"] == pytest.approx(report["strengths"][NONE], rel=0.1)
+    assert report["kl"] < 0.9 * quantized(tiny_lm("llama GQA", 2), "w4a16", alpha=0.5)["kl"]
+    plain = quantized(tiny_lm("llama GQA", 2), "w4a16", pairs="none")
+    assert report["kl"] == plain["kl"]
