@@ -380,10 +380,15 @@ def test_splitting_the_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 # --- several processes ----------------------------------------------------------------------------
 
 WORKER = """
-import sys
+import atexit, os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import os
+def threads_are_gone():  # registered first, so called last
+    names = [thread.joinpath("comm").read_text() for thread in Path("/proc/self/task").iterdir()]
+    if any("gloo" in name or "store" in name for name in names):
+        print("left at exit:", *names, file=sys.stderr, flush=True)
+        os._exit(9)
+atexit.register(threads_are_gone)
 from tests.host.test_training import ctrl_c, recipe
 out, resume, stop = Path(sys.argv[1]), sys.argv[2] == "resume", int(sys.argv[3])
 press = ctrl_c("second", stop)

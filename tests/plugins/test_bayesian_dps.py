@@ -604,6 +604,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
 
 def _in_parallel(rank: int, meet: str, folder: str) -> None:
     import torch.distributed as distributed
+    import torch.distributed.nn  # before the group: see zoo.training.processes
 
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{meet}", rank=rank, world_size=2)

@@ -41,7 +41,11 @@ class Processes:
                     f"Training runs the whole network in each process, not with {way}: "
                     "run `accelerate config` again, or launch with --multi_gpu."
                 )
+        # torch.distributed.nn must be imported before the group is made: its functions keep, as a
+        # default argument, the group that exists when it is imported. Were that ours, the threads
+        # of the group would live until the interpreter is gone, and could abort the process.
         from accelerate import PartialState
+        from torch.distributed import nn  # noqa: F401
 
         state = PartialState(cpu=self.device.type == "cpu")
         self.index, self.count, self.device = state.process_index, state.num_processes, state.device
