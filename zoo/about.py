@@ -10,14 +10,15 @@
 
     - One item for each limit: {{acme-blur | PSNR-Y}} dB against {{bicubic | PSNR-Y}} of bicubic.
 
-``{{row | metric}}`` is a mean in the table of ``results.json``; ``{{claim.value}}``, ``.against``
-and ``.spread`` are what decided the claim of that id. A placeholder without a number is refused.
+``{{row | metric}}`` is a mean in the table of ``results.json`` or of a part of it;
+``{{claim.value}}``, ``.against`` and ``.spread`` are what decided the claim of that id. A
+placeholder without a number is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,14 @@ class About:
     """What the model is not, and is not good for; one line each."""
 
 
-def read(folder: Path, results: Mapping[str, Any] | None) -> About:
+def read(folder: Path, records: Sequence[Mapping[str, Any]]) -> About:
     """The prose in a card's folder; empty if there is no ``about.md``.
 
-    ``results``: the record that fills in the numbers, None if nothing was measured. Raises
-    InputError for a number that it does not contain and for an unknown heading.
+    ``records``: those that fill in the numbers (``bench.records``). Raises InputError for a number
+    that they do not contain and for an unknown heading.
     """
     where = str(folder / FILE)
-    return parse(fill(raw(folder), results, where), where)
+    return parse(fill(raw(folder), records, where), where)
 
 
 def parse(text: str, where: str) -> About:
@@ -75,7 +76,7 @@ def limits(text: str) -> tuple[str, ...]:
     return tuple(_line(item) for item in _ITEM.split(found)[1:])
 
 
-def fill(text: str, results: Mapping[str, Any] | None, where: str) -> str:
+def fill(text: str, records: Sequence[Mapping[str, Any]], where: str) -> str:
     """The text with each placeholder replaced by its number, four significant digits.
 
     Raises InputError with the line of every placeholder that has no number.
@@ -84,7 +85,7 @@ def fill(text: str, results: Mapping[str, Any] | None, where: str) -> str:
 
     def number(found: re.Match[str]) -> str:
         try:
-            return f"{_number(_line(found[1]), results):.4g}"
+            return f"{_number(_line(found[1]), records):.4g}"
         except KeyError as error:
             line = text.count("\n", 0, found.start()) + 1
             wrong.append(f"line {line}: {_line(found[0])}: {error.args[0]}")
@@ -96,22 +97,33 @@ def fill(text: str, results: Mapping[str, Any] | None, where: str) -> str:
     return filled
 
 
-def _number(name: str, results: Mapping[str, Any] | None) -> float:
+def _number(name: str, records: Sequence[Mapping[str, Any]]) -> float:
     """The value of a placeholder; the KeyError says what is unknown."""
-    if results is None:
+    if not records:
         raise KeyError("nothing has been measured yet; run `zoo bench MODEL --write FOLDER`")
     if "|" in name:
         row, _, metric = (part.strip() for part in name.partition("|"))
-        cells = _known("row", row, results["table"])
+        cells: dict[str, Any] = {}
+        for one in _known("row", row, _rows(records)):
+            cells |= one
         mean: float = _known("metric", metric, cells)["mean"]
         return mean
     claim, dot, field = name.rpartition(".")
     if not dot:
         raise KeyError("expected {{row | metric}} or {{claim.value}}")
     fields = ("value", "against", "spread")
-    found = _known("claim", claim, {c["id"]: c for c in results["claims"]})
+    found = _known("claim", claim, {c["id"]: c for r in records for c in r["claims"]})
     value: float = _known("number", field, {name: found[name] for name in fields})
     return value
+
+
+def _rows(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Row -> its cells in each record that has it."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        for row, cells in record["table"].items():
+            found.setdefault(row, []).append(cells)
+    return found
 
 
 def _known(what: str, name: str, table: Mapping[str, Any]) -> Any:

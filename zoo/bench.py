@@ -1,5 +1,6 @@
 """Benchmarks: one schema for ``results.json``, and the common metrics of each interface.
 
+A long benchmark may be measured in parts; each has a record of its own, ``results-PART.json``.
 ``zoo bench MODEL`` runs the experiment behind a method's claim, in its plugin. ``zoo bench
 INTERFACE`` measures every installed model of a kind, including third-party ones, in the same way.
 """
@@ -38,6 +39,7 @@ KEYS = (
 ).split()
 LATER = {"cells", "compares"}
 """Keys that records and claims written before cells were kept may lack."""
+_PART = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 def run(
@@ -112,6 +114,8 @@ def record(
         "claims": [asdict(claim) for claim in results.claims],
         "pictures": list(results.pictures),
     }
+    if results.part:
+        found["part"] = results.part
     if results.cells:
         found["cells"] = results.cells
     # Numbers and booleans may come from numpy or torch: convert them to plain ones.
@@ -125,7 +129,7 @@ def check(found: Any, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{where}: expected a JSON object.")
     wrong += [f"{key} is missing" for key in KEYS if key not in found]
-    wrong += [f"unknown key {key!r}" for key in found if key not in [*KEYS, "cells"]]
+    wrong += [f"unknown key {key!r}" for key in found if key not in [*KEYS, "part", "cells"]]
     wrong += [
         f"{key} cannot be {_short(found[key])}"
         for key, fits in _FITS.items()
@@ -198,7 +202,8 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
     "table": _dict_of(lambda value: isinstance(value, dict)),
     "higher_is_better": _dict_of(lambda value: isinstance(value, bool)),
     "claims": _list_of(lambda value: isinstance(value, dict)),
-    "pictures": _list_of(_text),
+    "pictures": _list_of(lambda value: _text(value) and Path(value).name == value),
+    "part": lambda value: isinstance(value, str) and bool(_PART.fullmatch(value)),
     "cells": _dict_of(_dict_of(_dict_of(_number))),
 }
 
@@ -216,14 +221,34 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(found: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``results.json`` in a folder, whole or not at all."""
+    """Write ``results.json``, or the file of the record's part, whole or not at all."""
     from .weights import atomic_file
 
     check(dict(found), found["model"])
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / FILE) as temporary:
+    path = folder / file_of(found)
+    with atomic_file(path) as temporary:
         temporary.write_text(_json(found), "utf-8")
-    return folder / FILE
+    return path
+
+
+def file_of(found: Mapping[str, Any]) -> str:
+    """The name of a record's file."""
+    return f"results-{found['part']}.json" if "part" in found else FILE
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The records in a card's folder: ``results.json`` first, then its parts by name; none if
+    nothing was measured. Raises InputError for one that cannot be read, or whose file has another
+    part's name.
+    """
+    found = []
+    for path in [folder / FILE, *sorted(folder.glob("results-*.json"))]:
+        if path.is_file():
+            found.append(read(path))
+            if file_of(found[-1]) != path.name:
+                raise InputError(f"{path}: holds the record of {file_of(found[-1])}. Rename it.")
+    return found
 
 
 def _json(found: Mapping[str, Any]) -> str:

@@ -53,12 +53,12 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 def render(
     entry: Entry,
-    results: Mapping[str, Any] | None,
+    records: Sequence[Mapping[str, Any]],
     prose: About = NO_PROSE,
 ) -> str:
     """The card's whole text.
 
-    ``results``: the checked record of ``results.json``, or None. ``prose``: the author's Markdown.
+    ``records``: what was measured (``bench.records``). ``prose``: the author's Markdown.
     """
     from huggingface_hub import ModelCardData
 
@@ -76,7 +76,7 @@ def render(
             *_paper_tag(entry),
         ],
         model_name=entry.name,
-        eval_results=_eval_results(entry, results) or None,
+        eval_results=_eval_results(entry, records) or None,
     )
     parts = [f"---\n{data.to_yaml()}\n---", f"# {entry.name}", _first_line(entry)]
     if prose.text:
@@ -89,7 +89,7 @@ def render(
     if prose.limits:
         parts += [f"## {about.LIMITS}", "\n".join(f"- {limit}" for limit in prose.limits)]
     parts += ["## Training", _training(entry)]
-    parts += ["## What was measured", _measured(entry, results)]
+    parts += ["## What was measured", _measured(entry, records)]
     parts += ["## Licence and source", _source(entry)]
     return "\n\n".join(parts) + "\n"
 
@@ -181,19 +181,25 @@ def _training(entry: Entry) -> str:
     return text
 
 
-def _measured(entry: Entry, results: Mapping[str, Any] | None) -> str:
-    if results is None:
+def _measured(entry: Entry, records: Sequence[Mapping[str, Any]]) -> str:
+    if not records:
         return "Nothing has been measured yet."
+    return "\n\n".join(_record(entry, record) for record in records)
+
+
+def _record(entry: Entry, results: Mapping[str, Any]) -> str:
     data = "; ".join(f"{d['name']} ({d['size']}, {d['license']})" for d in results["data"])
     seeds = ", ".join(map(str, results["seeds"])) or "none"
     tables = [bench.table_text(results)]
     if results["claims"]:
         tables += [experiment.DECIDED, bench.claims_text(results)]
-    parts = [table.replace("<", "&lt;") for table in tables]
+    title = [f"### {results['part'].replace('-', ' ').capitalize()}"] if "part" in results else []
+    parts = title + [table.replace("<", "&lt;") for table in tables]
     parts.append(
         f"Measured by the command below on {results['hardware']}, {results['date']}, at "
-        f"`{results['code'][:12]}`, in {results['seconds']:.0f} s. Data: {_plain(data)}. "
-        f"Seeds: {seeds}.\n\n```console\n$ {results['command']}\n```"
+        f"`{results['code'][:12]}`, in {results['seconds']:.0f} s. "
+        f"Data: {_plain(data) or 'none'}. Seeds: {seeds}.\n\n"
+        f"```console\n$ {results['command']}\n```"
     )
     more = [name for name in results["pictures"] if name != entry.card.picture]
     parts += [f"![{Path(name).stem}]({name})" for name in more]
@@ -219,11 +225,13 @@ def _paper_tag(entry: Entry) -> list[str]:
     return [f"arxiv:{number}"] if kind.lower() == "arxiv" else []
 
 
-def _eval_results(entry: Entry, results: Mapping[str, Any] | None) -> list[Any]:
+def _eval_results(entry: Entry, records: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Those of the first record, which is about quality."""
     from huggingface_hub import EvalResult
 
-    if results is None or entry.name not in results["table"]:
+    if not records or entry.name not in records[0]["table"]:
         return []
+    results = records[0]
     names = ", ".join(d["name"] for d in results["data"])
     return [
         EvalResult(
@@ -246,20 +254,14 @@ def _plain(text: str) -> str:
 # --- a card on disk -------------------------------------------------------------------------------
 
 
-def folder_results(entry: Entry, folder: Path) -> dict[str, Any] | None:
-    """The record next to a card, or None if nothing was measured."""
-    path = folder / bench.FILE
-    return bench.read(path) if path.is_file() else None
-
-
 def write(entry: Entry, folder: Path) -> Path:
     """Render the card into ``folder`` (``hub_cards/<model>``), whole or not at all."""
     from .weights import atomic_file
 
     if entry.status == "planned":
         raise NotReadyError(f"{entry.name} is planned; it has no card yet.")
-    results = folder_results(entry, folder)
-    text = render(entry, results, about.read(folder, results))
+    records = bench.records(folder)
+    text = render(entry, records, about.read(folder, records))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / "README.md") as temporary:
         temporary.write_text(text, "utf-8")
@@ -273,9 +275,9 @@ def faults(entry: Entry, folder: Path) -> list[str]:
         return [f"there is no {path}; write it with `zoo card {entry.name}`"]
     text = path.read_text("utf-8")
     try:
-        results = folder_results(entry, folder)
-        prose = about.read(folder, results)
-        wanted = render(entry, results, prose)
+        records = bench.records(folder)
+        prose = about.read(folder, records)
+        wanted = render(entry, records, prose)
     except ZooError as error:
         return [str(error)]
     found = []
@@ -300,7 +302,7 @@ def faults(entry: Entry, folder: Path) -> list[str]:
         )
     if entry.files and not entry.card.data:
         found.append("it does not say what the weights were trained on (card: data)")
-    return found + (_results_faults(entry, results) if results else [])
+    return found + [fault for record in records for fault in _record_faults(entry, record)]
 
 
 def _metadata_faults(text: str) -> list[str]:
@@ -322,18 +324,18 @@ def _metadata_faults(text: str) -> list[str]:
     return found
 
 
-def _results_faults(entry: Entry, results: Mapping[str, Any]) -> list[str]:
-    found = []
+def _record_faults(entry: Entry, results: Mapping[str, Any]) -> list[str]:
+    found, file = [], bench.file_of(results)
     if results["model"] != entry.name:
-        found.append(f"results.json is about {results['model']!r}")
+        found.append(f"{file} is about {results['model']!r}")
     if results["code"].endswith("+"):
-        found.append("results.json was made with uncommitted changes; run the benchmark again")
+        found.append(f"{file} was made with uncommitted changes; run the benchmark again")
     measured = results["weights"]
     current = {f.path: f.sha256 for f in entry.files if f.path.endswith(".safetensors")}
     if any(measured.get(path) != digest for path, digest in current.items()):
-        found.append("results.json was measured with other weights; run the benchmark again")
+        found.append(f"{file} was measured with other weights; run the benchmark again")
     if not results["command"]:
-        found.append("results.json names no command")
+        found.append(f"{file} names no command")
     return found
 
 

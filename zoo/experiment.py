@@ -141,9 +141,14 @@ class Book:
         }
 
     def results(
-        self, *, data: Sequence[Data] = (), seeds: Sequence[int] = (), pictures: Sequence[str] = ()
+        self,
+        *,
+        data: Sequence[Data] = (),
+        seeds: Sequence[int] = (),
+        pictures: Sequence[str] = (),
+        part: str = "",
     ) -> Results:
-        """What ``zoo_bench`` returns."""
+        """What ``zoo_bench`` returns; ``part``: see ``Results``."""
         columns = dict.fromkeys(c for by_column in self._cells.values() for c in by_column)
         return Results(
             self.table(),
@@ -153,6 +158,7 @@ class Book:
             {column: not self._less_is_better(column) for column in columns},
             pictures,
             self.cells(),
+            part,
         )
 
     # --- claims ---

@@ -9,9 +9,7 @@ authors do not need it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from . import about, bench
 from .cli import VERBS
@@ -134,11 +132,11 @@ def _size(entry: Entry) -> str:
 
 def ready_table() -> str:
     """Size, time and quality of the ready models; every number comes from a results.json."""
-    results = {found["model"]: found for found in _results()}
     rows = []
     for entry in own_registry().models.values():
         if entry.status == "ready":
-            found, name = results[entry.name], entry.name
+            name = entry.name
+            found = bench.records(ROOT / "hub_cards" / name)
             rows.append(
                 [
                     f"[`{name}`](hub_cards/{name}/README.md)",
@@ -153,13 +151,14 @@ def ready_table() -> str:
 def claims_page() -> str:
     """``hub_cards/README.md``: every claim of every card, held or not."""
     words = {True: "holds", None: "undecided", False: "does not hold"}
-    results = list(_results())
+    results = {
+        folder.name: [claim for record in found for claim in record["claims"]]
+        for folder in sorted((ROOT / "hub_cards").iterdir())
+        if (found := bench.records(folder))
+    }
     counts = [
-        [
-            f"[{found['model']}]({found['model']}/README.md)",
-            *(str(sum(c["holds"] is h for c in found["claims"])) for h in words),
-        ]
-        for found in results
+        [f"[{name}]({name}/README.md)", *(str(sum(c["holds"] is h for c in claims)) for h in words)]
+        for name, claims in results.items()
     ]
     parts = [
         "# Cards and claims",
@@ -170,25 +169,20 @@ def claims_page() -> str:
         "95 % interval includes the bound.",
         bench.markdown(["model", *words.values()], counts),
     ]
-    for found in results:
+    for name, claims in results.items():
         rows = [
             [words[holds], claim["statement"], bench.measured(claim)]
             for holds in words
-            for claim in found["claims"]
+            for claim in claims
             if claim["holds"] is holds
         ]
-        parts += [f"## {found['model']}", bench.markdown(["", "claim", "measured"], rows)]
+        parts += [f"## {name}", bench.markdown(["", "claim", "measured"], rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def verbs_table() -> str:
     """The command's verbs, for the README."""
     return bench.markdown(["verb", ""], [[f"`zoo {v}`", line] for v, (_, line) in VERBS.items()])
-
-
-def _results() -> Iterator[dict[str, Any]]:
-    for path in sorted((ROOT / "hub_cards").glob(f"*/{bench.FILE}")):
-        yield bench.read(path)
 
 
 PARTS = {"METHODS": methods_table, "READY": ready_table, "VERBS": verbs_table}

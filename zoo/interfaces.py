@@ -707,3 +707,6 @@ class Results:
     """File names under ``request.out``."""
     cells: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     """Row name -> metric name -> seed or test item -> number, if they were kept."""
+    part: str = ""
+    """Of a benchmark that is measured in parts: which one, in small letters. The record of a part
+    is ``results-PART.json``; measuring it again leaves the others as they are."""

@@ -85,8 +85,9 @@ def plan(
     now = tuple(replace(file, **facts[file.path]) for file in entry.files)
     cards.require_valid(replace(entry, files=now), page)
     files["zoo.json"] = json.dumps(manifest(entry, facts), indent=2).encode()
-    extras = ["README.md", bench.FILE, *([entry.card.picture] if entry.card.picture else [])]
-    for name in extras:
+    records = bench.records(page)
+    pictures = [entry.card.picture, *(name for record in records for name in record["pictures"])]
+    for name in dict.fromkeys(["README.md", *map(bench.file_of, records), *filter(None, pictures)]):
         if (page / name).is_file():
             if name in files:
                 raise UsageError(

@@ -134,18 +134,41 @@ def test_registry_text_stays_text(entry: Entry, folder: Path) -> None:
     said = replace(
         entry, license={"code": "<i>", "weights": "MIT"}, paper={"title": "t", "id": "<i>"}
     )
-    results = bench.read(folder / bench.FILE)
-    results["table"]["<i>bicubic"] = {"<i>": {"mean": 1.0, "std": 0.0, "n": 1}}
-    results["claims"][0]["rule"] = "<i>"
-    body = cards.render(said, results).split("---", 2)[2]
+    records = bench.records(folder)
+    records[0]["table"]["<i>bicubic"] = {"<i>": {"mean": 1.0, "std": 0.0, "n": 1}}
+    records[0]["claims"][0]["rule"] = "<i>"
+    body = cards.render(said, records).split("---", 2)[2]
     assert "&lt;i>bicubic" in body
     assert "<i>" not in body.replace("\\<", "")
+
+
+def test_a_benchmark_in_parts(entry: Entry, folder: Path) -> None:
+    """A part stands in a section of its own, and about.md may quote it."""
+    whole = bench.records(folder)[0]
+    table = {"doubler": {"seconds": {"mean": 0.25, "std": 0.0, "n": 1}}}
+    part = {**whole, "part": "speed", "table": table, "claims": [], "command": "zoo bench speed"}
+    path = bench.write(part, folder)
+    assert (path.name, bench.records(folder)) == ("results-speed.json", [whole, part])
+    (folder / "about.md").write_text(
+        "It takes {{doubler | seconds}} s, at {{doubler | PSNR-Y}} dB.\n\n"
+        "## Picture\n\nP.\n\n## What it is not good for\n\n- Much.\n",
+        "utf-8",
+    )
+    text = cards.write(entry, folder).read_text("utf-8")
+    assert f"takes 0.25 s, at {whole['table']['doubler']['PSNR-Y']['mean']:.4g} dB" in text
+    assert text.index(whole["command"]) < text.index("### Speed") < text.index("zoo bench speed")
+    assert cards.faults(entry, folder) == []
+    bench.write({**part, "code": "1" * 40 + "+"}, folder)
+    assert any("results-speed.json was made with unc" in f for f in cards.faults(entry, folder))
+    path.rename(folder / "results-size.json")
+    with pytest.raises(InputError, match=r"results-size.json: holds .* results-speed.json. Rename"):
+        bench.records(folder)
 
 
 def test_a_model_without_trained_weights_says_how_to_train_it(entry: Entry) -> None:
     from dataclasses import replace
 
-    text = cards.render(replace(entry, status="untrained", files=()), None)
+    text = cards.render(replace(entry, status="untrained", files=()), [])
     assert "There are no trained weights" in text
     assert "$ zoo train doubler --data PATH -o runs/doubler" in text
     assert 'zoo.load("./runs/doubler/model")' in text
@@ -238,7 +261,7 @@ def test_prose_has_two_headings_and_no_others() -> None:
 
 def test_the_limits_of_a_card_are_those_of_its_prose(entry: Entry, folder: Path) -> None:
     card = (folder / "README.md").read_text("utf-8")
-    prose = about.read(folder, bench.read(folder / bench.FILE))
+    prose = about.read(folder, bench.records(folder))
     assert about.limits(card) == prose.limits
     assert len(prose.limits) == 2
 
