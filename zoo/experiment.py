@@ -24,7 +24,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeVar
@@ -513,13 +513,18 @@ def _words(alike: Sequence[tuple[Comparison, _Outcome]]) -> str:
 # --- cost -----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """One thread for torch: CPU-seconds are comparable only at equal numbers of threads."""
+    return on_threads(1)
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """So many threads for torch."""
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -557,14 +562,16 @@ def take_turns(
     warm_up: int = 1,
     device: str | torch.device = "cpu",
     patience: float = math.inf,
+    threads: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round, on one thread, so that a busy machine affects all alike.
+    """Seconds of each call in each round, in turns, so that a busy machine affects all alike.
 
     ``best_of``: calls in a round, of which the fastest counts; for calls that take milliseconds. No
-    new round begins once the sum of all seconds exceeds ``patience``.
+    new round begins once the sum of all seconds exceeds ``patience``. ``threads``: of torch; the
+    CPU-seconds of all of them count.
     """
     spent: dict[str, list[float]] = {label: [] for label in runs}
-    with one_thread():
+    with on_threads(threads):
         for i in range(warm_up + rounds):
             if i > warm_up and sum(map(sum, spent.values())) > patience:
                 break

@@ -73,7 +73,10 @@ def train(
 
 @click.command()
 @model_argument
-@click.option("-o", "--out", type=PATH, help="File to write; default: MODEL.FORMAT here.")
+@click.option(
+    "-o", "--out", type=PATH,
+    help="File to write, or folder, by the format; default: MODEL.FORMAT here.",
+)  # fmt: skip
 @click.option("--format", "kind", help="Format to write; default: the suffix of OUT, or onnx.")
 @base_option
 @force_option
@@ -87,13 +90,13 @@ def export(
     settings: tuple[str, ...],
 ) -> None:
     """Write MODEL in a format for other runtimes."""
-    from ..weights import check_target
+    from ..files import check_folder, check_target
     from .options import split_settings
 
     entry = api.entry_of(model)
     kind = kind or (out.suffix.lower().removeprefix(".") if out else "") or "onnx"
     out = out or Path(f"{entry.name}.{kind}")
-    check_target(out, overwrite=force)
+    (check_folder if out.is_dir() else check_target)(out, overwrite=force)
     given = parse_settings(settings)
     loaded = api.load(
         model,
@@ -139,7 +142,7 @@ def verify(model: str, bases: tuple[str, ...], device: str, as_json: bool) -> No
     if as_json:
         return echo_json({"model": model, "deviation": off, "atol": atol, "seconds": seconds})
     if off is None:
-        if not loaded.entry.files:
+        if loaded.source == "none":
             return click.echo(f"{model} has no files of its own; nothing to verify.")
         return click.echo(f"{model}: files match their hashes; it has no check input.")
     click.echo(
