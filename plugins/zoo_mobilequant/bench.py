@@ -4,7 +4,8 @@
 ``wikitext-2`` and ``procedures/cookdial``, the base is SmolLM2-135M-Instruct, to which the limits
 of the claims belong. Each row of each seed is kept in the work folder as soon as it is measured, so
 an interrupted benchmark goes on where it was; ``-O only_kept=true`` reports what is there. Without
-the base, a small part is measured on tiny-lm.
+the base, a small part is measured on tiny-lm. ``-O part=speed``: see ``bench_speed.py``;
+``-O part=integers``: see ``bench_integers.py``.
 
 A seed is a draw of calibration windows from WikiText's validation text, the same for all methods.
 What is compared with the original: perplexity of 2,040 tokens of WikiText's test text, the KL
@@ -27,7 +28,9 @@ from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Data, Results
 from zoo.progress import track
 
+from . import bench_integers, bench_speed
 from .kept import Values
+from .limits import above, below
 from .measured import (
     FLOAT,
     IN_CHAT,
@@ -129,6 +132,8 @@ def planned(quick: bool) -> Iterator[tuple[Row, int]]:
 
 def bench(request: BenchRequest) -> Results:
     """Run every experiment; see the module's docstring."""
+    if request.options.get("part") == "speed":
+        return bench_speed.bench(request)
     base = request.bases.get("language")
     seeds = [request.seed + i for i in range(1 if request.quick else SEEDS)]
     book = Book(less_is_better)
@@ -139,6 +144,8 @@ def bench(request: BenchRequest) -> Results:
             raise InputError(
                 "--base language=FOLDER is measured on WikiText-2 and CookDial: pass --data PATH."
             )
+        if request.options.get("part") == "integers":
+            return bench_integers.bench(request, base.folder, request.data)
         real_rows(request, base.folder, request.data, book, seeds)
     if not request.quick:
         claim(book)
@@ -172,7 +179,9 @@ def planted_rows(book: Book, seed: int) -> list[Data]:
         world = World.made(plant)
         for row in PLANTED:
             network = world.network()
-            world.fitted(network, make(row.recipe, row.scheme, row.changes), seed)
+            world.fitted(
+                network, make(row.recipe, row.scheme, {"table": False, **row.changes}), seed
+            )
             found = world.compared(network)
             ratio = found["perplexity"] / found["perplexity_original"]
             book.add(row.name, f"{name}: {RATIO}", ratio, seed)
@@ -221,16 +230,6 @@ def enter(book: Book, row: str, found: Values, seed: int) -> None:
         book.add(row, WIDE, len(found["wide"]), seed)
     for i, right in enumerate(found.get("choices", ())):
         book.add(row, RIGHT, float(right), f"item {i}")
-
-
-def above(row: str, column: str, bound: float) -> Comparison:
-    """Is a number, as it is, above a limit set in advance?"""
-    return Comparison(row, (column,), float(bound), (column,), "difference", True, 0.0, "counted")
-
-
-def below(row: str, column: str, bound: float) -> Comparison:
-    """Is it below?"""
-    return replace(above(row, column, bound), above=False)
 
 
 RULE = f"the number is the median of {SEEDS} seeds, the limit was set in advance"

@@ -111,7 +111,7 @@ def speed(model: Any, args: list[str]) -> int:
             f"{name:{width}}  prompt {1000 * prompt:9.1f} ms ({base[0] / prompt:.2f}x)   "
             f"token {1000 * token:8.2f} ms ({base[1] / token:.2f}x)"
         )
-    print(plan().reason)
+    print(plan().remark or plan().reason)
     return 0
 
 

@@ -28,12 +28,15 @@ class Family:
     """Are queries and keys normalised in each head?"""
     offset: float = 0.0
     """What is added to the weight of a norm: Gemma multiplies by 1 + w."""
+    capped: bool = False
+    """Does attention cap its scores softly?"""
 
 
 GEMMA_2 = Family(
     n2="pre_feedforward_layernorm",
     added={"o": "post_attention_layernorm", "down": "post_feedforward_layernorm"},
     offset=1.0,
+    capped=True,
 )
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(),
@@ -71,6 +74,10 @@ class Layer:
     head_dim: int
     rotary: int
     """The first so many channels of a head are rotated by RoPE."""
+    scaling: float
+    """Factor of the scores."""
+    softcap: float | None
+    """Scores are capped softly at this magnitude."""
 
     @property
     def attention(self) -> nn.Module:
@@ -101,10 +108,16 @@ def describe(network: Any) -> list[Layer]:
     Raises InputError for an architecture that is not supported, naming those that are, for a
     mixture of experts, for fused projections, and for a model that is quantized already.
     """
+    config: Any = getattr(network, "config", None)
+    if getattr(config, "quantization_config", None) or getattr(network, "is_quantized", False):
+        raise quantized_already(f"this {config.model_type} model")
+    return layers_of(network)
+
+
+def layers_of(network: Any) -> list[Layer]:
+    """``describe``, also of a model that is quantized."""
     config = getattr(network, "config", None)
     kind = str(getattr(config, "model_type", type(network).__name__))
-    if getattr(config, "quantization_config", None) or getattr(network, "is_quantized", False):
-        raise quantized_already(f"this {kind} model")
     if _experts(config):
         raise unsupported(
             kind,
@@ -162,6 +175,8 @@ def _layer(index: int, name: str, module: Any, family: Family, config: Any) -> L
         kv_heads=linears["k"].out_features // head_dim,
         head_dim=head_dim,
         rotary=int(getattr(attention, "rotary_ndims", head_dim)),
+        scaling=float(attention.scaling),
+        softcap=attention.attn_logit_softcapping if family.capped else None,
     )
 
 
@@ -170,8 +185,10 @@ def _experts(config: Any) -> bool:
     return any((getattr(config, name, None) or 0) > 1 for name in counts)
 
 
-def head(network: Any, hidden: Tensor) -> Tensor:
-    """Logits (..., vocabulary) of what the decoder gives after its last norm, (..., H)."""
-    logits: Tensor = network.get_output_embeddings()(hidden)
+def head(network: Any, hidden: Tensor, part: nn.Module | None = None) -> Tensor:
+    """Logits (..., vocabulary) of what the decoder gives after its last norm, (..., H); by another
+    head where ``part`` is one.
+    """
+    logits: Tensor = (part or network.get_output_embeddings())(hidden)
     cap = getattr(network.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -47,7 +47,7 @@ After = Callable[[Mapping[str, Site]], None]
 def mlp_16(sites: Mapping[str, Site]) -> None:
     """The activations inside the MLP get 16 bits, over the range they have."""
     for name, site in sites.items():
-        if name.split(".")[1] in ("gate", "up", "sigmoid", "act", "h"):
+        if name.rpartition(".")[2] in ("gate", "up", "sigmoid", "act", "h"):
             site.set(asymmetric(*site.grid.range, 16))
 
 
@@ -148,7 +148,7 @@ class Measured:
         return {"base": self.sha256, "texts": texts}
 
     def _row(self, row: Row, seed: int, choices: bool) -> Values:
-        recipe = make(row.recipe, row.scheme, row.changes)
+        recipe = make(row.recipe, row.scheme, {"table": False, **row.changes})  # as the paper
         rows = self.words.drawn(self.lessons, self.windows, seed)
         network = opened(self.folder).network
         work = Shared(self.work / f"seed-{seed}", recipe)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.progress import Progress, track
 
@@ -25,6 +26,7 @@ from .quantizers import Grid
 from .recipe import Recipe
 from .simulate import Site, attach, attach_weights, settle, switched, watching
 from .start import candidates, divided_by, judged
+from .tables import HEAD, attach_head, settle_tables
 from .transform import fold
 from .work import Work
 
@@ -148,9 +150,20 @@ def fit(
         return plain
 
     wide = widen(network, sites, tests, wanted, recipe, bounds, progress)
+
+    # Embedding and head as one table of 8-bit rows, and a grid for what the head reads (eq. 23).
+    whole = deepcopy(network.get_output_embeddings())  # the original's, to compare with
+    if recipe.table:
+        grids |= settle_tables(network)
+        site, ends = attach_head(network), Spread(False)
+        for row in closed:
+            ends(site, last_hidden(network, row)[1][None], row)
+        site.set(ends.grid(site))
+        site.on = True
+        sites[HEAD] = site
     clipped = Clipped()
     with watching(sites, clipped):
-        final = compare(network, tests, wanted)
+        final = compare(network, tests, wanted, whole)
     report = {
         **final,
         "before_learning": before,
@@ -165,8 +178,12 @@ def fit(
 
 
 @torch.no_grad()
-def compare(network: Any, rows: Tensor, wanted: Sequence[Tensor]) -> dict[str, float]:
+def compare(
+    network: Any, rows: Tensor, wanted: Sequence[Tensor], whole: nn.Module | None = None
+) -> dict[str, float]:
     """A network against the original, whose last states are ``wanted``, on windows (N,T).
+
+    ``whole``: the original's head, where the network's is quantized.
 
     ``kl``: mean KL divergence in nats for each token (eq. 17); ``agreement``: share of the
     positions with the same likeliest token; ``perplexity`` and ``perplexity_original``: of the
@@ -178,7 +195,8 @@ def compare(network: Any, rows: Tensor, wanted: Sequence[Tensor]) -> dict[str, f
         following = row.roll(-1)
         parts = (t.split(learn.CHUNK) for t in (hidden, original, following))
         for mine, theirs, next_ in zip(*parts, strict=True):
-            q, p = (head(network, h).float().log_softmax(-1) for h in (mine, theirs))
+            q = head(network, mine).float().log_softmax(-1)
+            p = head(network, theirs, whole).float().log_softmax(-1)
             sums["kl"] += float((p.exp() * (p - q)).sum())
             sums["agreement"] += float((p.argmax(-1) == q.argmax(-1)).sum())
             sums["perplexity"] -= float(q.gather(1, next_[:, None]).sum())

@@ -7,28 +7,29 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import DeviceError, InputError, WeightsError
+from zoo.errors import DeviceError, InputError
 from zoo.hookspecs import BuildRequest
 from zoo.interfaces import Estimate, QuantizedModel, Quantizer
 from zoo.isolation import isolated, learning
-from zoo.weights import load_tensors, save_tensors
 
 from . import planning
 from .calibrate import Clipped, windows
 from .families import describe
 from .method import Fitted, fit
-from .original import GRIDS, Original, opened, read, tokenizer_of
+from .original import Original, opened, read, tokenizer_of
+from .pretrained import FORMAT, METHOD, check_format, state
 from .quantizers import Grid
 from .recipe import SCHEMES, Recipe, make
-from .simulate import Site, attach, watching
+from .simulate import Site, watching
 from .work import Work
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 PROMPT, SAID = 12, 24
 """Tokens of the sample in the report: the first of the calibration, and what follows them."""
-FORMAT = 1
-"""Of ``GRIDS`` and of what ``model.safetensors`` holds: floats that lie on the grids."""
 
 
 def build(request: BuildRequest) -> MobileQuant | MobileQuantized:
@@ -83,6 +82,7 @@ class MobileQuant(Quantizer):
         loss: str | None = None,
         prefix_tokens: int | None = None,
         weights: str | None = None,
+        table: bool | None = None,
         fallback: int | None = None,
         budget: float | None = None,
         checkpoint: str | Path | None = None,
@@ -108,7 +108,7 @@ class MobileQuant(Quantizer):
             {
                 "pairs": pairs, "alpha": alpha, "grid": grid, "steps": steps, "learn": learn,
                 "loss": loss, "prefix_tokens": prefix_tokens, "weights": weights,
-                "fallback": fallback, "budget": budget,
+                "table": table, "fallback": fallback, "budget": budget,
             },
         )  # fmt: skip
         started = time.perf_counter()
@@ -220,8 +220,7 @@ class MobileQuantized(QuantizedModel):
         }
         config["report"] = {
             "bytes_before": original.bytes,
-            "bytes_after": _size(model.state()) + _size(model.quantization()),
-            "bytes_integers": _size(model.state()) - model.saved_by_integers(),
+            "bytes_after": _size(model.state()),
             **report,
             "layers": layers,
         }
@@ -238,31 +237,12 @@ class MobileQuantized(QuantizedModel):
                 f"dtype={request.dtype!r}: the simulation of integers computes in float32, which "
                 "holds 16-bit codes exactly. Leave dtype out."
             )
-        if config.get("format") != FORMAT:
-            raise WeightsError(
-                f"{folder} has format {config.get('format')!r}; this plugin reads {FORMAT}."
-            )
-        network = read(folder, str(folder)).eval().requires_grad_(False)
+        check_format(config.get("format"), str(folder))
+        network = read(folder, str(folder))
+        reader = network.hf_quantizer
+        reader.remove_quantization_config(network)  # it is one of ours now, not transformers'
         model = cls(request, network, config, tokenizer_of(folder))
-        bits = model.recipe.activation_bits
-        sites = model.sites = attach(network, model.layers, bits, model.recipe.prefix_tokens)
-        kept = load_tensors(folder / GRIDS)
-        try:
-            for name, site in sites.items():
-                site.bits = 16 if name in config["wide"] else site.bits
-                last = 2**site.bits - 1
-                site.set(Grid(kept[f"{name}.step"], kept[f"{name}.zero"], 0, last))
-                site.on = True
-            model.grids = {
-                layer.path(name): _grid(kept, layer.path(name), model.recipe, name)
-                for layer in model.layers
-                for name in layer.linears
-            }
-        except KeyError as error:
-            raise WeightsError(f"{folder / GRIDS} lacks {error}. Quantize it again.") from None
-        for path, grid in model.grids.items():
-            weight = network.get_submodule(path).weight
-            weight.copy_(grid(weight))  # the very floats that were quantized
+        model.sites, model.grids = reader.sites, reader.grids
         network.to(request.device)
         return model
 
@@ -297,15 +277,56 @@ class MobileQuantized(QuantizedModel):
 
     @isolated()
     @torch.no_grad()
-    def integers(self) -> Any:
-        """The network of transformers with linear layers that compute on integers, on the CPU.
+    def integers(self, exact: bool = False) -> Any:
+        """The network of transformers on integers, on the CPU (``runtime.py``).
 
-        Called like the original, and generates like it; embeddings are shared with this model.
-        Raises OptionError for a recipe that needs floats (``prefix_tokens``, ``weights="paper"``).
+        Called like the original, and generates like it. ``exact``: products are those of integers
+        on any CPU, and slow; else this CPU's quickest, with a warning where these are not right
+        with the weights as they are. Raises OptionError for a recipe that needs floats
+        (``prefix_tokens``, ``weights="paper"``).
         """
+        from .kernels import plan
         from .runtime import integers
 
-        return integers(self.module, self.grids, self.recipe)
+        if not exact and (remark := plan().remark):
+            warnings.warn(remark, stacklevel=4)  # beyond the decorators
+        return integers(self.module, self.grids, self.recipe, exact)
+
+    @isolated()
+    def export(  # type: ignore[override]  # options are spelled out
+        self,
+        path: str | Path,
+        format: str = "onnx-qdq",
+        *,
+        length: int | None = None,
+        cache: int | None = None,
+        target: str = "npu",
+        windows: int = 4,
+    ) -> Path:
+        """Write a folder with two ONNX graphs of fixed shapes, ``prefill.onnx`` for a prompt and
+        ``decode.onnx`` for one token after it, which share ``weights.data``; beside them
+        ``tokenizer.json``, and ``model.json`` with names, shapes and limits.
+
+        ``length``: tokens of a prompt, 256 unless the cache is smaller. ``cache``: tokens of a
+        sequence, 1024 unless the model has fewer positions. ``target``: ``npu`` has every rounding
+        of the simulation; for a ``cpu`` activations of 16 bits stay floats and 4-bit weights take a
+        byte each, which onnxruntime computes quicker. ``windows``: of calibration text, on which
+        the graphs are compared with the simulation in onnxruntime; 0: none.
+
+        Raises OptionError for an option, and for a recipe that needs floats (``prefix_tokens``,
+        ``weights="paper"``, ``table=False``); NotReadyError for a model without a tokenizer, and
+        for attention or an activation function of another form.
+        """
+        from .qdq.export import export
+
+        how: dict[str, Any] = {"length": length, "cache": cache, "target": target}
+        return export(self, Path(path), format, windows=windows, **how)
+
+    def export_report(self, path: str | Path) -> Sequence[str]:
+        """Sizes and limits of an export, and how far it was from the simulation."""
+        from .qdq.export import report
+
+        return report(Path(path))
 
     @isolated()
     @torch.no_grad()
@@ -321,7 +342,7 @@ class MobileQuantized(QuantizedModel):
         """Also ``kl``, ``agreement``, ``perplexity`` beside ``perplexity_original`` on windows that
         learning did not see (on all where there are fewer than four), the same ``before_learning``,
         ``strength`` and ``strengths`` (eq. 22), ``wide`` and ``clipped`` sites, ``sample`` (a
-        ``prompt`` and its continuations), ``bytes_integers``, ``summary``, ``notes``.
+        ``prompt`` and its continuations), ``summary``, ``notes``.
         """
         report: Mapping[str, Any] = self.config["report"]
         return report
@@ -329,44 +350,19 @@ class MobileQuantized(QuantizedModel):
     # --- the folder -------------------------------------------------------------------------------
 
     def state(self) -> Mapping[str, Tensor]:
-        """Weights under the names of transformers; those of linear layers as 16-bit floats, from
-        which their codes come back exactly.
+        """Tensors under the names of transformers. Of linear layers: ``weight``, its codes, packed
+        (``packed.py``), ``step`` and, where there is one, ``zero``; of sites ``step`` and ``zero``.
         """
-        dtype = getattr(torch, self.source_model["dtype"])
-        found: dict[str, Tensor] = {}
-        seen: set[int] = set()
-        for name, tensor in self.module.state_dict().items():
-            grid = self.grids.get(name.removesuffix(".weight"))
-            if tensor.data_ptr() in seen and not tensor.is_meta:  # tied
-                continue
-            seen.add(tensor.data_ptr())
-            if grid is not None:
-                half = tensor.half()
-                found[name] = half if torch.equal(grid(half.float()), tensor) else tensor
-            else:  # norms and biases were changed by the fold; the embedding was not
-                found[name] = tensor.to(dtype) if tensor.ndim > 1 else tensor
-        return found
-
-    def quantization(self) -> dict[str, Tensor]:
-        """``NAME.step`` and ``NAME.zero`` of each site and of each linear layer."""
-        found: dict[str, Tensor] = {}
-        parts = {name: site.grid for name, site in self.sites.items()} | dict(self.grids)
-        for name, grid in parts.items():
-            found |= {f"{name}.step": grid.step, f"{name}.zero": grid.zero}
-        return found
-
-    def saved_by_integers(self) -> int:
-        """Bytes by which ``state`` would be smaller with the codes of linear layers, packed."""
-        state, bits = self.state(), self.recipe.weight_bits
-        weights = [state[f"{path}.weight"] for path in self.grids]
-        return sum(w.numel() * (8 * w.element_size() - bits) // 8 for w in weights)
+        return state(self.module, self.grids, getattr(torch, self.source_model["dtype"]))
 
     def save_files(self, folder: Path) -> None:
         super().save_files(folder)
-        self.module.config.save_pretrained(folder)
+        config = deepcopy(self.module.config)
+        facts = {key: self.config[key] for key in ("format", "recipe", "wide")}
+        config.quantization_config = {"quant_method": METHOD, **facts}
+        config.save_pretrained(folder)
         if getattr(self.module, "generation_config", None) is not None:
             self.module.generation_config.save_pretrained(folder)
-        save_tensors(folder / GRIDS, self.quantization())
 
 
 @torch.no_grad()
@@ -418,19 +414,12 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         f"{text}: perplexity {before:.2f} -> {after:.2f}, "
         f"KL divergence {report['kl']:.3f} nats a token, "
         f"same likeliest token at {report['agreement']:.1%} of positions",
-        f"weights: 16-bit floats on the integers' grid; packed, they would take "
-        f"{report['bytes_integers'] / 1e6:.1f} MB",
+        f"weights: {report['bytes_before'] / 1e6:.1f} MB -> {report['bytes_after'] / 1e6:.1f} MB",
     ]
     if sample := report.get("sample"):
         for who in ("prompt", "original", "quantized"):
             lines.append(f"{who + ':':10} {' '.join(sample[who].split())}")
     return lines
-
-
-def _grid(kept: Mapping[str, Tensor], path: str, recipe: Recipe, linear: str) -> Grid:
-    form, bits = recipe.form(linear), recipe.weight_bits
-    low, high = (0, 2**bits - 1) if form.zero_point else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return Grid(kept[f"{path}.step"], kept[f"{path}.zero"], low, high)
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:

@@ -26,8 +26,6 @@ from .simulate import Site
 
 CALIBRATION = "calibration.txt"
 """A model's folder may bring the text to calibrate it with."""
-GRIDS = "quantization.safetensors"
-"""The steps and zero points in a folder of ours, beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,7 @@ def opened(model: Any, device: torch.device | str = "cpu") -> Original:
     elif isinstance(model, str | Path):
         base = resolve(model)
         assert base.folder is not None  # resolve gives one or raises
-        if (base.folder / GRIDS).is_file():
-            raise quantized_already(str(model))
+        _check_config(base.folder, str(model))
         network, tokenizer = read(base.folder, str(model)), tokenizer_of(base.folder)
         kind, texts = _dtype(base.folder), texts_of(base.folder)
         source = {"id": base.id, "revision": base.revision, "license": base.license}
@@ -76,7 +73,6 @@ def opened(model: Any, device: torch.device | str = "cpu") -> Original:
 
 def read(folder: Path, shown: str) -> Any:
     """The network of a transformers folder in float32, every weight from the file."""
-    _check_config(folder, shown)
     try:
         with _quiet():
             found: Any = AutoModelForCausalLM.from_pretrained(
@@ -87,6 +83,8 @@ def read(folder: Path, shown: str) -> Any:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below
             )
+    except WeightsError:
+        raise  # our own reader's, which says more
     except SafetensorError as error:
         raise WeightsError(
             f"the weights in {shown} are damaged: {error}. Get them again."
@@ -159,8 +157,6 @@ def outline(model: Any) -> tuple[Any, Sequence[str] | None]:
     else:
         folder = resolve(model).folder
         assert folder is not None
-        if (folder / GRIDS).is_file():
-            raise quantized_already(str(model))
         _check_config(folder, str(model))
         texts = texts_of(folder)
         try:

@@ -80,6 +80,11 @@ class Grid:
         return found
 
     @property
+    def bits(self) -> int:
+        """How many bits a code needs."""
+        return (self.high - self.low).bit_length()
+
+    @property
     def range(self) -> tuple[Tensor, Tensor]:
         """The least and the largest value."""
         return (self.low - self.zero) * self.step, (self.high - self.zero) * self.step
@@ -108,6 +113,12 @@ class WeightFormat:
     bits: int
     per_row: bool = True
     zero_point: bool = False
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The least and the largest code."""
+        half = 2 ** (self.bits - 1)
+        return (0, 2 * half - 1) if self.zero_point else (-half, half - 1)
 
     def grid(self, weight: Tensor, clip: tuple[Tensor, Tensor] | None = None) -> Grid:
         """The grid for a weight (N,K). ``clip``: shares of its least and largest value (eq. 12)."""

@@ -46,6 +46,8 @@ class Recipe:
     """So many first positions keep floating-point activations."""
     weights: str = "row"
     """``row``: symmetric, a grid for each row; ``paper``: asymmetric (eq. 11)."""
+    table: bool = True
+    """Are embedding and head rows of 8-bit codes (eq. 23)? Else they stay floats."""
     fallback: int = 0
     """At most so many activations get 16 bits (eq. 21)."""
     budget: float = 0.05

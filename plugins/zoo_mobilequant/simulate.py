@@ -100,8 +100,8 @@ class Site(nn.Module):
         self.on = False
         self.divisor: Tensor | None = None
         self.learned: Grid | None = None
-        self.register_buffer("step", torch.ones(()), persistent=False)
-        self.register_buffer("zero", torch.zeros(()), persistent=False)
+        self.register_buffer("step", torch.ones(()))
+        self.register_buffer("zero", torch.zeros(()))
 
     @property
     def grid(self) -> Grid:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from zoo_mobilequant import recipe
 from zoo_mobilequant.evaluate import accuracy, perplexity, read_choices
 from zoo_mobilequant.model import MobileQuantized
-from zoo_mobilequant.original import GRIDS
 
 import zoo
 from tests.plugins.tiny_lms import LMS, tiny_lm, tokens
@@ -53,7 +53,9 @@ class TestContract(QuantizerSuite):
 
 @pytest.mark.parametrize("kind", LMS)
 def test_a_saved_folder_is_the_same_model(kind: str, quantizer: Any, tmp_path: Path) -> None:
-    """Bit for bit; the weights are 16-bit floats from which the codes come back."""
+    """Bit for bit; weights of linear layers are codes, two in a byte, those of embedding and head
+    one.
+    """
     made = quantizer.quantize(tiny_lm(kind), tokens(8), steps=1, learn="ranges", scheme="w4a8")
     before = logits(made)
     folder = made.save_pretrained(tmp_path / "saved")
@@ -63,8 +65,13 @@ def test_a_saved_folder_is_the_same_model(kind: str, quantizer: Any, tmp_path: P
     assert again.report() == made.report()
     assert again.recipe == made.recipe
     for name, tensor in made.state().items():
-        linear = name.removesuffix(".weight") in made.grids
-        assert (tensor.dtype == torch.float16) == linear, name
+        path = name.removesuffix(".weight")
+        if path in made.grids:
+            two = path.endswith("_proj")
+            assert tensor.dtype == (torch.uint8 if two else torch.int8), name
+            assert tensor.numel() * (1 + two) == _weight(made, path).numel()
+        else:
+            assert tensor.dtype == torch.float32, name
 
 
 @pytest.mark.parametrize("weights", ["row", "paper"])
@@ -82,7 +89,7 @@ def test_every_weight_format_comes_back(
         codes = grid.codes(weight)
         assert codes.min() >= grid.low
         assert codes.max() <= grid.high
-        assert len(codes.unique()) <= 2**made.recipe.weight_bits
+        assert len(codes.unique()) <= 2**grid.bits
 
 
 def test_sites_of_16_bits_come_back(quantizer: Any, tmp_path: Path) -> None:
@@ -94,14 +101,34 @@ def test_sites_of_16_bits_come_back(quantizer: Any, tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(made))
 
 
-def test_transformers_reads_the_folder(quantizer: Any, tmp_path: Path) -> None:
-    """As an ordinary model: quantized weights, transformation folded in, activations in float."""
-    network = tiny_lm("llama tied")
-    made = quantizer.quantize(network, tokens(8), scheme="w8a16", steps=0)
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16"])
+def test_transformers_reads_the_folder(scheme: str, quantizer: Any, tmp_path: Path) -> None:
+    """With this plugin's module imported: the same simulation, bit for bit, tied weights tied; and
+    such a network is refused where an original is asked for.
+    """
+    import zoo_mobilequant.pretrained  # noqa: F401
+
+    made = quantizer.quantize(tiny_lm("llama tied"), tokens(8), scheme=scheme, steps=0)
     folder = made.save_pretrained(tmp_path / "saved")
-    plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    assert float((logits(plain) - logits(network)).norm() / logits(network).norm()) < 0.05
+    plain: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+    assert torch.equal(logits(plain), logits(made))
+    assert plain.lm_head.weight is plain.model.embed_tokens.weight
     assert "lm_head.weight" not in made.state()
+    found = plain.generate(tokens(1, 6), max_new_tokens=4, do_sample=False)
+    assert torch.equal(found, made.generate(tokens(1, 6), max_new_tokens=4, do_sample=False))
+    for again in (plain, folder):
+        with pytest.raises(InputError, match="quantized already"):
+            quantizer.quantize(again, tokens(8))
+
+
+def test_transformers_refuses_other_formats(quantizer: Any, tmp_path: Path) -> None:
+    import zoo_mobilequant.pretrained  # noqa: F401
+
+    made = quantizer.quantize(tiny_lm(), tokens(8), recipe="rtn")
+    made.config = {**made.config, "format": 1}
+    folder = made.save_pretrained(tmp_path / "saved")
+    with pytest.raises(WeightsError, match="has format 1; this plugin reads 2"):
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("kind", ["llama tied", "gemma2", "stablelm"])
@@ -117,16 +144,77 @@ def test_generation(kind: str, quantizer: Any, tmp_path: Path) -> None:
         assert found[0, at] == wanted.argmax() or float(top[0] - top[1]) < 0.02
 
 
-def test_a_damaged_folder_is_refused(quantizer: Any, tmp_path: Path) -> None:
-    made = quantizer.quantize(tiny_lm(), tokens(8), steps=0)
-    kept = made.quantization()
-    made.quantization = lambda: {k: v for k, v in kept.items() if k != "1.h.step"}
+@pytest.mark.parametrize("kind", ["llama tied", "llama GQA"])
+def test_embedding_and_head_are_one_table_or_two(kind: str, quantizer: Any, tmp_path: Path) -> None:
+    """Rows of 8-bit codes, each with its step; what the head reads has a grid. Without, floats."""
+    made = quantizer.quantize(tiny_lm(kind), tokens(8), steps=0)
+    tables = {path: made.grids[path] for path in made.grids if not path.endswith("_proj")}
+    assert [*tables] == ["model.embed_tokens", "lm_head"][: 2 - ("tied" in kind)]
+    for path, grid in tables.items():
+        weight = _weight(made, path)
+        assert torch.equal(grid(weight), weight)
+        assert grid.step.shape == (64, 1)
+    states, site = [], made.sites["head"]
+    hook = made.module.lm_head.register_forward_pre_hook(lambda head, args: states.append(args[0]))
+    made(tokens())
+    hook.remove()
+    assert torch.equal(site.grid(states[0]), states[0])
+    floats = quantizer.quantize(tiny_lm(kind), tokens(8), steps=0, table=False)
+    assert "head" not in floats.sites
+    assert torch.equal(floats.module.lm_head.weight, tiny_lm(kind).lm_head.weight)
+    again = zoo.load(floats.save_pretrained(tmp_path / "saved"), device="cpu")
+    assert torch.equal(logits(again), logits(floats))
+    assert made.report()["bytes_after"] < floats.report()["bytes_after"]
+
+
+def saved_with(made: Any, folder: Path, **changes: Tensor | None) -> Path:
+    """A saved folder with tensors changed, or left out where None."""
+    kept = {k: v for k, v in {**made.state(), **changes}.items() if v is not None}
+    made.state = lambda: kept
+    return Path(made.save_pretrained(folder))
+
+
+UP = "model.layers.1.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.layers.1.sites.h.step": None}, r"lacks model\.layers\.1\.sites\.h\.step"),
+        ({f"{UP}.weight": None, f"{UP}.step": None}, rf"lacks {UP}\.step, {UP}\.weight"),
+        (
+            {f"{UP}.weight": torch.zeros(48, 32)},
+            rf"{UP}\.weight in .* is float32.* int8 \(48, 32\)",
+        ),
+        (
+            {f"{UP}.weight": torch.zeros(48, 16, dtype=torch.int8)},
+            r"is int8 \(48, 16\); its configuration asks for int8 \(48, 32\)",
+        ),
+        ({f"{UP}.step": torch.zeros(48, 1)}, rf"the step of {UP} is no positive number"),
+        ({f"{UP}.step": torch.full((48, 1), float("nan"))}, "no positive number"),
+    ],
+)
+def test_a_damaged_folder_is_refused(
+    changes: dict[str, Any], message: str, quantizer: Any, tmp_path: Path
+) -> None:
+    made = quantizer.quantize(tiny_lm(), tokens(8), recipe="rtn")
+    folder = saved_with(made, tmp_path / "saved", **changes)
+    with pytest.raises(WeightsError, match=message):
+        zoo.load(folder, device="cpu")
+
+
+def test_a_truncated_folder_is_refused(quantizer: Any, tmp_path: Path) -> None:
+    """By zoo, which knows the file's size, and by transformers."""
+    import zoo_mobilequant.pretrained  # noqa: F401
+
+    made = quantizer.quantize(tiny_lm(), tokens(8), recipe="rtn")
     folder = made.save_pretrained(tmp_path / "saved")
-    with pytest.raises(WeightsError, match=r"quantization.safetensors lacks '1.h.step'"):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
         zoo.load(folder, device="cpu")
-    (folder / GRIDS).write_bytes(b"{}")
-    with pytest.raises(WeightsError):
-        zoo.load(folder, device="cpu")
+    with pytest.raises(SafetensorError, match="file not fully covered"):
+        transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
 def test_other_formats_and_dtypes_are_refused(quantizer: Any, tmp_path: Path) -> None:
@@ -136,7 +224,9 @@ def test_other_formats_and_dtypes_are_refused(quantizer: Any, tmp_path: Path) ->
         zoo.load(folder, device="cpu", dtype="float16")
     made.config = {**made.config, "format": 9}
     folder = made.save_pretrained(tmp_path / "later")
-    with pytest.raises(WeightsError, match="has format 9; this plugin reads 1"):
+    with pytest.raises(
+        WeightsError, match=r"has format 9; this plugin reads 2. Quantize the original again"
+    ):
         zoo.load(folder, device="cpu")
 
 
@@ -463,6 +553,8 @@ def test_commands_of_a_saved_folder(
     _, small = folders
     code, out = run("run", str(small), "generate", "the end", "--tokens", "4", capsys=capsys)
     assert (code, out[:13]) == (0, "t h e   e n d"), out
+    code, out = run("verify", str(small), capsys=capsys)
+    assert (code, "files match their hashes" in out) == (0, True), out
     code, out = run("run", str(small), "generate", "the end", "--chat", capsys=capsys)
     assert code == 1
     assert "has no chat template. Leave out --chat." in out
@@ -585,9 +677,10 @@ def test_what_people_want_to_know_first(quantizer: Any) -> None:
     assert report["summary"][0].startswith("held-back calibration text")
     few = quantizer.quantize(tiny_lm(), tokens(3), steps=0).report()["summary"]
     assert few[0].startswith("calibration text, none held back")
-    linears = sum(weight.numel() for path in made.grids for weight in [_weight(made, path)])
-    rest = sum(t.numel() * t.element_size() for t in made.state().values()) - 2 * linears
-    assert report["bytes_integers"] == rest + linears  # a byte for each weight of 8 bits
+    saved = {name: t.numel() * t.element_size() for name, t in made.state().items()}
+    assert report["bytes_after"] == sum(saved.values())
+    for path in made.grids:  # a byte for each weight of 8 bits
+        assert saved[f"{path}.weight"] == _weight(made, path).numel()
 
 
 def _weight(made: Any, path: str) -> Tensor:
@@ -608,7 +701,7 @@ def test_tiny_lm_is_quantized_offline(quantizer: Any, tmp_path: Path) -> None:
     assert report["calibration"]["windows"] > 50
     assert report["perplexity_original"] < 60 < tiny_lm_vocabulary(made)
     assert report["perplexity"] < 1.02 * report["perplexity_original"]
-    assert report["bytes_integers"] < 0.7 * report["bytes_before"]
+    assert report["bytes_after"] < 0.7 * report["bytes_before"]
     assert report["sample"]["original"]
     assert any("prompt" in line for line in report["summary"])
     again = zoo.load(made.save_pretrained(tmp_path / "q"), device="cpu")

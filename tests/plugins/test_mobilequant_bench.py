@@ -344,7 +344,9 @@ def test_wider_mlp_activations_and_clipped_first_positions() -> None:
         ids = tokens(8)
         ids[:, 0] = 1
         states = [last_hidden(copy, row)[1] for row in ids]
-        found = fit(copy, describe(copy), ids, make("smoothquant-all", "w8a8", changes))
+        found = fit(
+            copy, describe(copy), ids, make("smoothquant-all", "w8a8", {"table": False, **changes})
+        )
         if after:
             after(found.sites)
         return compare(copy, ids, states)["kl"]

@@ -1,0 +1,1 @@
+"""Export to ONNX with QuantizeLinear and DequantizeLinear, for runtimes with static graphs."""
