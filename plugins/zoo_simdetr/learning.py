@@ -1,0 +1,142 @@
+"""The steps that training, the verbs and the benchmark share: make networks, label, and learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import InputError
+from zoo.progress import Advance
+from zoo.training import Draw, Run, Stage, cosine, read_saved
+from zoo.weights import load_tensors
+
+from .backbone import folded
+from .detector import Classes, Network, Trunk
+from .losses import Target, loss, noise
+from .proposals import Preset, Regions, Scale, propose
+from .scenes import Batch, Scene, canvas, drawn, resized, seen_sides
+
+SAMPLE = 32
+"""Images from which the scale of the features is measured."""
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Fit(Stage):
+    """One stage of training a detector."""
+
+    ema: float = 0.999
+    warm_up: int = 30
+    clip: float = 2.0
+    size: int = 256
+    """Longest side of a view, in pixels."""
+    body: float = 0.1
+    """Learning rate of the backbone, as a share of ``lr``."""
+
+
+def seeded(generator: torch.Generator, make: Callable[[], AnyModule]) -> AnyModule:
+    """A module whose random start depends on the generator alone."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(generator.initial_seed())
+        return make()
+
+
+def trunk_on(folder: Path, generator: torch.Generator) -> Trunk:
+    """A trunk with the backbone of a timm folder (EfficientNet-Lite0), the rest random."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise InputError(f"{folder} should hold one safetensors file; it holds {len(files)}.")
+    stem, body = folded(load_tensors(files[0]))
+    trunk = seeded(generator, Trunk)
+    trunk.stem.load_state_dict(stem)
+    trunk.body.load_state_dict(body)
+    return trunk
+
+
+def trunk_of(saved: Path) -> Trunk:
+    """The trunk of a saved detector."""
+    _, tensors = read_saved(saved)
+    trunk = Trunk()
+    trunk.load_state_dict(
+        {k.removeprefix("trunk."): v for k, v in tensors.items() if k.startswith("trunk.")}
+    )
+    return trunk
+
+
+# --- pseudo-labels --------------------------------------------------------------------------------
+
+
+def regions_of(
+    trunk: Trunk,
+    images: Sequence[Tensor],
+    preset: Preset,
+    seed: int = 0,
+    advance: Advance | None = None,
+) -> list[Regions]:
+    """The proposals (eq. 1) of each image (3,h,w) uint8, by the features of the trunk's backbone.
+
+    Features are standardised over up to ``SAMPLE`` of the images.
+    """
+
+    def maps(image: Tensor, times: int = 1) -> list[Tensor]:
+        sides = seen_sides(*image.shape[1:], times * preset.size)
+        like = next(trunk.parameters())
+        with torch.inference_mode():
+            made: list[Tensor] = trunk.body(
+                trunk.stem(resized(image.float() / 255, sides).to(like))
+            )
+        return made
+
+    every = max(1, len(images) // SAMPLE)
+    scale = Scale.of([maps(image) for image in images[::every]])
+    found = []
+    for image in images:
+        enlarged = maps(image, 2) if preset.fine else None
+        found.append(propose(maps(image), scale, preset, seed, enlarged))
+        if advance is not None:
+            advance()
+    return found
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+
+def learn(
+    run: Run[Fit], network: Network, scenes: Sequence[Scene], *, upside_down: bool = False
+) -> None:
+    """Train trunk (but for the stem) and classes on the scenes for the run's stage.
+
+    The loss is the same for real labels and pseudo-labels (eq. 6 to 10).
+    """
+    stage = run.stages[run.stage]
+    sides = canvas(scenes, stage.size)
+    body, rest = network.trunk.parts()
+
+    def batch(draw: Draw) -> Batch:
+        return drawn(scenes, sides, draw, upside_down=upside_down)
+
+    def error(views: Batch) -> Tensor:
+        targets = [Target(t.labels.to(run.device), t.boxes.to(run.device)) for t in views.targets]
+        noised = noise(targets, network.classes.count, views.generator)
+        seen = network(views.images.to(run.device), noised[0] if noised else None)
+        return loss(seen, targets, noised[1] if noised else None)
+
+    run.minimise(
+        {
+            "body": (body, lambda progress: stage.body * cosine(progress)),
+            "rest": rest,
+            "classes": network.classes,
+        },
+        batch,
+        error,
+    )
+
+
+def new_classes(run: Run[Fit], name: str, count: int) -> Classes:
+    """Fresh class layers; the same for the same seed and name."""
+    return seeded(run.draw(f"classes {name}", 1).generator, lambda: Classes(count))
