@@ -15,7 +15,7 @@ from zoo.progress import Advance
 from zoo.training import Draw, Run, Stage, cosine, read_saved
 from zoo.weights import load_tensors
 
-from .backbone import folded
+from .backbone import WIDTHS, folded
 from .detector import Classes, Network, Trunk
 from .losses import Target, loss, noise
 from .proposals import Preset, Regions, Scale, propose
@@ -23,6 +23,9 @@ from .scenes import Batch, Scene, canvas, drawn, resized, seen_sides
 
 SAMPLE = 32
 """Images from which the scale of the features is measured."""
+FLAT = 8
+"""Range of an image's values, of 255, below which it shows nothing: features then only show its
+edges."""
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -58,14 +61,12 @@ def trunk_on(folder: Path, generator: torch.Generator) -> Trunk:
     return trunk
 
 
-def trunk_of(saved: Path) -> Trunk:
-    """The trunk of a saved detector."""
+def network_of(saved: Path) -> Network:
+    """The network of a saved detector, with the classes that it has."""
     _, tensors = read_saved(saved)
-    trunk = Trunk()
-    trunk.load_state_dict(
-        {k.removeprefix("trunk."): v for k, v in tensors.items() if k.startswith("trunk.")}
-    )
-    return trunk
+    network = Network(len(tensors["classes.embedding.weight"]))
+    network.load_state_dict(tensors)
+    return network
 
 
 # --- pseudo-labels --------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def regions_of(
     """
 
     def maps(image: Tensor, times: int = 1) -> list[Tensor]:
-        sides = seen_sides(*image.shape[1:], times * preset.size)
+        sides = seen_sides(image.shape[1], image.shape[2], times * preset.size)
         like = next(trunk.parameters())
         with torch.inference_mode():
             made: list[Tensor] = trunk.body(
@@ -96,8 +97,11 @@ def regions_of(
     scale = Scale.of([maps(image) for image in images[::every]])
     found = []
     for image in images:
-        enlarged = maps(image, 2) if preset.fine else None
-        found.append(propose(maps(image), scale, preset, seed, enlarged))
+        if int(image.max()) - int(image.min()) < FLAT:
+            found.append(Regions.none(sum(WIDTHS[level] for level in preset.levels)))
+        else:
+            enlarged = maps(image, 2) if preset.fine else None
+            found.append(propose(maps(image), scale, preset, seed, enlarged))
         if advance is not None:
             advance()
     return found
@@ -124,7 +128,7 @@ def learn(
         targets = [Target(t.labels.to(run.device), t.boxes.to(run.device)) for t in views.targets]
         noised = noise(targets, network.classes.count, views.generator)
         seen = network(views.images.to(run.device), noised[0] if noised else None)
-        return loss(seen, targets, noised[1] if noised else None)
+        return loss(seen, targets, noised[1:] if noised else None)
 
     run.minimise(
         {

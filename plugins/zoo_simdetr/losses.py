@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from zoo.errors import InputError
+
 from . import boxes as geometry
 from .detector import Noised, Seen
 
 CLASS, L1, GIOU = 2.0, 5.0, 2.0
 """Weights of the three parts of the matching cost."""
-LOSS_CLASS = 1.0
 ALPHA, GAMMA = 0.25, 2.0
 """Of the focal cost."""
 BACKGROUND = 0.75
@@ -41,6 +42,16 @@ class Target:
     """(n,4) centre and size, as fractions."""
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Queries of a batch, and the objects that they answer for; (P,) each, boxes (P,4)."""
+
+    image: Tensor
+    query: Tensor
+    labels: Tensor
+    boxes: Tensor
+
+
 def cost(logits: Tensor, boxes: Tensor, target: Target) -> Tensor:
     """(Q,n): what it costs to let a query answer for an object (eq. 6)."""
     p = logits.sigmoid()[:, target.labels]
@@ -56,13 +67,15 @@ def match(logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> list[tupl
     """(queries, objects) of each image: the cheapest one-to-one assignment.
 
     logits (N,Q,K), boxes (N,Q,4). With more objects than queries, as many as there are queries are
-    matched. Raises ValueError for a cost that is not finite.
+    matched. Raises InputError if an output is not finite.
     """
     from scipy.optimize import linear_sum_assignment
 
     with torch.no_grad():
         costs = [cost(*one) for one in zip(logits, boxes, targets, strict=True)]
         flat = torch.cat([c.reshape(-1) for c in costs]).cpu().numpy()  # one copy for the batch
+    if not np.isfinite(flat).all():
+        raise InputError("the detector's outputs are no longer finite: train with a lower rate.")
     found, at = [], 0
     for c in costs:
         part = flat[at : at + c.numel()].reshape(c.shape)
@@ -88,39 +101,32 @@ def classified(logits: Tensor, quality: Tensor) -> Tensor:
 
 
 def assigned(
-    logits: Tensor,
-    boxes: Tensor,
-    image: Tensor,
-    query: Tensor,
-    labels: Tensor,
-    truth: Tensor,
-    count: float,
-    used: Tensor | None = None,
+    logits: Tensor, boxes: Tensor, pairs: Pairs, count: float, used: Tensor | None = None
 ) -> Tensor:
-    """The loss where query[i] of image[i] answers for an object with label and true box i.
+    """The loss where each query of ``pairs`` answers for its object (eq. 7 and 8).
 
     Sums over queries are divided by ``count``. ``used`` (N,Q) bool: the queries that learn classes;
     None: all.
     """
-    found = boxes[image, query]
-    sides, wanted = geometry.corners(found), geometry.corners(truth)
-    iou, giou = geometry.overlap(sides, wanted)
+    found = boxes[pairs.image, pairs.query]
+    iou, giou = geometry.overlap(geometry.corners(found), geometry.corners(pairs.boxes))
     quality = torch.zeros_like(logits)
-    quality[image, query, labels] = iou.detach().clamp(1e-3, 1)
-    class_loss = (
-        classified(logits, quality) if used is None else classified(logits[used], quality[used])
+    quality[pairs.image, pairs.query, pairs.labels] = iou.detach().clamp(1e-3, 1)
+    if used is not None:
+        logits, quality = logits[used], quality[used]
+    box_loss = L1 * (found - pairs.boxes).abs().sum() + GIOU * (1 - giou).sum()
+    return (classified(logits, quality) + box_loss) / max(1.0, count)
+
+
+def paired(targets: Sequence[Target], found: Sequence[tuple[Tensor, Tensor]]) -> Pairs:
+    """The (queries, objects) of each image, as pairs of the batch."""
+    both = [*zip(targets, found, strict=True)]
+    return Pairs(
+        torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(found)]),
+        torch.cat([q for q, _ in found]),
+        torch.cat([t.labels[o] for t, (_, o) in both]),
+        torch.cat([t.boxes[o] for t, (_, o) in both]),
     )
-    box_loss = L1 * (found - truth).abs().sum() + GIOU * (1 - giou).sum()
-    return (LOSS_CLASS * class_loss + box_loss) / count
-
-
-def flat(targets: Sequence[Target], pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-    """(image, query, label, box) of all matched pairs of a batch."""
-    image = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(pairs)])
-    query = torch.cat([q for q, _ in pairs])
-    labels = torch.cat([t.labels[o] for t, (_, o) in zip(targets, pairs, strict=True)])
-    truth = torch.cat([t.boxes[o] for t, (_, o) in zip(targets, pairs, strict=True)])
-    return image, query, labels, truth
 
 
 def nearest(logits: Tensor, boxes: Tensor, target: Target) -> tuple[Tensor, Tensor]:
@@ -141,41 +147,35 @@ def nearest(logits: Tensor, boxes: Tensor, target: Target) -> tuple[Tensor, Tens
     return cells, best[cells]
 
 
-def loss(seen: Seen, targets: Sequence[Target], noised: Sequence[Tensor] | None = None) -> Tensor:
+def loss(
+    seen: Seen, targets: Sequence[Target], noised: tuple[Pairs, Tensor] | None = None
+) -> Tensor:
     """The loss of a batch: dense head, each decoder layer, and denoising.
 
     ``noised``: what ``noise`` returned beside the queries.
     """
-    count = float(max(1, sum(len(t.labels) for t in targets)))
+    count = float(sum(len(t.labels) for t in targets))
+    dense = (seen.dense_logits, seen.dense_boxes)
     with torch.no_grad():
-        dense = [
-            nearest(*one) for one in zip(seen.dense_logits, seen.dense_boxes, targets, strict=True)
-        ]
-    pairs = flat(targets, dense)
-    total = assigned(
-        seen.dense_logits, seen.dense_boxes, *pairs, count=float(max(1, len(pairs[0])))
-    )
-    for logits, boxes in zip(seen.logits, seen.boxes, strict=True):
-        total = total + assigned(
-            logits, boxes, *flat(targets, match(logits, boxes, targets)), count=count
-        )
+        cells = paired(targets, [nearest(*one) for one in zip(*dense, targets, strict=True)])
+    total = assigned(*dense, cells, len(cells.query))
+    for layer in zip(seen.logits, seen.boxes, strict=True):
+        total = total + assigned(*layer, paired(targets, match(*layer, targets)), count)
     if noised is not None:
-        image, query, labels, truth, used = noised
-        for logits, boxes in zip(seen.noised_logits, seen.noised_boxes, strict=True):
-            total = total + assigned(
-                logits, boxes, image, query, labels, truth, float(max(1, len(image))), used.bool()
-            )
+        pairs, used = noised
+        for layer in zip(seen.noised_logits, seen.noised_boxes, strict=True):
+            total = total + assigned(*layer, pairs, len(pairs.query), used)
     return total
 
 
 def noise(
     targets: Sequence[Target], classes: int, generator: torch.Generator
-) -> tuple[Noised, list[Tensor]] | None:
+) -> tuple[Noised, Pairs, Tensor] | None:
     """Denoising queries (eq. 9) and what they stand for; None without objects.
 
     Each image's objects are repeated in groups, up to ``NOISY`` queries; in each group boxes are
-    shifted and scaled anew and some labels are false. A group sees itself alone. The second part is
-    (image, query, label, box) of each, and (N,D) which queries are real.
+    shifted and scaled anew and some labels are false. A group sees itself alone. The second part
+    says what each stands for, the third (N,D) which are no padding.
     """
     most = min(NOISY, max(len(t.labels) for t in targets))
     if not most:
@@ -210,5 +210,5 @@ def noise(
         (group[:, None] == group[None]).to(device),
     )
     image, query = used.nonzero(as_tuple=True)
-    real = [image, query, labels[image, query], truth[image, query], used]
-    return queries, [t.to(device) for t in real]
+    real = (image, query, labels[image, query], truth[image, query])
+    return queries, Pairs(*(t.to(device) for t in real)), used.to(device)

@@ -23,14 +23,15 @@ from zoo.interfaces import Detections, Detector
 from zoo.isolation import isolated, learning
 from zoo.progress import Progress, track
 from zoo.training import CHECKPOINT, Run
-from zoo.weights import load_module
+from zoo.weights import atomic_file, load_module
 
 from .course import Course, cluster_names, steps_for
 from .detector import Classes, Network
+from .export import Graph, onnx_of
 from .learning import Fit
 from .proposals import PRESETS
 from .reading import NMS, detections, look, ranked
-from .scenes import ROOM, load, scene_of
+from .scenes import ROOM, load, scene_of, seen_sides
 
 STAGES: Mapping[str, Fit] = {
     "pretrain": Fit(300, 1e-3, 4),
@@ -95,9 +96,7 @@ class SimDETR(Detector):
     # --- finding ----------------------------------------------------------------------------------
 
     @isolated()
-    def detect(  # type: ignore[override]  # options are spelled out
-        self, images: Any, *, threshold: float = 0.4, nms: float | None = NMS
-    ) -> Any:
+    def detect(self, images: Any, *, threshold: float = 0.4, nms: float | None = NMS) -> Any:
         """``Detections`` for an image, a list for a list (eq. 11).
 
         ``nms``: of two boxes of a class that overlap by more than this IoU only the surer stays;
@@ -120,7 +119,7 @@ class SimDETR(Detector):
     # --- learning ---------------------------------------------------------------------------------
 
     @learning()
-    def pretrain(  # type: ignore[override]  # options are spelled out
+    def pretrain(
         self,
         images: Any,
         *,
@@ -178,7 +177,7 @@ class SimDETR(Detector):
         return report
 
     @learning()
-    def finetune(  # type: ignore[override]  # options are spelled out
+    def finetune(
         self,
         images: Any,
         labels: Any,
@@ -254,6 +253,49 @@ class SimDETR(Detector):
         self._learned(network, tuple(words), dict(self.report))
         self.config = {**self.config, "rows": [words.index(names[c]) for c in chosen]}
         return self
+
+    # --- for other runtimes -----------------------------------------------------------------------
+
+    @isolated()
+    def export(
+        self,
+        path: str | Path,
+        format: str = "onnx",
+        *,
+        width: int = 4,
+        height: int = 3,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write one ONNX file for images of one shape; returns the path.
+
+        ``width`` and ``height``: of the images, in any unit; only their ratio counts. Input
+        ``pixels``: uint8 (1,H,W,3), the image scaled to H x W; outputs ``boxes`` (Q,4), corners as
+        fractions of the sides, and ``scores`` (Q,C). Metadata (JSON): ``names``, ``height`` (H),
+        ``width`` (W), ``nms``: the IoU above which the user leaves out the weaker of two boxes of a
+        class. ``examples/onnx_detect.py`` does all of it without torch.
+        """
+        path = Path(path)
+        if format != "onnx" or path.suffix not in ("", ".onnx"):
+            raise OptionError(
+                f"{path.name!r} as format {format!r}: {self.entry.name} is exported to ONNX only, "
+                "to a file that ends in .onnx."
+            )
+        if width < 1 or height < 1:
+            raise OptionError(f"width={width}, height={height}: expected at least 1.")
+        rows = self.config.get("rows") or range(len(self.names))
+        graph = Graph(deepcopy(self.network).cpu().float(), list(rows), len(self.names))
+        sides = seen_sides(height, width, self.config["size"])
+        told = {
+            "model": self.entry.name,
+            "names": list(self.names),
+            "height": sides[0],
+            "width": sides[1],
+            "nms": NMS,
+        }
+        made = onnx_of(graph, sides, told)
+        with atomic_file(path, overwrite=overwrite) as temporary:
+            temporary.write_bytes(made)
+        return path
 
     # --- what the verbs share ---------------------------------------------------------------------
 

@@ -82,6 +82,12 @@ class Regions:
     dropped: Counter[str] = field(default_factory=Counter)
     """Filter -> number of regions that it left out."""
 
+    @classmethod
+    def none(cls, channels: int) -> Regions:
+        """Of a uniform image."""
+        empty = np.zeros((0, 4), np.float32), np.zeros((0, channels), np.float32)
+        return cls(*empty, Counter({"uniform images": 1}))
+
     def __len__(self) -> int:
         return len(self.boxes)
 

@@ -26,7 +26,7 @@ def look(network: Network, image: Tensor, size: int) -> Seen:
     if image.dtype == torch.uint8:
         image = image.float() / 255
     like = next(network.parameters())
-    small = resized(image, seen_sides(*image.shape[1:], size)).to(like)
+    small = resized(image, seen_sides(image.shape[1], image.shape[2], size)).to(like)
     with torch.inference_mode():
         seen: Seen = network(small)
     return seen

@@ -19,7 +19,7 @@ from . import dataset
 from .course import Course
 from .dataset import Part
 from .detector import Network
-from .learning import Fit, trunk_of, trunk_on
+from .learning import Fit, network_of, trunk_on
 from .measure import average_precision
 from .model import SimDETR
 from .proposals import PRESETS
@@ -38,14 +38,15 @@ RECIPE: Mapping[str, Fit] = {
 def train(request: TrainRequest) -> Path:
     """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
     data = dataset.read(request.data)
-    largest = max(stage.size for stage in RECIPE.values())
+    preset = PRESETS[request.options["scene"]]
+    largest = max(preset.size, *(round(stage.size * ROOM) for stage in RECIPE.values()))
     with track(len(data.train), request.progress, "images") as advance:
-        images = load(data.train.images, round(largest * ROOM), advance)
+        images = load(data.train.images, largest, advance)
     facts = {"names": list(data.names), "images": len(data.train), "tested": len(data.test)}
     run = Run(request, {}, RECIPE, facts=facts)
     network = Network(1)
     if request.init is not None:
-        network.trunk = trunk_of(request.init)
+        network = network_of(request.init)
     elif request.base is not None and request.base.folder is not None:
         network.trunk = trunk_on(request.base.folder, run.draw("trunk", 1).generator)
     else:
@@ -54,7 +55,7 @@ def train(request: TrainRequest) -> Path:
         run,
         network,
         images,
-        PRESETS[request.options["scene"]],
+        preset,
         upside_down=request.options["upside_down"],
     )
     size = run.stages[[*run.stages][-1]].size

@@ -213,8 +213,8 @@ def test_a_perfect_prediction_has_no_box_loss() -> None:
     real = target((0.5, 0.5, 0.2, 0.3), (0.2, 0.3, 0.1, 0.1), labels=(0, 1))
     logits = torch.full((1, 2, 2), -20.0)
     logits[0, 0, 0] = logits[0, 1, 1] = 20
-    pairs = losses.flat([real], losses.match(logits, real.boxes[None], [real]))
-    found = losses.assigned(logits, real.boxes[None], *pairs, count=2.0)
+    pairs = losses.paired([real], losses.match(logits, real.boxes[None], [real]))
+    found = losses.assigned(logits, real.boxes[None], pairs, 2.0)
     assert float(found) == pytest.approx(0, abs=1e-5)
 
 
@@ -262,7 +262,7 @@ def test_the_gradient_reaches_every_parameter_after_two_steps() -> None:
         noised = losses.noise(targets, 3, generator)
         assert noised is not None
         optimizer.zero_grad()
-        losses.loss(net(images, noised[0]), targets, noised[1]).backward()
+        losses.loss(net(images, noised[0]), targets, noised[1:]).backward()
         optimizer.step()
     silent = [
         name
@@ -289,15 +289,16 @@ def test_denoising_groups_see_themselves_and_labels_are_kept_beside() -> None:
     _, targets = batch()
     made = losses.noise(targets, 3, torch.Generator().manual_seed(0))
     assert made is not None
-    queries, (image, query, labels, truth, used) = made
+    queries, pairs, used = made
     assert queries.boxes.shape == (2, 40, 4)  # 20 groups of 2
     assert queries.mask.sum() == 20 * 4
     assert used.sum(1).tolist() == [40, 20]
-    for i, q, label, box in zip(image, query, labels, truth, strict=True):
+    for i, q, label, box in zip(*vars(pairs).values(), strict=True):
         at = int(q) % 2
         assert label == targets[i].labels[at]
         torch.testing.assert_close(box, targets[i].boxes[at])
-    shift = (queries.boxes[image, query] - truth)[:, :2].abs() / (truth[:, 2:] / 2)
+    moved = (queries.boxes[pairs.image, pairs.query] - pairs.boxes)[:, :2].abs()
+    shift = moved / (pairs.boxes[:, 2:] / 2)
     assert float(shift.max()) <= losses.SHIFT + 1e-5
 
 
