@@ -84,13 +84,20 @@ def regions_of(
     Features are standardised over up to ``SAMPLE`` of the images.
     """
 
-    def maps(image: Tensor, times: int = 1) -> list[Tensor]:
-        sides = seen_sides(image.shape[1], image.shape[2], times * preset.size)
+    def stem(image: Tensor, size: int) -> Tensor:
+        sides = seen_sides(image.shape[1], image.shape[2], size)
         like = next(trunk.parameters())
-        with torch.inference_mode():
-            made: list[Tensor] = trunk.body(
-                trunk.stem(resized(image.float() / 255, sides).to(like))
-            )
+        made: Tensor = trunk.stem(resized(image.float() / 255, sides).to(like))
+        return made
+
+    @torch.inference_mode()
+    def maps(image: Tensor) -> list[Tensor]:
+        made: list[Tensor] = trunk.body(stem(image, preset.size))
+        return made
+
+    @torch.inference_mode()
+    def finest(image: Tensor) -> Tensor:
+        made: Tensor = trunk.body.levels[0](stem(image, 2 * preset.size))
         return made
 
     every = max(1, len(images) // SAMPLE)
@@ -100,7 +107,7 @@ def regions_of(
         if int(image.max()) - int(image.min()) < FLAT:
             found.append(Regions.none(sum(WIDTHS[level] for level in preset.levels)))
         else:
-            enlarged = maps(image, 2) if preset.fine else None
+            enlarged = finest(image) if preset.fine else None
             found.append(propose(maps(image), scale, preset, seed, enlarged))
         if advance is not None:
             advance()

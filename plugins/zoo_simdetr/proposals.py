@@ -32,8 +32,8 @@ SAME = 0.7
 """IoU above which the smaller of two boxes is left out."""
 SMALL = 0.01
 """Largest share of the image of a box from the second pass."""
-FINE_CLUSTERS, FINE_FEWEST = (4,), 6
-"""Clusters and fewest cells of the second pass."""
+FINE_FEWEST = 6
+"""Cells of a region of the second pass."""
 
 
 class Encoder(Protocol):
@@ -66,7 +66,7 @@ class Preset:
 
 PRESETS = {
     "objects": Preset(levels=(1, 2), fill=0.4, aspect=None, largest=0.6),
-    "many-small": Preset(levels=(0, 1), split=True),
+    "many-small": Preset(levels=(0, 1), split=True, fine=5),
 }
 """Scene -> its settings."""
 
@@ -133,11 +133,11 @@ def propose(
     scale: Scale,
     preset: Preset,
     seed: int = 0,
-    enlarged: Sequence[Tensor] | None = None,
+    enlarged: Tensor | None = None,
 ) -> Regions:
     """The proposals of one image from its maps (1,C,h,w) of strides 8, 16 and 32.
 
-    ``enlarged``: the maps of the image at twice the size, for the preset's small boxes.
+    ``enlarged``: the finest map of the image at twice the size, for the preset's small boxes.
     """
     dropped: Counter[str] = Counter()
     grid = grid_of(maps, scale, preset.levels)
@@ -161,7 +161,7 @@ def propose(
 
 
 def _small(
-    maps: Sequence[Tensor],
+    enlarged: Tensor,
     grid: Array,
     scale: Scale,
     preset: Preset,
@@ -174,11 +174,11 @@ def _small(
     """
     from scipy import ndimage
 
-    sharp = grid_of(maps, scale, (0,))
+    sharp = grid_of([enlarged], scale, (0,))
     coarse = _nearest(grid, (sharp.shape[0], sharp.shape[1]))
     limits = replace(preset, largest=SMALL)
     found: list[tuple[float, Array, Array]] = []
-    for mask in regions(sharp, FINE_CLUSTERS, seed, fewest=FINE_FEWEST):
+    for mask in regions(sharp, CLUSTERS, seed, fewest=FINE_FEWEST):
         box = _kept(mask, limits, dropped)
         if box is None:
             continue

@@ -471,3 +471,17 @@ def test_ap_with_a_false_box_first_and_one_missing() -> None:
 def test_recall_and_precision_of_boxes() -> None:
     boxes = [np.array([[0, 0, 10, 10], [50, 50, 60, 60]], np.float32), np.zeros((0, 4), np.float32)]
     assert measure.recall(boxes, [t.boxes for t in TRUTH]) == (1 / 3, 1 / 2)
+
+
+def test_a_second_pass_finds_what_is_too_small_for_the_first() -> None:
+    """A dot of 4 x 4 cells of the fine map, one cell of the coarse one."""
+    dot = grid((40, 44, 60, 64), size=(96, 128))
+    big = [torch.from_numpy(grid((10, 16, 4, 10), size=(24, 32))).permute(2, 0, 1)[None]] * 3
+    scale = Scale((torch.zeros(2, 1, 1),) * 3, (torch.ones(2, 1, 1),) * 3)
+    enlarged = torch.from_numpy(dot).permute(2, 0, 1)[None]
+    found = propose(big, scale, PRESETS["many-small"], enlarged=enlarged)
+    wanted = pytest.approx([60 / 128, 40 / 96, 64 / 128, 44 / 96])
+    assert any(box.tolist() == wanted for box in found.boxes)
+    assert found.features.shape == (len(found), 4)
+    without = propose(big, scale, PRESETS["many-small"])
+    assert not any(box.tolist() == wanted for box in without.boxes)

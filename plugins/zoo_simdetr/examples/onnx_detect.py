@@ -19,17 +19,17 @@ told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map
 names, height, width, nms = told["names"], told["height"], told["width"], told["nms"]
 
 
-def overlap(a, b):
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
     """IoU of two boxes."""
     both = np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))
-    return both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both)
+    return float(both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both))
 
 
 for photo in photos:
     upright = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
     small = upright.resize((width, height), Image.Resampling.BILINEAR)
     boxes, scores = session.run(None, {"pixels": np.asarray(small)[None]})
-    kept = []
+    kept: list[tuple[np.ndarray, int]] = []
     for query, label in sorted(np.argwhere(scores >= THRESHOLD), key=lambda at: -scores[*at]):
         rivals = [box for box, other in kept if other == label]
         if all(overlap(boxes[query], rival) <= nms for rival in rivals):
