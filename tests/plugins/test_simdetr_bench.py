@@ -126,6 +126,28 @@ def test_the_recipe_runs_resumes_and_measures(
         assert torch.equal(tensor, again[name]), name
 
 
+def test_pictures_of_nothing_teach_what_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train.background("", 64) == ([], [])
+    for i in range(4):
+        Image.new("RGB", (40, 30), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    with pytest.raises(InputError, match="4 pictures; more than 20"):
+        train.background(str(tmp_path), 64)
+    monkeypatch.setattr(train, "HELD", 3)
+    scenes, held = train.background(str(tmp_path), 64)
+    assert [len(scene.labels) for scene in scenes] == [0]
+    assert [int(image[0, 0, 0]) for image in held] == [1, 2, 3]
+    torch.manual_seed(0)
+    network = Network(2)
+    assert train.false_boxes(network, held, 64, ("a", "b")) == {"a": 0, "b": 0}
+    with torch.no_grad():
+        network.classes.layers[-1].bias.copy_(torch.tensor([2.0, -9]))
+    found = train.false_boxes(network, held, 64, ("a", "b"))
+    assert found["a"] > 3
+    assert found["b"] == 0
+
+
 def test_a_recipe_needs_a_base_or_a_start(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--base"):
         train.train(request(data, tmp_path / "out", None))
