@@ -131,7 +131,7 @@ class Course:
             if head == "warm":
                 size = run.stages[run.stage].size
                 labelled = [s for s in scenes if len(s.labels)]
-                table, _ = hits(self.network, labelled, size, len(names))
+                table = hits(self.network, labelled, size, len(names))
                 sources = warm(self.network.classes, table, new)
                 share = found_share(self.network, labelled, size, len(names))
                 run.validated["start"] = {

@@ -88,6 +88,11 @@ class SimDETR(Detector):
         return tuple(self.config["names"])
 
     @property
+    def size(self) -> int:
+        """Longest side at which the network sees an image, in pixels."""
+        return int(self.options.get("size") or self.config["size"])
+
+    @property
     def report(self) -> Mapping[str, Any]:
         """What the last ``pretrain`` or ``finetune`` found: proposals, clusters, starts."""
         found: Mapping[str, Any] = self.config.get("report", {})
@@ -109,7 +114,7 @@ class SimDETR(Detector):
         owner = torch.tensor(rows, device=self.device) if rows else None
 
         def one(colours: Tensor) -> Detections:
-            seen = look(self.network, colours, self.config["size"])
+            seen = look(self.network, colours, self.size)
             found = ranked(seen, nms=nms, threshold=threshold, owner=owner)
             height, width = colours.shape[1:]
             return detections(found, width, height, self.names)
@@ -160,7 +165,9 @@ class SimDETR(Detector):
         stages |= {f"selftrain {i}": STAGES["selftrain"] for i in range(1, rounds + 1)}
         stages = {
             name: replace(
-                stage, steps=steps_for(len(small), stage.batch, epochs, steps, stage.steps)
+                stage,
+                steps=steps_for(len(small), stage.batch, epochs, steps, stage.steps),
+                size=self.size,
             )
             for name, stage in stages.items()
         }
@@ -201,14 +208,14 @@ class SimDETR(Detector):
             raise OptionError(f"head={head!r}: expected warm or fresh.")
         steps_for(1, 1, epochs, steps, 1)
         given, truth = pairs(images, labels)
-        small = load(given, round(STAGES["finetune"].size * ROOM))
+        small = load(given, round(self.size * ROOM))
         scenes = [
             scene_of(image, *_sides(original), boxes)
             for image, original, boxes in zip(small, given, truth, strict=True)
         ]
         names = truth[0].names
         _warn_of(scenes, names, self.network.queries)
-        stage = STAGES["finetune"]
+        stage = replace(STAGES["finetune"], size=self.size)
         wanted = steps_for(len(scenes), stage.batch, epochs, steps, stage.steps)
         facts = {"images": len(small), "names": list(names), "head": head}
         with self._run(
@@ -284,7 +291,7 @@ class SimDETR(Detector):
             raise OptionError(f"width={width}, height={height}: expected at least 1.")
         rows = self.config.get("rows") or range(len(self.names))
         graph = Graph(deepcopy(self.network).cpu().float(), list(rows), len(self.names))
-        sides = seen_sides(height, width, self.config["size"])
+        sides = seen_sides(height, width, self.size)
         told = {
             "model": self.entry.name,
             "names": list(self.names),

@@ -104,15 +104,11 @@ def _with_lost(new: Scene, old: Scene, lost: Tensor, most: int) -> Scene:
     return Scene(new.image, boxes, torch.cat([new.labels, old.labels[back]])[:most])
 
 
-def hits(
-    network: Network, scenes: Sequence[Scene], size: int, classes: int
-) -> tuple[Tensor, Tensor]:
-    """(A,C) summed scores of detections of class a that hit objects of class c; (A,) of all."""
+def hits(network: Network, scenes: Sequence[Scene], size: int, classes: int) -> Tensor:
+    """(A,C): summed scores of detections of class a that hit an object of class c."""
     table = torch.zeros(network.classes.count, classes)
-    total = torch.zeros(network.classes.count)
     for scene in scenes:
         boxes, scores, labels = (t.clone().cpu() for t in ranked(look(network, scene.image, size)))
-        total.index_add_(0, labels, scores)
         if not len(scene.boxes):
             continue
         iou = geometry.pairwise_iou(boxes, scene.boxes)
@@ -121,7 +117,7 @@ def hits(
             if of_class.any():
                 hit = iou[:, of_class].amax(1) >= HIT
                 table[:, c].index_add_(0, labels[hit], scores[hit])
-    return table, total
+    return table
 
 
 def warm(old: Classes, table: Tensor, new: Classes) -> list[int | None]:

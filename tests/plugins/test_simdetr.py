@@ -32,7 +32,7 @@ SIDE = 64
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One step a stage, on small pictures."""
-    stages = {k: replace(s, steps=1, batch=2, size=SIDE) for k, s in simdetr.STAGES.items()}
+    stages = {k: replace(s, steps=1, batch=2) for k, s in simdetr.STAGES.items()}
     monkeypatch.setattr(simdetr, "STAGES", stages)
     presets = {k: replace(p, size=128) for k, p in PRESETS.items()}
     monkeypatch.setattr(simdetr, "PRESETS", presets)

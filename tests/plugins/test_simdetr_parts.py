@@ -485,3 +485,18 @@ def test_a_second_pass_finds_what_is_too_small_for_the_first() -> None:
     assert found.features.shape == (len(found), 4)
     without = propose(big, scale, PRESETS["many-small"])
     assert not any(box.tolist() == wanted for box in without.boxes)
+
+
+def test_hits_are_scores_of_boxes_on_objects(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clusters on an object of class 1, one beside everything."""
+    box = torch.tensor([[0.1, 0.1, 0.5, 0.5]])
+    scene = Scene(torch.zeros(3, 32, 32, dtype=torch.uint8), box, torch.tensor([1]))
+    boxes = torch.cat([box, box + 0.02, box + 0.4])
+    answer = boxes, torch.tensor([0.9, 0.6, 0.5]), torch.tensor([2, 0, 2])
+    monkeypatch.setattr(selftraining, "ranked", lambda *_, **__: answer)
+    table = selftraining.hits(network, [scene, scene], 64, 2)
+    torch.testing.assert_close(table, torch.tensor([[0, 1.2], [0, 0], [0, 1.8]]))
+    assert selftraining.found_share(network, [scene], 64, 2)[1] == 1.0
+    assert np.isnan(selftraining.found_share(network, [scene], 64, 2)[0])
