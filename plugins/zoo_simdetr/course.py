@@ -24,7 +24,7 @@ from .detector import Classes, Network
 from .learning import Fit, learn, new_classes, regions_of
 from .proposals import Preset, Regions
 from .scenes import Scene
-from .selftraining import found_share, hits, relabel, warm
+from .selftraining import hits, relabel, warm
 
 UNSEEN = 0.1
 """Share of a class's objects that the pretrained detector finds, below which it warns."""
@@ -131,9 +131,8 @@ class Course:
             if head == "warm":
                 size = run.stages[run.stage].size
                 labelled = [s for s in scenes if len(s.labels)]
-                table = hits(self.network, labelled, size, len(names))
+                table, share = hits(self.network, labelled, size, len(names))
                 sources = warm(self.network.classes, table, new)
-                share = found_share(self.network, labelled, size, len(names))
                 run.validated["start"] = {
                     name: {"from": source, "found": None if math.isnan(part) else round(part, 3)}
                     for name, source, part in zip(names, sources, share, strict=True)

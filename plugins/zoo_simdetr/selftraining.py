@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,20 +103,27 @@ def _with_lost(new: Scene, old: Scene, lost: Tensor, most: int) -> Scene:
     return Scene(new.image, boxes, torch.cat([new.labels, old.labels[back]])[:most])
 
 
-def hits(network: Network, scenes: Sequence[Scene], size: int, classes: int) -> Tensor:
-    """(A,C): summed scores of detections of class a that hit an object of class c."""
+def hits(
+    network: Network, scenes: Sequence[Scene], size: int, classes: int
+) -> tuple[Tensor, list[float]]:
+    """(A,C) summed scores of detections of class a that hit an object of class c; and the share of
+    each class's objects that any detection hits.
+
+    A low share means that pretraining took the class for background. NaN for a class without
+    objects.
+    """
     table = torch.zeros(network.classes.count, classes)
+    hit, total = torch.zeros(classes), torch.zeros(classes)
     for scene in scenes:
         boxes, scores, labels = (t.clone().cpu() for t in ranked(look(network, scene.image, size)))
-        if not len(scene.boxes):
-            continue
-        iou = geometry.pairwise_iou(boxes, scene.boxes)
-        for c in range(classes):
-            of_class = scene.labels == c
-            if of_class.any():
-                hit = iou[:, of_class].amax(1) >= HIT
-                table[:, c].index_add_(0, labels[hit], scores[hit])
-    return table
+        over = geometry.pairwise_iou(boxes, scene.boxes) >= HIT
+        for c in scene.labels.unique().tolist():
+            of_class = over[:, scene.labels == c]
+            any_object = of_class.any(1)
+            table[:, c].index_add_(0, labels[any_object], scores[any_object])
+            total[c] += of_class.shape[1]
+            hit[c] += of_class.any(0).sum()
+    return table, (hit / total).tolist()
 
 
 def warm(old: Classes, table: Tensor, new: Classes) -> list[int | None]:
@@ -137,17 +143,3 @@ def warm(old: Classes, table: Tensor, new: Classes) -> list[int | None]:
                 mine.weight[c], mine.bias[c] = theirs.weight[best], theirs.bias[best]
             new.embedding.weight[c] = old.embedding.weight[best]
     return sources
-
-
-def found_share(network: Network, scenes: Sequence[Scene], size: int, classes: int) -> list[float]:
-    """Share of each class's objects that any detection hits: low where pretraining took them for
-    background. NaN for a class without objects."""
-    hit, total = np.zeros(classes), np.zeros(classes)
-    for scene in scenes:
-        boxes = ranked(look(network, scene.image, size), agnostic=True)[0].clone().cpu()
-        for box, label in zip(scene.boxes, scene.labels.tolist(), strict=True):
-            total[label] += 1
-            if len(boxes):
-                hit[label] += float(geometry.pairwise_iou(box[None], boxes).amax()) >= HIT
-    with np.errstate(invalid="ignore"):
-        return [float(x) for x in hit / total]

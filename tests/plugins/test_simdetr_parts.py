@@ -496,7 +496,7 @@ def test_hits_are_scores_of_boxes_on_objects(
     boxes = torch.cat([box, box + 0.02, box + 0.4])
     answer = boxes, torch.tensor([0.9, 0.6, 0.5]), torch.tensor([2, 0, 2])
     monkeypatch.setattr(selftraining, "ranked", lambda *_, **__: answer)
-    table = selftraining.hits(network, [scene, scene], 64, 2)
+    table, share = selftraining.hits(network, [scene, scene], 64, 2)
     torch.testing.assert_close(table, torch.tensor([[0, 1.2], [0, 0], [0, 1.8]]))
-    assert selftraining.found_share(network, [scene], 64, 2)[1] == 1.0
-    assert np.isnan(selftraining.found_share(network, [scene], 64, 2)[0])
+    assert np.isnan(share[0])
+    assert share[1] == 1.0
