@@ -18,7 +18,7 @@ from torch import Tensor
 from zoo.annotations import pairs
 from zoo.errors import InputError, NotReadyError, OptionError
 from zoo.hookspecs import BuildRequest, TrainRequest
-from zoo.images import each, listed
+from zoo.images import each, listed, read, to_tensor
 from zoo.interfaces import Detections, Detector
 from zoo.isolation import isolated, learning
 from zoo.progress import Progress, track
@@ -39,6 +39,8 @@ STAGES: Mapping[str, Fit] = {
     "finetune": Fit(300, 5e-4, 4, body=0.2),
 }
 """What ``pretrain`` and ``finetune`` do unless told otherwise: about ten minutes of a CPU core."""
+CHECKED = 5
+"""Detections that ``zoo verify`` compares."""
 FEW = 50
 """Images without labels below which pseudo-classes are poor."""
 UNREADABLE = 0.1
@@ -120,6 +122,13 @@ class SimDETR(Detector):
             return detections(found, width, height, self.names)
 
         return each(images, one)
+
+    def run_check(self, path: Path) -> Mapping[str, Tensor]:
+        """``boxes`` (5,4) as fractions of the image and ``scores`` (5,): the surest detections."""
+        colours = to_tensor(read(path, "RGB"))
+        with isolated():
+            boxes, scores, _ = ranked(look(self.network, colours, self.size))
+        return {"boxes": boxes[:CHECKED].clone(), "scores": scores[:CHECKED].clone()}
 
     # --- learning ---------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from zoo_simdetr import arms, bench, dataset, train
 from zoo_simdetr import model as simdetr
+from zoo_simdetr.bundle import bundle
 from zoo_simdetr.detector import Network
 from zoo_simdetr.learning import network_of
 from zoo_simdetr.model import SimDETR
@@ -22,7 +23,7 @@ from zoo.entry import Base
 from zoo.errors import InputError, OptionError
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
 from zoo.registry import catalogue
-from zoo.weights import save_tensors
+from zoo.weights import load_tensors, save_tensors
 
 SIDE = 64
 BOX = "<object><name>{}</name><bndbox>{}</bndbox></object>"
@@ -119,11 +120,18 @@ def test_the_recipe_runs_resumes_and_measures(
 
     first = request(data, tmp_path / "parts", base, seed=1, stage="pretrain")
     pretrained = network_of(train.train(first))
-    assert pretrained.classes.count == report["validation"]["proposals"]["clusters"].__len__()
+    assert pretrained.classes.count == len(report["validation"]["proposals"]["clusters"])
     rest = request(data, tmp_path / "parts", base, seed=1, resume=True)
     again = network_of(train.train(rest)).state_dict()
     for name, tensor in network_of(whole).state_dict().items():
         assert torch.equal(tensor, again[name]), name
+
+    bundle(tmp_path / "whole", data / "bccd", tmp_path / "bundled")
+    files = tmp_path / "bundled"
+    bundled = SimDETR.build(BuildRequest(catalogue().entry("simdetr"), files, saved=manifest))
+    expected = load_tensors(files / "check.safetensors")
+    for name, tensor in bundled.run_check(files / "check.png").items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-5)
 
 
 def test_pictures_of_nothing_teach_what_is_none(
