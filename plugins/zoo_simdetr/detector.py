@@ -29,7 +29,9 @@ ANCHOR = 3.0
 """Side of a dense head's starting box, in strides."""
 PRIOR = -4.0
 """Starting logit of every class: most boxes are background."""
-CANDIDATES = 160
+QUERIES = 100
+"""Of the decoder: several times the objects of an image, or the faint ones get none."""
+CANDIDATES = 240
 """Best dense boxes among which the queries are chosen."""
 DUPLICATE = 0.8
 """IoU above which the weaker of two dense boxes is no query."""
@@ -259,7 +261,7 @@ class Trunk(nn.Module):
 class Network(nn.Module):
     """Trunk and classes: images to boxes."""
 
-    def __init__(self, classes: int, queries: int = 40) -> None:
+    def __init__(self, classes: int, queries: int = QUERIES) -> None:
         super().__init__()
         self.trunk = Trunk()
         self.classes = Classes(classes)

@@ -10,7 +10,7 @@ import torch
 from zoo_simdetr import boxes as geometry
 from zoo_simdetr import clusters, losses, measure, scenes, selftraining
 from zoo_simdetr.backbone import Body, Stem, folded
-from zoo_simdetr.detector import Classes, Network, choose
+from zoo_simdetr.detector import QUERIES, Classes, Network, choose
 from zoo_simdetr.losses import Target
 from zoo_simdetr.proposals import PRESETS, Regions, Scale, box_of, pieces, pool, propose, regions
 from zoo_simdetr.reading import look, ranked
@@ -279,7 +279,8 @@ def test_denoising_leaks_nothing_into_the_queries(network: Network) -> None:
     assert noised is not None
     with torch.no_grad():
         plain, with_noise = network(images), network(images, noised[0])
-    assert plain.logits[-1].shape == (2, 40, 3)
+    cells = 8 * 12 + 4 * 6 + 2 * 3
+    assert plain.logits[-1].shape == (2, min(QUERIES, cells), 3)
     assert plain.noised_logits[-1].shape[1] == 0
     for a, b in zip(plain.logits + plain.boxes, with_noise.logits + with_noise.boxes, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
@@ -327,7 +328,9 @@ def test_detections_are_sorted_inside_the_image_and_scale_with_it(network: Netwo
     assert labels.max() < 3
     double = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
     again, *_ = ranked(look(network, double, 96))
-    torch.testing.assert_close(found, again, atol=0.02, rtol=0)
+    # in any order: scores of random weights are close together
+    nearest = (found[:, None] - again[None]).abs().amax(2).amin(1)
+    assert float(nearest.max()) < 0.02
 
 
 @pytest.mark.parametrize(
