@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Lab:
             run, network, self.images, PRESETS[SCENE], upside_down=True, count=arm.clusters
         )
 
-    def tuned(self, arm: Arm, share: float, steps: int, seed: int) -> Mapping[str, Any]:
+    def tuned(self, arm: Arm, share: float, steps: int, seed: int) -> dict[str, Any]:
         """AP on the test images after ``steps`` on this share of the labels, drawn by the seed."""
         network = self.pretrained(arm, seed)
         rng = np.random.default_rng(seed)

@@ -12,6 +12,7 @@ Every number is measured with the decoder and NMS, the decoder alone, and the de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -153,12 +154,11 @@ def _arms(book: Book, rows: Rows, facts: Mapping[str, Any], lab: Lab, seeds: Seq
         for steps in (SHORT, LONG):
             for arm in ARMS if steps == SHORT else (IMAGENET, OURS):
                 for seed in seeds:
+                    count = 2 if quick else steps
                     found = rows.row(
                         f"{arm.name}, {share}, {steps}, {seed}",
                         facts,
-                        lambda a=arm, s=share, n=2 if quick else steps, k=seed: lab.tuned(  # type: ignore[misc]
-                            a, s, n, k
-                        ),
+                        partial(lab.tuned, arm, share, count, seed),
                     )
                     for output, values in found.items():
                         for metric in ("AP", "AP50"):

@@ -273,7 +273,7 @@ class SimDETR(Detector):
     # --- for other runtimes -----------------------------------------------------------------------
 
     @isolated()
-    def export(
+    def export(  # type: ignore[override]  # options are spelled out
         self,
         path: str | Path,
         format: str = "onnx",

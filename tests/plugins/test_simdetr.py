@@ -18,6 +18,7 @@ from zoo_simdetr.course import Course, cluster_names, steps_for
 from zoo_simdetr.detector import Network
 from zoo_simdetr.model import SimDETR
 from zoo_simdetr.proposals import PRESETS
+from zoo_simdetr.scenes import scene_of
 
 from zoo.annotations import write_coco
 from zoo.errors import InputError, NotReadyError, OptionError
@@ -200,7 +201,7 @@ def test_what_cannot_be_learned_from_is_refused(detector: SimDETR, tmp_path: Pat
         detector.pretrain(plain)
     for wrong in ({"scene": "x"}, {"rounds": 3}, {"epochs": 0}, {"epochs": 1, "steps": 1}):
         with pytest.raises(OptionError):
-            detector.pretrain(pictures()[0], **wrong)  # type: ignore[arg-type]
+            detector.pretrain(pictures()[0], **wrong)
     assert detector.names == ("a", "b", "c")
 
 
@@ -224,7 +225,7 @@ def test_boxes_outside_the_image_or_without_area_teach_nothing(detector: SimDETR
     images, _ = pictures(2)
     odd = np.array([[-5, -5, 20, 20], [10, 10, 10, 30], [70, 50, 90, 60]], "float32")
     labels = [Detections(odd, np.ones(3, "float32"), np.zeros(3, "int64"), ("thing",))] * 2
-    scene = simdetr.scene_of(torch.zeros(3, 48, 64, dtype=torch.uint8), 64, 48, labels[0])
+    scene = scene_of(torch.zeros(3, 48, 64, dtype=torch.uint8), 64, 48, labels[0])
     assert scene.boxes.tolist() == [[0, 0, 20 / 64, pytest.approx(20 / 48)]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -301,7 +302,7 @@ def test_an_exported_detector_gives_the_same_boxes(detector: SimDETR, tmp_path: 
         assert near.any()
         assert scores[near, label].max() >= score - 1e-3
     with torch.no_grad():  # surer, so that there is something to print
-        detector.network.classes.layers[-1].bias.fill_(0.5)  # type: ignore[operator]
+        detector.network.classes.linears()[-1].bias.fill_(0.5)
     file = detector.export(tmp_path / "surer.onnx")
     found = detector.detect(pixels)
     assert len(found) > 3

@@ -150,7 +150,7 @@ def test_pictures_of_nothing_teach_what_is_none(
     network = Network(2)
     assert train.false_boxes(network, held, 64, ("a", "b")) == {"a": 0, "b": 0}
     with torch.no_grad():
-        network.classes.layers[-1].bias.copy_(torch.tensor([2.0, -9]))
+        network.classes.linears()[-1].bias.copy_(torch.tensor([2.0, -9]))
     found = train.false_boxes(network, held, 64, ("a", "b"))
     assert found["a"] > 3
     assert found["b"] == 0
