@@ -284,6 +284,7 @@ READERS = {
     "zoo/testing",  # makes pictures of every mode, and opens none
     "plugins/zoo_edge_sd_sr/examples/onnx_upscale.py",  # runs without zoo
     "plugins/zoo_lfa/examples/onnx_classify.py",  # so does this
+    "plugins/zoo_simdetr/examples/onnx_detect.py",  # and this
 }
 """Where Pillow may be asked to open or convert a picture."""
 

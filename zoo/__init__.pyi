@@ -10,6 +10,7 @@ from zoo_edge_sd_sr.model import EdgeSDSR
 from zoo_lfa.model import LFA
 from zoo_lfa.photos import Photos
 from zoo_mobilequant.model import MobileQuant
+from zoo_simdetr.model import SimDETR
 from zoo_yonos_sr.full import YonosSRFull
 from zoo_yonos_sr.model import YonosSR
 
@@ -37,6 +38,8 @@ def load(name: Literal["lfa"], *, weights: str | Path | None = ..., base: str | 
 def load(name: Literal["lfa-photos"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> Photos: ...
 @overload
 def load(name: Literal["mobilequant"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> MobileQuant: ...
+@overload
+def load(name: Literal["simdetr"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> SimDETR: ...
 @overload
 def load(name: Literal["yonos-sr-full"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> YonosSRFull: ...
 @overload

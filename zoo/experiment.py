@@ -17,7 +17,9 @@ what was done.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 import operator
 import re
@@ -27,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 from . import actions, api, plugins
 from .charts import Bars as Bars
@@ -580,6 +582,49 @@ def take_turns(
                 if i >= warm_up:
                     spent[label].append(seconds)
     return spent
+
+
+# --- kept rows ------------------------------------------------------------------------------------
+
+Values: TypeAlias = "dict[str, Any]"
+"""What a row of a long benchmark measured: JSON-like."""
+
+
+class Rows:
+    """A folder of finished rows, each a JSON file: ``facts`` it was made from, and ``values``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def row(self, name: str, facts: Mapping[str, Any], make: Callable[[], Values] | None) -> Values:
+        """The values of a row: those of the last time, else made and kept; {} where it is not there
+        and ``make`` is None. Raises InputError for a row that was made from other facts.
+        """
+        from .files import atomic_file
+
+        file = self.folder / f"{digest([name])}.json"
+        wanted = json.loads(json.dumps({"name": name, **facts}))
+        if not file.is_file():
+            if make is None:
+                return {}
+            made = {"facts": wanted, "values": make()}
+            with atomic_file(file) as part:
+                part.write_text(json.dumps(made, indent=1), "utf-8")
+        found = json.loads(file.read_text("utf-8"))
+        if found["facts"] != wanted:
+            other = [key for key in wanted if found["facts"].get(key) != wanted[key]]
+            raise InputError(
+                f"{file} holds the row {name!r} with another {', '.join(other)}. Delete it to "
+                "measure the row again, or name another folder: -O work=FOLDER."
+            )
+        values: Values = found["values"]
+        return values
+
+
+def digest(facts: Any) -> str:
+    """A short name for JSON-like facts."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
 # --- models ---------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from .entry import API_VERSION as API_VERSION
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .entry import Base, Entry
@@ -85,7 +86,7 @@ class TrainRequest:
     bases: Mapping[str, Base] = field(default_factory=dict)
     """Name -> base to train on, as in ``BuildRequest``."""
     device: str = "cpu"
-    progress: bool = False
+    progress: Progress = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

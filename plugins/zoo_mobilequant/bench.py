@@ -23,13 +23,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from zoo.errors import InputError
-from zoo.experiment import Bars, Book, Comparison, draw, one_thread
+from zoo.experiment import Bars, Book, Comparison, Values, draw, one_thread
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Data, Results
 from zoo.progress import track
 
 from . import bench_integers, bench_speed
-from .kept import Values
 from .limits import above, below
 from .measured import (
     FLOAT,

@@ -1,9 +1,7 @@
-"""What the benchmark keeps on disk: finished rows, and what several rows have in common."""
+"""What the benchmark keeps on disk beside its rows: what several of them have in common."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,44 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.errors import InputError
-from zoo.weights import atomic_file
+from zoo.experiment import digest
 
 from .recipe import Recipe
 from .work import Work
 
-Values = dict[str, Any]
 RESET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-
-
-class Rows:
-    """A folder of finished rows, each a JSON file: ``facts`` it was made from, and ``values``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def row(self, name: str, facts: Mapping[str, Any], make: Callable[[], Values] | None) -> Values:
-        """The values of a row: those of the last time, else made and kept; {} where it is not there
-        and ``make`` is None. Raises InputError for a row that was made from other facts.
-        """
-        file = self.folder / f"{digest([name])}.json"
-        wanted = json.loads(json.dumps({"name": name, **facts}))
-        if not file.is_file():
-            if make is None:
-                return {}
-            made = {"facts": wanted, "values": make()}
-            with atomic_file(file) as part:
-                part.write_text(json.dumps(made, indent=1), "utf-8")
-        found = json.loads(file.read_text("utf-8"))
-        if found["facts"] != wanted:
-            other = [key for key in wanted if found["facts"].get(key) != wanted[key]]
-            raise InputError(
-                f"{file} holds the row {name!r} with another {', '.join(other)}. Delete it to "
-                "measure the row again, or name another folder: -O work=FOLDER."
-            )
-        values: Values = found["values"]
-        return values
 
 
 class Shared(Work):
@@ -119,11 +85,6 @@ class _Nothing(Work):
 
     def restore(self, values: Mapping[str, Tensor], adam: Any) -> int:
         return 0
-
-
-def digest(facts: Any) -> str:
-    """A short name for JSON-like facts."""
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
 def forget_peak() -> None:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from zoo.bases import resolve
-from zoo.experiment import timed
+from zoo.experiment import Rows, Values, digest, timed
 from zoo.weights import load_tensors, save_tensors
 
 from .evaluate import Choice, accuracy
 from .families import describe
-from .kept import Rows, Shared, Values, digest, forget_peak, peak
+from .kept import Shared, forget_peak, peak
 from .learn import last_hidden
 from .method import Fitted, compare, fit
 from .original import opened, outline, tokenizer_of

@@ -22,7 +22,7 @@ from zoo_mobilequant.recipe import make
 from tests.plugins.tiny_lms import tiny_lm, tokens
 from zoo.bases import resolve
 from zoo.errors import InputError
-from zoo.experiment import Book
+from zoo.experiment import Book, Rows
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Claim
 from zoo.registry import catalogue
@@ -153,7 +153,7 @@ def test_it_answers_as_the_model_does(data: Path) -> None:
 
 
 def test_a_finished_row_is_not_made_again(tmp_path: Path) -> None:
-    rows, made = kept.Rows(tmp_path / "rows"), []
+    rows, made = Rows(tmp_path / "rows"), []
 
     def make() -> dict[str, Any]:
         made.append(1)
@@ -161,7 +161,7 @@ def test_a_finished_row_is_not_made_again(tmp_path: Path) -> None:
 
     assert rows.row("a", {"seed": 0}, None) == {}
     assert rows.row("a", {"seed": 0}, make) == rows.row("a", {"seed": 0}, make) == {"kl": 0.1}
-    assert kept.Rows(tmp_path / "rows").row("a", {"seed": 0}, None) == {"kl": 0.1}
+    assert Rows(tmp_path / "rows").row("a", {"seed": 0}, None) == {"kl": 0.1}
     assert len(made) == 1
     with pytest.raises(InputError, match="holds the row 'a' with another seed"):
         rows.row("a", {"seed": 1}, make)

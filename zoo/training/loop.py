@@ -323,7 +323,7 @@ class Run(Generic[AnyStage]):
         gpus = [self.device] if self.device.type == "cuda" else []
         with (
             torch.random.fork_rng(gpus),
-            track(stage.steps, self.request.progress and first, self.stage) as advance,
+            track(stage.steps, self.request.progress if first else False, self.stage) as advance,
             whole_steps() as interrupted,
             self._enough_memory(at_once),
         ):

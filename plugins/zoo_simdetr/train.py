@@ -1,0 +1,141 @@
+"""The recipe of ``zoo train simdetr``: the three stages of ``course.py`` on one data set.
+
+The training images are learned from without their labels, then with them; test images are only
+measured on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.errors import InputError
+from zoo.hookspecs import TrainRequest
+from zoo.images import listed
+from zoo.progress import track
+from zoo.training import Run
+
+from . import dataset
+from .course import Course
+from .dataset import Part
+from .detector import Network
+from .learning import Fit, network_of, trunk_on
+from .losses import Target
+from .measure import average_precision
+from .model import SimDETR
+from .proposals import PRESETS
+from .reading import Head, detections, look, ranked
+from .scenes import ROOM, Scene, load, scene_of
+
+RECIPE: Mapping[str, Fit] = {
+    "pretrain": Fit(300, 1e-3, 4),
+    "selftrain": Fit(150, 1e-3, 4),
+    "finetune": Fit(500, 5e-4, 4, body=0.2),
+    "enlarge": Fit(300, 3e-4, 4, body=0.2, size=320),
+}
+"""For ``simdetr``: about 25 minutes of one CPU core."""
+HELD = 20
+"""Pictures without objects that are kept for measuring."""
+THRESHOLD = 0.4
+"""The default of ``detect``."""
+
+
+def train(request: TrainRequest) -> Path:
+    """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
+    data = dataset.read(request.data)
+    preset = PRESETS[request.options["scene"]]
+    largest = max(preset.size, *(round(stage.size * ROOM) for stage in RECIPE.values()))
+    with track(len(data.train), request.progress, "images") as advance:
+        images = load(data.train.images, largest, advance)
+    nothing, held = background(request.options["background"], largest)
+    facts = {"names": list(data.names), "images": len(data.train), "tested": len(data.test)}
+    run = Run(request, {}, RECIPE, facts=facts)
+    network = Network(1)
+    if request.init is not None:
+        network = network_of(request.init)
+    elif request.base is not None and request.base.folder is not None:
+        network.trunk = trunk_on(request.base.folder, run.draw("trunk", 1).generator)
+    else:
+        raise InputError("give --base: a folder or Hub id of timm's tf_efficientnet_lite0.")
+    course = Course(
+        run,
+        network,
+        images,
+        preset,
+        upside_down=request.options["upside_down"],
+    )
+    size = run.stages[[*run.stages][-1]].size
+
+    def finetune() -> None:
+        labelled = zip(images, data.train.sides(), data.train.truth, strict=True)
+        scenes = [scene_of(image, *sides, truth) for image, sides, truth in labelled]
+        stage = run.stage
+        course.finetune([*scenes, *nothing], data.names)
+        if held:
+            run.validated[f"boxes in {len(held)} other pictures after {stage}"] = false_boxes(
+                network, held, run.stages[stage].size, data.names
+            )
+        if len(data.test):
+            found = measured(network, data.test, run.stages[stage].size, data.names)
+            run.validated[f"test after {stage}"] = found
+
+    def made() -> SimDETR:
+        config = {**request.entry.config, "names": list(course.names), "size": size}
+        return SimDETR(run.build_request(config), network)
+
+    stages = {"pretrain": course.pretrain, "selftrain": course.selftrain}
+    stages |= {"finetune": finetune, "enlarge": finetune}
+    return run.fit(stages, made)
+
+
+def background(folder: str, size: int) -> tuple[list[Scene], list[Tensor]]:
+    """Pictures without any object: those to learn from, and the last ``HELD``, to measure on.
+
+    Without them a detector takes every round thing for what it was shown. ``folder``: "" for none.
+    """
+    if not folder:
+        return [], []
+    images = load(listed(folder, below=True), size)
+    if len(images) <= HELD:
+        raise InputError(
+            f"background={folder}: {len(images)} pictures; more than {HELD} are needed."
+        )
+    empty = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    scenes = [Scene(image, empty.boxes, empty.labels) for image in images[:-HELD]]
+    return scenes, images[-HELD:]
+
+
+def false_boxes(
+    network: Network, images: Sequence[Tensor], size: int, names: Sequence[str]
+) -> dict[str, int]:
+    """Boxes of each class above the default threshold, in pictures that have none."""
+    labels = [ranked(look(network, image, size), threshold=THRESHOLD)[2] for image in images]
+    count = torch.bincount(torch.cat(labels).cpu(), minlength=len(names)).tolist()
+    return dict(zip(names, count, strict=True))
+
+
+ARMS: Mapping[str, tuple[Head, float | None]] = {
+    "decoder + NMS": ("decoder", 0.6),
+    "decoder": ("decoder", None),
+    "dense head + NMS": ("dense", 0.6),
+}
+"""What is measured of a detector: which output, and with which suppression of duplicates."""
+
+
+def measured(network: Network, part: Part, size: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """AP on labelled images, of the decoder with and without NMS, and of the dense head."""
+    images = load(part.images, round(size * ROOM))
+    seen = [look(network, image, size) for image in images]
+    report = {}
+    for arm, (head, nms) in ARMS.items():
+        found = [
+            detections(ranked(one, head=head, nms=nms), *sides, names)
+            for one, sides in zip(seen, part.sides(), strict=True)
+        ]
+        precision = average_precision(found, part.truth)
+        report[arm] = {"AP": precision.ap, "AP50": precision.ap50, **precision.classes}
+    return report

@@ -1,0 +1,206 @@
+"""The recipe and the benchmark of simdetr, run whole on a few drawings with random weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from zoo_simdetr import arms, bench, dataset, train
+from zoo_simdetr import model as simdetr
+from zoo_simdetr.bundle import bundle
+from zoo_simdetr.detector import Network
+from zoo_simdetr.learning import network_of
+from zoo_simdetr.model import SimDETR
+from zoo_simdetr.proposals import PRESETS
+
+from zoo.entry import Base
+from zoo.errors import InputError, OptionError
+from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
+from zoo.registry import catalogue
+from zoo.weights import load_tensors, save_tensors
+
+SIDE = 64
+BOX = "<object><name>{}</name><bndbox>{}</bndbox></object>"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """EfficientNet-Lite0 with random weights, as timm names them."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    folder = tmp_path_factory.mktemp("base")
+    save_tensors(folder / "model.safetensors", network.state_dict())
+    return Base(str(folder), folder, None, None, None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``bccd``: eight drawings with two kinds of rectangles, two of them for testing."""
+    root = tmp_path_factory.mktemp("data") / "bccd"
+    rng = np.random.default_rng(0)
+    for folder in ("images", "annotations", "splits"):
+        (root / folder).mkdir(parents=True)
+    for i in range(8):
+        image = rng.integers(0, 40, (96, 128, 3)).astype("uint8")
+        objects = []
+        for kind, at in (("dark", 10 + i), ("light", 70)):
+            box = (at, 20, at + 30, 50)
+            image[box[1] : box[3], box[0] : box[2]] = 120 if kind == "dark" else 230
+            sides = zip(("xmin", "ymin", "xmax", "ymax"), (at + 1, 21, at + 30, 50), strict=True)
+            objects.append(BOX.format(kind, "".join(f"<{k}>{v}</{k}>" for k, v in sides)))
+        Image.fromarray(image).save(root / "images" / f"p{i}.png")
+        text = f"<annotation><filename>p{i}.png</filename>{''.join(objects)}</annotation>"
+        (root / "annotations" / f"p{i}.xml").write_text(text)
+    (root / "splits" / "test.txt").write_text("p1\np6\n")
+    return root.parent
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step a stage, on small pictures."""
+    short = {k: replace(s, steps=1, batch=2, size=SIDE) for k, s in train.RECIPE.items()}
+    presets = {k: replace(p, size=128) for k, p in PRESETS.items()}
+    for module in (train, arms):
+        monkeypatch.setattr(module, "RECIPE", short)
+    for module in (train, arms, bench):
+        monkeypatch.setattr(module, "PRESETS", presets)
+
+
+def request(data: Path, out: Path, base: Base | None, **asked: Any) -> TrainRequest:
+    entry = catalogue().entry("simdetr")
+    bases = {} if base is None else {"base": base}
+    options = entry.checked_options("train", {})
+    return TrainRequest(entry, out, data=data / "bccd", bases=bases, options=options, **asked)
+
+
+def test_a_data_set_keeps_its_test_images_apart(data: Path, tmp_path: Path) -> None:
+    found = dataset.read(data / "bccd")
+    assert [path.stem for path in found.test.images] == ["p1", "p6"]
+    assert len(found.train) == 6
+    assert found.names == ("dark", "light")
+    assert found.train.sides()[0] == (128, 96)
+    assert found.train.truth[0].boxes[0].tolist() == [10, 20, 40, 50]
+    with pytest.raises(InputError, match="--data"):
+        dataset.read(None)
+
+
+def test_a_test_list_names_images_that_exist(data: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(data / "bccd", tmp_path / "copy")
+    (copy / "splits" / "test.txt").write_text("p1\nghost\n")
+    with pytest.raises(InputError, match="'ghost', which has no image"):
+        dataset.read(copy)
+    (copy / "splits" / "test.txt").write_text("\n".join(f"p{i}" for i in range(8)))
+    with pytest.raises(InputError, match="no images for training"):
+        dataset.read(copy)
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_resumes_and_measures(
+    data: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train.train(request(data, tmp_path / "whole", base, seed=1))
+    report = json.loads((tmp_path / "whole" / "train.json").read_text("utf-8"))
+    assert report["done"] == ["pretrain", "selftrain", "finetune", "enlarge"]
+    assert report["validation"]["proposals"]["images"] == 6
+    for stage in ("finetune", "enlarge"):
+        found = report["validation"][f"test after {stage}"]
+        assert {*found} == {"decoder + NMS", "decoder", "dense head + NMS"}
+        assert all(0 <= value <= 1 for values in found.values() for value in values.values())
+    manifest = json.loads((whole / "zoo.json").read_text("utf-8"))
+    assert manifest["config"] == {"names": ["dark", "light"], "size": SIDE}
+
+    first = request(data, tmp_path / "parts", base, seed=1, stage="pretrain")
+    pretrained = network_of(train.train(first))
+    assert pretrained.classes.count == len(report["validation"]["proposals"]["clusters"])
+    rest = request(data, tmp_path / "parts", base, seed=1, resume=True)
+    again = network_of(train.train(rest)).state_dict()
+    for name, tensor in network_of(whole).state_dict().items():
+        assert torch.equal(tensor, again[name]), name
+
+    bundle(tmp_path / "whole", data / "bccd", tmp_path / "bundled")
+    files = tmp_path / "bundled"
+    bundled = SimDETR.build(BuildRequest(catalogue().entry("simdetr"), files, saved=manifest))
+    expected = load_tensors(files / "check.safetensors")
+    for name, tensor in bundled.run_check(files / "check.png").items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-5)
+
+
+def test_pictures_of_nothing_teach_what_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train.background("", 64) == ([], [])
+    for i in range(4):
+        Image.new("RGB", (40, 30), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    with pytest.raises(InputError, match="4 pictures; more than 20"):
+        train.background(str(tmp_path), 64)
+    monkeypatch.setattr(train, "HELD", 3)
+    scenes, held = train.background(str(tmp_path), 64)
+    assert [len(scene.labels) for scene in scenes] == [0]
+    assert [int(image[0, 0, 0]) for image in held] == [1, 2, 3]
+    torch.manual_seed(0)
+    network = Network(2)
+    assert train.false_boxes(network, held, 64, ("a", "b")) == {"a": 0, "b": 0}
+    with torch.no_grad():
+        network.classes.linears()[-1].bias.copy_(torch.tensor([2.0, -9]))
+    found = train.false_boxes(network, held, 64, ("a", "b"))
+    assert found["a"] > 3
+    assert found["b"] == 0
+
+
+def test_a_recipe_needs_a_base_or_a_start(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--base"):
+        train.train(request(data, tmp_path / "out", None))
+    with pytest.raises(OptionError, match="no stage"):
+        train.train(request(data, tmp_path / "out", None, stage="x"))
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_every_arm_once(
+    data: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole in small, then again from kept rows: the same, without measuring."""
+    torch.manual_seed(0)
+    entry = catalogue().entry("simdetr")
+    config = {"names": ["dark", "light"], "size": SIDE}
+    bundled = SimDETR(BuildRequest(entry, folder=None, saved={"config": config}), Network(2))
+    monkeypatch.setattr(bench, "load", lambda request: bundled)
+    monkeypatch.setattr(bench, "SHARES", (0.5,))
+    asked = BenchRequest(
+        entry, tmp_path / "out", data=data, quick=True, bases={"base": base},
+        options={"work": str(tmp_path / "work")},
+    )  # fmt: skip
+    found = bench.bench(asked)
+    for arm in arms.ARMS:
+        assert bench.column(0.5, bench.SHORT, "AP") in found.table[arm.name]
+    assert found.table["random boxes"][bench.RECALL].mean <= 1
+    assert {claim.id for claim in found.claims} >= {"proposals", "labels-50%", "long-50%"}
+    assert (tmp_path / "out" / "labels.png").is_file()
+    fail = lambda *_: pytest.fail("rows are measured once")  # noqa: E731
+    monkeypatch.setattr(bench, "measured", fail)
+    monkeypatch.setattr(arms.Lab, "tuned", fail)
+    again = bench.bench(asked)
+    assert again.cells == found.cells
+
+
+def test_a_benchmark_says_what_data_it_needs(tmp_path: Path) -> None:
+    entry = catalogue().entry("simdetr")
+    with pytest.raises(InputError, match="the data set bccd"):
+        bench.bench(BenchRequest(entry, tmp_path, data=tmp_path, options={"work": ""}))
+
+
+def test_arms_differ_in_what_they_say() -> None:
+    assert len({arm.name for arm in arms.ARMS}) == len(arms.ARMS)
+    assert arms.IMAGENET.stages == ()
+    assert arms.ONE_CLASS.clusters == 1
+    steps = {name: stage.steps for name, stage in train.RECIPE.items()}
+    assert arms.NO_ROUND.more == simdetr.STAGES["selftrain"].steps
+    assert steps.keys() >= {*arms.OURS.stages}
