@@ -91,6 +91,8 @@ HEADLINES = {
     "{{W8A8: mobilequant | perplexity, ratio to float}} times; SmoothQuant on all pairs "
     "{{W8A8: SmoothQuant, all pairs, searched ranges | same likeliest token, %}} % and "
     "{{W8A8: SmoothQuant, all pairs, searched ranges | perplexity, ratio to float}}",
+    "graph-qa": "asks about every node and every edge of a procedure's graph, and answers with "
+    "parts of the text",
     "bayesian-dps": "ranks wrong labels at AUROC "
     "{{bayesian-dps | symmetric noise, raw features: AUROC}} %; cleanlab "
     "{{cleanlab | symmetric noise, raw features: AUROC}}, chance 50",

@@ -626,6 +626,12 @@ class QAGenerator(Model):
     def answer(self, question: str, text: str) -> str:
         """Answer with the bundled reader."""
 
+    def illustrate(self, qa: QASet, folder: Path, *, title: str = "") -> Sequence[Path]:
+        """Write what people look at, such as a picture of the graph, to an existing folder; returns
+        the files. Methods may have nothing to add.
+        """
+        return ()
+
 
 INTERFACES: Mapping[str, type[Model]] = {
     cls.__name__: cls

@@ -311,6 +311,7 @@ GIVEN = {
     "text = folder + '/calibration.txt'\n"
     "short = open(text).read()[:4000]\n"
     "open(text, 'w').write(short)",
+    "QAGenerator": "text = 'Mix the flour in a bowl. Bake the cake for 40 minutes.'",
     "DataSelector": "import numpy as np\n"
     "x = np.random.default_rng(0).standard_normal((80, 4)).astype('float32')\n"
     "y = (x[:, 0] > 0).astype('int64')\n"

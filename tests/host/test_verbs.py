@@ -130,7 +130,7 @@ def test_a_verb_is_for_models_of_its_kind(verb: str, run: Run, toy: Callable[[st
     arguments = CALLS[verb]
     said(run(verb, other, *arguments), 1, f"{other} is of kind ", "it does not")
     said(run(verb, "no-such-model", *arguments), 2, "no-such-model")
-    planned = {"detect": "simdetr", "qa": "graph-qa"}
+    planned = {"detect": "simdetr", "qa": "graph-qa-full"}
     if verb in planned:
         said(run(verb, planned[verb], *arguments), 1, "planned")
     assert not Path("out").exists()
@@ -377,6 +377,26 @@ def test_qa(run: Run, toy: Callable[[str], str]) -> None:
     assert {row["kind"] for row in rows} == {"next", "duration"}
     code, out, _ = run("qa", name, "cake.txt", "--json")
     assert [len(record["pairs"]) for record in json.loads(out)] == [2]
+
+
+def test_qa_into_a_folder(run: Run, toy: Callable[[str], str]) -> None:
+    """A folder for one text, or for each of several; it is complete or absent, and not replaced."""
+    name = toy("QAGenerator")
+    Path("cake.txt").write_text("Mix it well. Bake it for 5 minutes.", "utf-8")
+    Path("more").mkdir()
+    Path("more/cake.txt").write_text("Boil water. Wait for 3 minutes.", "utf-8")
+    assert run("qa", name, "cake.txt", "-o", "one")[0] == 0
+    assert {p.name for p in Path("one").iterdir()} == {"graph.json", "qa.jsonl", "squad.json"}
+    graph = json.loads(Path("one/graph.json").read_text("utf-8"))
+    assert {n["kind"] for n in graph["nodes"]} == {"step", "duration"}
+    said(run("qa", name, "cake.txt", "-o", "one"), 1, "one")
+    assert run("qa", name, "cake.txt", "more/cake.txt", "-o", "two")[0] == 0
+    for folder, answer in (("cake", "5 minutes"), ("cake-2", "3 minutes")):
+        lines = Path("two", folder, "qa.jsonl").read_text("utf-8").splitlines()
+        assert answer in {json.loads(line)["answer"] for line in lines}
+    Path("empty.txt").write_text(" ", "utf-8")
+    said(run("qa", name, "empty.txt", "-o", "three"), 1, "empty.txt is empty")
+    assert not Path("three").exists()
 
 
 def test_qa_refuses(run: Run, toy: Callable[[str], str]) -> None:

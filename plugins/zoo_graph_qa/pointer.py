@@ -1,0 +1,146 @@
+"""The reader's network: it points at one of the candidates. Page: eqs. 6 and 7."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zoo.interfaces import QAPair
+
+from .candidates import FEATURES, KINDS, WORDS, Candidates, Question, question
+from .facts import UNSTATED
+
+WIDTH, KIND_WIDTH, HIDDEN = 32, 16, 64
+
+
+class Pointer(nn.Module):
+    """A score for each candidate, from the question's words, the candidate's kind, and features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Parameter(torch.randn(WORDS, WIDTH) * 0.1)
+        self.kinds = nn.Parameter(torch.randn(len(KINDS), KIND_WIDTH) * 0.1)
+        self.asked = nn.Linear(WIDTH, KIND_WIDTH)
+        self.hidden = nn.Linear(WIDTH + KIND_WIDTH + FEATURES, HIDDEN)
+        self.linear = nn.Parameter(torch.zeros(len(KINDS), FEATURES))
+        self.out = nn.Linear(HIDDEN, 1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, C) scores; minus infinity where there is no candidate."""
+        meant = nn.functional.embedding_bag(
+            batch.words, self.words, batch.offsets, mode="mean"
+        )  # (B, WIDTH)
+        kinds = self.kinds[batch.kinds]  # (B, C, KIND_WIDTH)
+        typed = (kinds * self.asked(meant)[:, None]).sum(2)
+        wide = meant[:, None].expand(-1, kinds.shape[1], -1)
+        inner = torch.relu(self.hidden(torch.cat([wide, kinds, batch.features], 2)))
+        plain = (self.linear[batch.kinds] * batch.features).sum(2)
+        scores = self.out(inner).squeeze(2) + typed + plain
+        return scores.masked_fill(~batch.there, -torch.inf)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Eq. 7: minus the logarithm of the right candidates' probability, mean over questions."""
+        scores = self(batch)
+        assert batch.gold is not None
+        right = scores.masked_fill(~batch.gold, -torch.inf).logsumexp(1)
+        return (scores.logsumexp(1) - right).mean()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions with their candidates, filled up to the longest list."""
+
+    words: Tensor
+    """Buckets of all questions, one after the other; ``offsets`` (B,) are their beginnings."""
+    offsets: Tensor
+    kinds: Tensor
+    """(B, C)"""
+    features: Tensor
+    """(B, C, FEATURES)"""
+    there: Tensor
+    """(B, C) bool"""
+    gold: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question to learn from; ``about`` is shared by all questions on a procedure."""
+
+    about: Candidates
+    asked: Question
+    gold: NDArray[np.bool_]
+    features: NDArray[np.float16]
+    """(C, FEATURES), as ``Candidates.features``."""
+
+
+def batched(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
+    """The batch of some examples."""
+    most = max(len(e.gold) for e in examples)
+    count = len(examples)
+    kinds = np.zeros((count, most), np.int64)
+    features = np.zeros((count, most, FEATURES), np.float32)
+    there = np.zeros((count, most), bool)
+    gold = np.zeros((count, most), bool)
+    words: list[int] = []
+    offsets = []
+    for i, example in enumerate(examples):
+        size = len(example.gold)
+        kinds[i, :size] = example.about.kinds
+        features[i, :size] = example.features
+        there[i, :size] = True
+        gold[i, :size] = example.gold
+        offsets.append(len(words))
+        words += example.asked.words
+    arrays = [np.array(words, np.int64), np.array(offsets, np.int64), kinds, features, there, gold]
+    return Batch(*(torch.from_numpy(a).to(device) for a in arrays))
+
+
+def right(about: Candidates, pair: QAPair) -> NDArray[np.bool_]:
+    """(C,) which candidates are the pair's answer: a step, or a part of one."""
+    if pair.start is None:
+        kind = {"yes": "yes", "no": "no", UNSTATED: "none"}.get(pair.answer, "number")
+        return np.asarray(about.kinds == KINDS.index(kind))
+    starts, ends = about.places
+    exact = (starts == pair.start) & (ends == pair.end)
+    parts = exact & (about.kinds != KINDS.index("step"))
+    return parts if pair.kind not in STEPS and parts.any() else np.asarray(exact)
+
+
+STEPS = frozenset(
+    "do usedin after before first last nth madefrom again parallel during mention".split()
+)
+"""Types whose answer is a step."""
+
+
+def examples(
+    about: Candidates, pairs: Sequence[QAPair], rng: np.random.Generator, hints: float = 0.5
+) -> list[Example]:
+    """Those of the pairs whose answer is a candidate.
+
+    ``hints``: share of the questions that come with the step that the person is at, which is in one
+    of five the step before or after.
+    """
+    kept: list[tuple[Question, NDArray[np.bool_]]] = []
+    for pair in pairs:
+        gold = right(about, pair)
+        step = None
+        if pair.step is not None and rng.random() < hints:
+            step = max(0, pair.step + int(rng.choice([0, 0, 0, 0, 0, 0, 0, 0, -1, 1])))
+        if gold.any():
+            kept.append((question(pair.question, step), gold))
+    return made(about, kept)
+
+
+def made(about: Candidates, asked: Sequence[tuple[Question, NDArray[np.bool_]]]) -> list[Example]:
+    """Examples of questions with their right candidates."""
+    found: list[Example] = []
+    for i in range(0, len(asked), 256):  # bounds the memory of long texts
+        part = asked[i : i + 256]
+        features = about.features([q for q, _ in part]).astype(np.float16)
+        found += [Example(about, q, g, f) for (q, g), f in zip(part, features, strict=True)]
+    return found
