@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from zoo.errors import InputError
+from zoo.errors import InputError, OptionError
 from zoo.experiment import Bars, Book, Comparison, draw, one_thread
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Data, Results
@@ -48,6 +48,8 @@ from .passages import LENGTH, QUESTIONS
 from .recipe import make
 from .worlds import World, channels, first_position
 
+PARTS = ("speed", "integers")
+"""What ``-O part=`` names; each has a module and a record of its own."""
 STEPS, STEPS_4, SHORT = 150, 20, 20
 """Steps of learning: W8A8, W4A8, ablations."""
 
@@ -132,19 +134,25 @@ def planned(quick: bool) -> Iterator[tuple[Row, int]]:
 
 def bench(request: BenchRequest) -> Results:
     """Run every experiment; see the module's docstring."""
-    if request.options.get("part") == "speed":
+    base, part = request.bases.get("language"), request.options.get("part")
+    if part not in (None, *PARTS):
+        raise OptionError(f"part={part!r}: expected {' or '.join(PARTS)}, or no part.")
+    if part == "speed":
         return bench_speed.bench(request)
-    base = request.bases.get("language")
     seeds = [request.seed + i for i in range(1 if request.quick else SEEDS)]
     book = Book(less_is_better)
     with one_thread():
         if base is None:
+            if part is not None:
+                raise InputError(
+                    f"part={part} is measured on a language model: pass --base language=FOLDER."
+                )
             return book.results(data=planted_rows(book, seeds[0]), seeds=seeds[:1])
         if request.data is None or base.folder is None:
             raise InputError(
                 "--base language=FOLDER is measured on WikiText-2 and CookDial: pass --data PATH."
             )
-        if request.options.get("part") == "integers":
+        if part == "integers":
             return bench_integers.bench(request, base.folder, request.data)
         real_rows(request, base.folder, request.data, book, seeds)
     if not request.quick:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from zoo_mobilequant import bench, kept, measured, passages, worlds
+from zoo_mobilequant import bench, bench_integers, kept, measured, passages, worlds
 from zoo_mobilequant.evaluate import Choice, accuracy
 from zoo_mobilequant.families import describe
 from zoo_mobilequant.learn import last_hidden
@@ -21,7 +21,7 @@ from zoo_mobilequant.recipe import make
 
 from tests.plugins.tiny_lms import tiny_lm, tokens
 from zoo.bases import resolve
-from zoo.errors import InputError
+from zoo.errors import InputError, OptionError
 from zoo.experiment import Book
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Claim
@@ -269,6 +269,43 @@ def test_the_whole_benchmark(
         "w4a8-rtn",
         "w4a8-smoothquant",
     }
+
+
+@pytest.mark.filterwarnings("ignore:This CPU saturates", "ignore:No product of 8-bit integers")
+def test_the_part_on_integers(
+    data: Path, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every way to compute is near the others, and the claims are about rows that there are."""
+    monkeypatch.setattr(bench_integers, "STEPS", 1)
+    monkeypatch.setattr(bench_integers, "NOISE", 0.1)  # a network this small forgives less
+    small = {"CALIBRATION": 8, "TESTS": 2, "CODE": 1, "ITEMS": 3, "LONG": (1, 40)}
+    for name, value in small.items():
+        monkeypatch.setattr(measured, name, value)
+    monkeypatch.setattr(passages, "ANSWER", 8)
+    request = BenchRequest(
+        entry=catalogue().entry("mobilequant"), out=tmp_path, data=data,
+        bases={"language": resolve(language)},
+        options={"part": "integers", "work": str(tmp_path / "work")},
+    )  # fmt: skip
+    found = bench.bench(request)
+    assert found.part == "integers"
+    ratio = {n: row.get(bench_integers.TO_SIMULATION) for n, row in found.table.items()}
+    for row in (bench_integers.ON_INTEGERS, bench_integers.EXACT):
+        assert ratio[row].mean == pytest.approx(1, abs=0.05)
+    assert ratio[bench_integers.NOISY].mean != 1
+    sizes = [found.table[f"{s}, saved"][bench_integers.SIZE].mean for s in ("w8a8", "w4a8")]
+    assert sizes[1] < sizes[0]
+    assert {claim.id for claim in found.claims} == {"size", "exact-products", "this-cpu"}
+    assert None not in [claim.holds for claim in found.claims]
+
+
+def test_a_part_is_one_that_there_is(tmp_path: Path) -> None:
+    """A misspelt one is not the whole benchmark."""
+    request = BenchRequest(entry=catalogue().entry("mobilequant"), out=tmp_path)
+    with pytest.raises(OptionError, match="part='sped': expected speed or integers"):
+        bench.bench(replace(request, options={"part": "sped"}))
+    with pytest.raises(InputError, match=r"part=integers .* --base language=FOLDER"):
+        bench.bench(replace(request, options={"part": "integers"}))
 
 
 def test_without_data_it_says_what_to_pass(language: Path, tmp_path: Path) -> None:
