@@ -216,10 +216,7 @@ def test_recipes_that_need_floats_are_refused(changes: dict[str, Any], words: st
         in_integers(quantized(**changes))
 
 
-COARSER = pytest.mark.filterwarnings("ignore:This CPU saturates products")
-
-
-@COARSER
+@pytest.mark.filterwarnings("ignore:This CPU saturates", "ignore:No product of 8-bit integers")
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On a saved folder: generation on integers, and its cost beside floats."""
     from zoo.cli import main
@@ -237,7 +234,11 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         main(["run", folder, "speed", "--prompt", "16", "--repeats", "1"])
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown[:2]] == ["floats", "integers"]
-    assert shown[2] == plan().remark or plan().reason
+    assert shown[2:] == ([] if plan().remark else [plan().reason])
+    for option, value in (("--prompt", "0"), ("--prompt", "9999"), ("--repeats", "0")):
+        with pytest.raises(SystemExit):
+            main(["run", folder, "speed", option, value])
+        assert f"{option} {value}: expected a whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
