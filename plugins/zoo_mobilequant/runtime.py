@@ -126,18 +126,17 @@ class Fused:
         self.sizes = [len(w.steps) for w in weights]
         self.product = (Linear if joined.input.bits == 8 else Wide)(joined, chosen)
         self.given = given
-        self.of: Tensor | None = None
-        self.parts: Sequence[Tensor] = ()
+        self.last: tuple[Tensor, Sequence[Tensor]] | None = None
+        """What was read last, and what it gave: one value, so that threads do not mix theirs."""
 
     def part(self, index: int, x: Tensor) -> Tensor:
         """What the layer of this number gives for x."""
-        if self.of is not x:
-            found = self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
-            several = len(self.sizes) > 1
-            self.of, self.parts = x, found.split(self.sizes, -1) if several else (found,)
-        found, rounding = self.parts[index], self.given[index]
-        if index == len(self.sizes) - 1:
-            self.of, self.parts = None, ()
+        last = self.last
+        if last is None or last[0] is not x:
+            whole = self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+            last = x, whole.split(self.sizes, -1) if len(self.sizes) > 1 else (whole,)
+        self.last = last if index < len(self.sizes) - 1 else None
+        found, rounding = last[1][index], self.given[index]
         return found if rounding is None else rounding(found)
 
 

@@ -84,7 +84,7 @@ def report(path: Path) -> list[str]:
     sizes = {file.name: file.stat().st_size / 1e6 for file in path.iterdir()}
     found = [
         f"prompts of up to {told['length']} tokens, sequences of up to {told['cache']}, one at a "
-        f"time; {told['scheme']} for a {'CPU' if told['target'] == 'cpu' else 'NPU'}",
+        f"time; {told['scheme']} for {'a CPU' if told['target'] == 'cpu' else 'an NPU'}",
         "MB: " + ", ".join(f"{name} {size:.1f}" for name, size in sorted(sizes.items())),
     ]
     if told["cache"] > told["calibrated"]:
