@@ -289,10 +289,10 @@ def test_the_part_on_integers(
     )  # fmt: skip
     found = bench.bench(request)
     assert found.part == "integers"
-    ratio = {n: row.get(bench_integers.TO_SIMULATION) for n, row in found.table.items()}
     for row in (bench_integers.ON_INTEGERS, bench_integers.EXACT):
-        assert ratio[row].mean == pytest.approx(1, abs=0.05)
-    assert ratio[bench_integers.NOISY].mean != 1
+        ratio = found.table[row][bench_integers.TO_SIMULATION].mean
+        assert ratio == pytest.approx(1, abs=0.05)
+    assert found.table[bench_integers.NOISY][bench_integers.TO_SIMULATION].mean != 1
     sizes = [found.table[f"{s}, saved"][bench_integers.SIZE].mean for s in ("w8a8", "w4a8")]
     assert sizes[1] < sizes[0]
     assert {claim.id for claim in found.claims} == {"size", "exact-products", "this-cpu"}
