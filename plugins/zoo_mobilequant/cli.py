@@ -38,6 +38,8 @@ def generate(model: Any, args: list[str]) -> int:
     parser.add_argument("--integers", action="store_true", help="compute on integers (CPU)")
     given = parser.parse_args(args)
     quantized, tokenizer = _ready(model)
+    if given.tokens < 1:
+        raise OptionError(f"--tokens {given.tokens}: expected 1 or more.")
     if given.chat:
         if not getattr(tokenizer, "chat_template", None):
             raise InputError("this model's tokenizer has no chat template. Leave out --chat.")

@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from zoo.errors import OptionError
+from zoo.errors import NotReadyError, OptionError
 
 from .families import Layer, describe
 from .kernels import SEVERAL, Floats, Plan, Product, Weight, encoded, plan, rounded
@@ -326,7 +326,15 @@ def integers(network: Any, grids: Mapping[str, Grid], recipe: Recipe, exact: boo
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     made.config._attn_implementation = ATTENTION
     made.get_decoder().register_forward_pre_hook(Caches(insides).supply, with_kwargs=True)
+    made.save_pretrained = _refuse_saving
     return made
+
+
+def _refuse_saving(*args: Any, **kwargs: Any) -> None:
+    """What transformers would write lacks the products."""
+    raise NotReadyError(
+        "a network on integers is not saved. Save the quantized model that it comes from."
+    )
 
 
 def _sites(layer: Layer) -> dict[str, Site]:

@@ -12,12 +12,11 @@ import torch
 from zoo.errors import MissingDependencyError, NotReadyError, OptionError
 from zoo.weights import atomic_folder
 
+from . import FORMAT
+
 if TYPE_CHECKING:
     from ..model import MobileQuantized
 
-
-FORMAT = 1
-"""Of the folder."""
 LENGTH, CACHE = 256, 1024
 """Tokens of a prompt, and of a whole sequence, unless asked for or beyond what the model has."""
 TARGETS = ("npu", "cpu")
