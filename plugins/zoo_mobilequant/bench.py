@@ -131,19 +131,23 @@ def planned(quick: bool) -> Iterator[tuple[Row, int]]:
 
 def bench(request: BenchRequest) -> Results:
     """Run every experiment; see the module's docstring."""
-    if request.options.get("part") == "speed":
+    base, part = request.bases.get("language"), request.options.get("part")
+    if part == "speed":
         return bench_speed.bench(request)
-    base = request.bases.get("language")
     seeds = [request.seed + i for i in range(1 if request.quick else SEEDS)]
     book = Book(less_is_better)
     with one_thread():
         if base is None:
+            if part == "integers":
+                raise InputError(
+                    f"part={part} is measured on a language model: pass --base language=FOLDER."
+                )
             return book.results(data=planted_rows(book, seeds[0]), seeds=seeds[:1])
         if request.data is None or base.folder is None:
             raise InputError(
                 "--base language=FOLDER is measured on WikiText-2 and CookDial: pass --data PATH."
             )
-        if request.options.get("part") == "integers":
+        if part == "integers":
             return bench_integers.bench(request, base.folder, request.data)
         real_rows(request, base.folder, request.data, book, seeds)
     if not request.quick:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from zoo.errors import InputError, NotReadyError, ZooError
+from zoo.errors import InputError, NotReadyError, OptionError, ZooError
 
 from .evaluate import (
     WINDOW,
@@ -38,6 +38,8 @@ def generate(model: Any, args: list[str]) -> int:
     parser.add_argument("--integers", action="store_true", help="compute on integers (CPU)")
     given = parser.parse_args(args)
     quantized, tokenizer = _ready(model)
+    if given.tokens < 1:
+        raise OptionError(f"--tokens {given.tokens}: expected 1 or more.")
     if given.chat:
         if not getattr(tokenizer, "chat_template", None):
             raise InputError("this model's tokenizer has no chat template. Leave out --chat.")
@@ -48,8 +50,8 @@ def generate(model: Any, args: list[str]) -> int:
         ids = tokenizer(given.prompt)["input_ids"]
     if not ids:
         raise InputError("the prompt is empty.")
-    row = torch.tensor([ids], device=quantized.device)
     network = quantized.integers() if given.integers else quantized
+    row = torch.tensor([ids], device=network.device)
     made = network.generate(
         row, attention_mask=torch.ones_like(row), max_new_tokens=given.tokens, do_sample=False
     )
@@ -103,6 +105,10 @@ def speed(model: Any, args: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="the quickest counts")
     given = parser.parse_args(args)
     quantized, _ = _ready(model)
+    longest = int(quantized.module.config.max_position_embeddings)
+    for name, value, most in (("prompt", given.prompt, longest), ("repeats", given.repeats, 1000)):
+        if not 1 <= value <= most:
+            raise OptionError(f"--{name} {value}: expected a whole number from 1 to {most}.")
     found = compared(quantized, given.prompt, given.repeats)
     width = max(map(len, found))
     for name, (prompt, token) in found.items():
@@ -111,7 +117,8 @@ def speed(model: Any, args: list[str]) -> int:
             f"{name:{width}}  prompt {1000 * prompt:9.1f} ms ({base[0] / prompt:.2f}x)   "
             f"token {1000 * token:8.2f} ms ({base[1] / token:.2f}x)"
         )
-    print(plan().remark or plan().reason)
+    if not plan().remark:  # else integers() has warned
+        print(plan().reason)
     return 0
 
 

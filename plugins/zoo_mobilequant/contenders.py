@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 FLOAT, OURS = "torch, float32", "mobilequant, integers"
 STATIC = "onnxruntime, static int8"
-SIXTEEN = ("torch, int8 weights, bfloat16", "onnxruntime, 4-bit weights, float32")
 EXPORTED, OPENVINO = "mobilequant's export in onnxruntime", "OpenVINO, static int8"
+SIXTEEN = ("torch, int8 weights, bfloat16", "onnxruntime, 4-bit weights, float32")
 """Those whose activations have 16 bits or more."""
 
 

@@ -243,8 +243,12 @@ class MobileQuantized(QuantizedModel):
         reader.remove_quantization_config(network)  # it is one of ours now, not transformers'
         model = cls(request, network, config, tokenizer_of(folder))
         model.sites, model.grids = reader.sites, reader.grids
-        network.to(request.device)
-        return model
+        return model.to(request.device)
+
+    def to(self, device: str | torch.device) -> Self:
+        super().to(device)
+        self.grids = {path: grid.to(device) for path, grid in self.grids.items()}
+        return self
 
     # --- use --------------------------------------------------------------------------------------
 
@@ -290,7 +294,11 @@ class MobileQuantized(QuantizedModel):
 
         if not exact and (remark := plan().remark):
             warnings.warn(remark, stacklevel=4)  # beyond the decorators
-        return integers(self.module, self.grids, self.recipe, exact)
+        network, grids = self.module, self.grids
+        if self.device.type != "cpu":
+            network = deepcopy(network).to("cpu")
+            grids = {path: grid.to("cpu") for path, grid in grids.items()}
+        return integers(network, grids, self.recipe, exact)
 
     @isolated()
     def export(  # type: ignore[override]  # options are spelled out

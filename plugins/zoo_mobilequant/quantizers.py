@@ -79,6 +79,10 @@ class Grid:
         found: Tensor = _OnGrid.apply(x, self.step, self.zero, self.low, self.high)
         return found
 
+    def to(self, device: str | torch.device) -> Grid:
+        """The same grid on another device."""
+        return Grid(self.step.to(device), self.zero.to(device), self.low, self.high)
+
     @property
     def bits(self) -> int:
         """How many bits a code needs."""

@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from zoo.errors import OptionError
+from zoo.errors import NotReadyError, OptionError
 
 from .families import Layer, describe
 from .kernels import SEVERAL, Floats, Plan, Product, Weight, encoded, plan, rounded
@@ -126,18 +126,17 @@ class Fused:
         self.sizes = [len(w.steps) for w in weights]
         self.product = (Linear if joined.input.bits == 8 else Wide)(joined, chosen)
         self.given = given
-        self.of: Tensor | None = None
-        self.parts: Sequence[Tensor] = ()
+        self.last: tuple[Tensor, Sequence[Tensor]] | None = None
+        """What was read last, and what it gave: one value, so that threads do not mix theirs."""
 
     def part(self, index: int, x: Tensor) -> Tensor:
         """What the layer of this number gives for x."""
-        if self.of is not x:
-            found = self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
-            several = len(self.sizes) > 1
-            self.of, self.parts = x, found.split(self.sizes, -1) if several else (found,)
-        found, rounding = self.parts[index], self.given[index]
-        if index == len(self.sizes) - 1:
-            self.of, self.parts = None, ()
+        last = self.last
+        if last is None or last[0] is not x:
+            whole = self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+            last = x, whole.split(self.sizes, -1) if len(self.sizes) > 1 else (whole,)
+        self.last = last if index < len(self.sizes) - 1 else None
+        found, rounding = last[1][index], self.given[index]
         return found if rounding is None else rounding(found)
 
 
@@ -327,7 +326,15 @@ def integers(network: Any, grids: Mapping[str, Grid], recipe: Recipe, exact: boo
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     made.config._attn_implementation = ATTENTION
     made.get_decoder().register_forward_pre_hook(Caches(insides).supply, with_kwargs=True)
+    made.save_pretrained = _refuse_saving
     return made
+
+
+def _refuse_saving(*args: Any, **kwargs: Any) -> None:
+    """What transformers would write lacks the products."""
+    raise NotReadyError(
+        "a network on integers is not saved. Save the quantized model that it comes from."
+    )
 
 
 def _sites(layer: Layer) -> dict[str, Site]:

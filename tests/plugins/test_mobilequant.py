@@ -167,6 +167,15 @@ def test_embedding_and_head_are_one_table_or_two(kind: str, quantizer: Any, tmp_
     assert made.report()["bytes_after"] < floats.report()["bytes_after"]
 
 
+def test_grids_move_with_the_network(quantizer: Any, tmp_path: Path) -> None:
+    """So that codes can be had on any device. (``meta`` stands for one that is not the CPU.)"""
+    made = quantizer.quantize(tiny_lm("llama tied"), tokens(8), recipe="rtn")
+    folder = made.save_pretrained(tmp_path / "saved")
+    for model in (made.to("meta"), zoo.load(folder, device="cpu").to("meta")):
+        for path, grid in model.grids.items():
+            assert grid.codes(_weight(model, path)).is_meta
+
+
 def saved_with(made: Any, folder: Path, **changes: Tensor | None) -> Path:
     """A saved folder with tensors changed, or left out where None."""
     kept = {k: v for k, v in {**made.state(), **changes}.items() if v is not None}

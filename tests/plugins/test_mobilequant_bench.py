@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from zoo_mobilequant import bench, kept, measured, passages, worlds
+from zoo_mobilequant import bench, bench_integers, kept, measured, passages, worlds
 from zoo_mobilequant.evaluate import Choice, accuracy
 from zoo_mobilequant.families import describe
 from zoo_mobilequant.learn import last_hidden
@@ -269,6 +269,41 @@ def test_the_whole_benchmark(
         "w4a8-rtn",
         "w4a8-smoothquant",
     }
+
+
+@pytest.mark.filterwarnings("ignore:This CPU saturates", "ignore:No product of 8-bit integers")
+def test_the_part_on_integers(
+    data: Path, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every way to compute is near the others, and the claims are about rows that there are."""
+    monkeypatch.setattr(bench_integers, "STEPS", 1)
+    monkeypatch.setattr(bench_integers, "NOISE", 0.1)  # a network this small forgives less
+    small = {"CALIBRATION": 8, "TESTS": 2, "CODE": 1, "ITEMS": 3, "LONG": (1, 40)}
+    for name, value in small.items():
+        monkeypatch.setattr(measured, name, value)
+    monkeypatch.setattr(passages, "ANSWER", 8)
+    request = BenchRequest(
+        entry=catalogue().entry("mobilequant"), out=tmp_path, data=data,
+        bases={"language": resolve(language)},
+        options={"part": "integers", "work": str(tmp_path / "work")},
+    )  # fmt: skip
+    found = bench.bench(request)
+    assert found.part == "integers"
+    for row in (bench_integers.ON_INTEGERS, bench_integers.EXACT):
+        ratio = found.table[row][bench_integers.TO_SIMULATION].mean
+        assert ratio == pytest.approx(1, abs=0.05)
+    assert found.table[bench_integers.NOISY][bench_integers.TO_SIMULATION].mean != 1
+    sizes = [found.table[f"{s}, saved"][bench_integers.SIZE].mean for s in ("w8a8", "w4a8")]
+    assert sizes[1] < sizes[0]
+    assert {claim.id for claim in found.claims} == {"size", "exact-products", "this-cpu"}
+    assert None not in [claim.holds for claim in found.claims]
+
+
+def test_integers_are_those_of_a_language_model(tmp_path: Path) -> None:
+    """A misspelt one is not the whole benchmark."""
+    request = BenchRequest(entry=catalogue().entry("mobilequant"), out=tmp_path)
+    with pytest.raises(InputError, match=r"part=integers .* --base language=FOLDER"):
+        bench.bench(replace(request, options={"part": "integers"}))
 
 
 def test_without_data_it_says_what_to_pass(language: Path, tmp_path: Path) -> None:

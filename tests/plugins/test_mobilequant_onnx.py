@@ -18,7 +18,7 @@ import transformers
 import zoo_mobilequant
 from click.testing import CliRunner
 from torch import nn
-from zoo_mobilequant.qdq import check
+from zoo_mobilequant.qdq import FORMAT, check
 from zoo_mobilequant.qdq.graph import Graph, Weights, packed
 from zoo_mobilequant.qdq.network import Network
 from zoo_mobilequant.qdq.session import Session, timed
@@ -49,7 +49,7 @@ def written(model: Any, folder: Path, target: str = "npu") -> Path:
     for name, graph in graphs.items():
         onnx.save_model(graph, str(folder / f"{name}.onnx"))
         onnx.checker.check_model(str(folder / f"{name}.onnx"), full_check=True)
-    told = {"length": LENGTH, "cache": CACHE, "target": target}
+    told = {"format": FORMAT, "length": LENGTH, "cache": CACHE, "target": target}
     (folder / "model.json").write_text(json.dumps(told))
     return folder
 
@@ -384,6 +384,16 @@ def test_a_session_says_what_it_cannot_take(exported: Path) -> None:
     session.position = 64
     with pytest.raises(InputError, match="full: it holds 64 tokens"):
         session.decode(3)
+
+
+def test_a_session_runs_exports_of_its_version(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no model\.json: pass what zoo export wrote"):
+        Session(tmp_path)
+    told = json.loads((exported / "model.json").read_text())
+    assert told["format"] == FORMAT
+    (tmp_path / "model.json").write_text(json.dumps(told | {"format": 2}))
+    with pytest.raises(InputError, match=r"has format 2; this plugin runs 1\. Export again"):
+        Session(tmp_path)
 
 
 @pytest.mark.parametrize(

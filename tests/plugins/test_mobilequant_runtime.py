@@ -19,7 +19,7 @@ from zoo_mobilequant.runtime import Part, Wide, integers
 import zoo
 from tests.plugins.tiny_lms import LMS, tiny_lm, tokens
 from zoo.bases import resolve
-from zoo.errors import OptionError
+from zoo.errors import NotReadyError, OptionError
 
 
 def quantized(model: Any = None, **changes: Any) -> Any:
@@ -116,7 +116,8 @@ def run_coarser(model: Any) -> None:
             weight.copy_(codes.codes * codes.steps[:, None])
 
 
-def test_the_quantized_model_is_unchanged() -> None:
+def test_the_quantized_model_is_unchanged(tmp_path: Path) -> None:
+    """And it is what can be saved: transformers would write norms alone."""
     model = quantized()
     before = model(tokens()).logits
     state = {name: tensor.clone() for name, tensor in model.state().items()}
@@ -126,6 +127,9 @@ def test_the_quantized_model_is_unchanged() -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state().items())
     floats = {t.data_ptr() for t in model.module.parameters() if t.ndim > 1}
     assert not floats & {t.data_ptr() for t in made.parameters()}  # no float matrix is kept
+    with pytest.raises(NotReadyError, match="Save the quantized model"):
+        made.save_pretrained(tmp_path / "saved")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.usefixtures("exact")
@@ -216,10 +220,7 @@ def test_recipes_that_need_floats_are_refused(changes: dict[str, Any], words: st
         in_integers(quantized(**changes))
 
 
-COARSER = pytest.mark.filterwarnings("ignore:This CPU saturates products")
-
-
-@COARSER
+@pytest.mark.filterwarnings("ignore:This CPU saturates", "ignore:No product of 8-bit integers")
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On a saved folder: generation on integers, and its cost beside floats."""
     from zoo.cli import main
@@ -234,10 +235,17 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said[True].startswith("Preheat the ")
     assert len(said[True]) > len("Preheat the ")
     with pytest.raises(SystemExit):
+        main(["run", folder, "generate", "Preheat", "--tokens", "0"])
+    assert "--tokens 0: expected 1 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main(["run", folder, "speed", "--prompt", "16", "--repeats", "1"])
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown[:2]] == ["floats", "integers"]
-    assert shown[2] == plan().remark or plan().reason
+    assert shown[2:] == ([] if plan().remark else [plan().reason])
+    for option, value in (("--prompt", "0"), ("--prompt", "9999"), ("--repeats", "0")):
+        with pytest.raises(SystemExit):
+            main(["run", folder, "speed", option, value])
+        assert f"{option} {value}: expected a whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

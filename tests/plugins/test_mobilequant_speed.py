@@ -20,7 +20,9 @@ from zoo.hookspecs import BenchRequest
 from zoo.registry import catalogue
 
 PROMPT = 16
-pytestmark = pytest.mark.filterwarnings("ignore:This CPU saturates")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This CPU saturates", "ignore:No product of 8-bit integers"
+)
 
 
 @pytest.fixture(scope="module")

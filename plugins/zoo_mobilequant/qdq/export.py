@@ -12,12 +12,11 @@ import torch
 from zoo.errors import MissingDependencyError, NotReadyError, OptionError
 from zoo.weights import atomic_folder
 
+from . import FORMAT
+
 if TYPE_CHECKING:
     from ..model import MobileQuantized
 
-
-FORMAT = 1
-"""Of the folder."""
 LENGTH, CACHE = 256, 1024
 """Tokens of a prompt, and of a whole sequence, unless asked for or beyond what the model has."""
 TARGETS = ("npu", "cpu")
@@ -84,7 +83,7 @@ def report(path: Path) -> list[str]:
     sizes = {file.name: file.stat().st_size / 1e6 for file in path.iterdir()}
     found = [
         f"prompts of up to {told['length']} tokens, sequences of up to {told['cache']}, one at a "
-        f"time; {told['scheme']} for a {'CPU' if told['target'] == 'cpu' else 'NPU'}",
+        f"time; {told['scheme']} for {'a CPU' if told['target'] == 'cpu' else 'an NPU'}",
         "MB: " + ", ".join(f"{name} {size:.1f}" for name, size in sorted(sizes.items())),
     ]
     if told["cache"] > told["calibrated"]:

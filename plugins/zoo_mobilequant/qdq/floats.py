@@ -15,6 +15,7 @@ from torch import Tensor
 from ..families import Layer
 from ..model import MobileQuantized
 from ..quantizers import Grid
+from . import FORMAT
 from .graph import Weights
 from .network import Network, Pass
 
@@ -83,7 +84,8 @@ def written(model: MobileQuantized, folder: Path, length: int, cache: int, float
         graphs = network.prefill(length), network.decode()
     for name, graph in zip(GRAPHS, graphs, strict=True):
         onnx.save_model(graph, str(folder / f"{name}.onnx"))
-    told = {"length": length, "cache": cache, "vocabulary": model.module.config.vocab_size}
+    told = {"format": FORMAT, "length": length, "cache": cache}
+    told |= {"vocabulary": model.module.config.vocab_size}
     (folder / "model.json").write_text(json.dumps(told), "utf-8")
     return folder
 

@@ -13,6 +13,8 @@ import onnxruntime
 
 from zoo.errors import InputError
 
+from . import FORMAT
+
 EXACT = ("session.x64quantprecision", "1")
 """onnxruntime's setting against saturation: CPUs without VNNI then multiply u8 by u8."""
 KINDS = {"tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(float)": np.float32}
@@ -43,9 +45,18 @@ class Session:
     """One sequence at a time: ``prefill`` begins one, ``decode`` continues it."""
 
     def __init__(self, folder: Path, **how: Any) -> None:
-        """``how``: see ``opened``."""
+        """``how``: see ``opened``. Raises InputError for a folder that is no export, or one of
+        another version.
+        """
         self.folder = folder
+        if not (folder / "model.json").is_file():
+            raise InputError(f"{folder} has no model.json: pass what zoo export wrote.")
         self.told: dict[str, Any] = json.loads((folder / "model.json").read_text("utf-8"))
+        if self.told.get("format") != FORMAT:
+            raise InputError(
+                f"{folder} has format {self.told.get('format')!r}; this plugin runs {FORMAT}. "
+                "Export again."
+            )
         self._prefill, self._decode = (
             opened(folder / f"{name}.onnx", **how) for name in ("prefill", "decode")
         )
