@@ -300,7 +300,6 @@ def test_the_part_on_integers(
 
 
 def test_integers_are_those_of_a_language_model(tmp_path: Path) -> None:
-    """A misspelt one is not the whole benchmark."""
     request = BenchRequest(entry=catalogue().entry("mobilequant"), out=tmp_path)
     with pytest.raises(InputError, match=r"part=integers .* --base language=FOLDER"):
         bench.bench(replace(request, options={"part": "integers"}))
