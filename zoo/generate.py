@@ -91,8 +91,9 @@ HEADLINES = {
     "{{W8A8: mobilequant | perplexity, ratio to float}} times; SmoothQuant on all pairs "
     "{{W8A8: SmoothQuant, all pairs, searched ranges | same likeliest token, %}} % and "
     "{{W8A8: SmoothQuant, all pairs, searched ranges | perplexity, ratio to float}}",
-    "graph-qa": "asks about every node and every edge of a procedure's graph, and answers with "
-    "parts of the text",
+    "graph-qa": "questions about how-tos of another domain than its recipes: "
+    "{{graph-qa | how-tos, macro: EM}} % exactly right; most similar sentence "
+    "{{most similar sentence (TF-IDF) | how-tos, macro: EM}}",
     "bayesian-dps": "ranks wrong labels at AUROC "
     "{{bayesian-dps | symmetric noise, raw features: AUROC}} %; cleanlab "
     "{{cleanlab | symmetric noise, raw features: AUROC}}, chance 50",
@@ -103,6 +104,7 @@ COSTS = {
     "lfa": "{{lfa | CPU-seconds, 16 shots}} s to fit 16 images of each class",
     "lfa-photos": "{{lfa-photos | CPU-seconds an image}} s in the network for a photo",
     "mobilequant": "{{W8A8: mobilequant | CPU-seconds}} s to quantize 135 M parameters",
+    "graph-qa": "{{graph-qa | CPU-ms to parse and ask}} ms to parse a recipe and ask everything",
     "bayesian-dps": "{{bayesian-dps | step: time ratio to train + target}} times a step of "
     "training on both sets",
 }
