@@ -1348,6 +1348,20 @@ def questions_by_chance(toy: Any, cls: Any) -> type:
     return after("generate", fewer)(toy, cls)
 
 
+returns("a_picture_that_is_not", "QAGenerator", "test_illustrate", "illustrate",
+        lambda files: (*files, "graph.png"))  # fmt: skip
+
+
+@mutant("QAGenerator", "test_illustrate")
+def a_picture_unsaid(toy: Any, cls: Any) -> type:
+    class Broken(cls):
+        def illustrate(self, qa, folder, *, title=""):
+            (folder / "graph.svg").write_text("<svg/>")
+            return ()
+
+    return Broken
+
+
 @mutant("QAGenerator", "test_reader")
 def reader_is_no_model(toy: Any, cls: Any) -> type:
     class Plain:
@@ -1579,6 +1593,10 @@ PROMISES: dict[str, dict[str, str]] = {
         "Raises InputError if there are no questions": "reader_of_nothing",
     },
     "QAGenerator.answer": {"Answer with the bundled reader": "answers_with_none"},
+    "QAGenerator.illustrate": {
+        "to an existing folder": "a_picture_that_is_not",
+        "returns the files": "a_picture_unsaid",
+    },
 }  # fmt: skip
 """Where in the host's text -> the promise, word for word -> the mutants that break it."""
 

@@ -134,6 +134,13 @@ class QAGeneratorSuite(ModelSuite):
         for pair in made.pairs[:5]:
             assert isinstance(model.answer(pair.question, text), str)
 
+    def test_illustrate(self, model: Any, made: QASet, tmp_path: Path) -> None:
+        """All pictures are in the folder, and all that is written there is named."""
+        files = model.illustrate(made, tmp_path, title="a procedure")
+        assert {Path(file).resolve() for file in files} == {
+            file.resolve() for file in tmp_path.rglob("*") if file.is_file()
+        }
+
     def test_reader(self, reader: Any, made: QASet, text: str) -> None:
         """A reader is a ``Model`` without an interface that answers with text."""
         assert issubclass(type(reader), Model)
