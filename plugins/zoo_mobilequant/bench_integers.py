@@ -25,10 +25,10 @@ from zoo.progress import track
 
 from .learn import last_hidden
 from .limits import above, below
-from .measured import TEXT, Measured
+from .measured import CALIBRATION, TESTS, TEXT
 from .method import compare
-from .original import opened
-from .passages import LENGTH
+from .original import opened, tokenizer_of
+from .passages import LENGTH, Words, wikitext
 
 STEPS, NOISE = 150, 1e-6
 SIMULATED, ON_INTEGERS, EXACT = "simulation", "integers of this CPU", "integers, exact products"
@@ -43,8 +43,12 @@ def bench(request: BenchRequest, folder: Path, data: Path) -> Results:
     book = Book(lambda column: column not in (SAME, SAME_AS_SIMULATION))
     with track(6, request.progress, "bench") as advance, TemporaryDirectory() as scratch:
         work = Path(request.options.get("work") or scratch)
-        measured = Measured(folder, data, work, request.quick)
-        rows = measured.words.drawn(measured.lessons, measured.windows, request.seed)
+        original = opened(folder).network
+        longest = int(original.config.max_position_embeddings)
+        words = Words(tokenizer_of(folder), min(LENGTH, longest))
+        lessons = words.ids(wikitext(data, "valid"))
+        rows = words.drawn(lessons, 12 if request.quick else CALIBRATION, request.seed)
+        tests = words.windows(wikitext(data, "test"), 2 if request.quick else TESTS)
         models = {
             scheme: load(request).quantize(
                 str(folder), rows, seed=request.seed, scheme=scheme, recipe=recipe,
@@ -56,15 +60,16 @@ def bench(request: BenchRequest, folder: Path, data: Path) -> Results:
             )
         }  # fmt: skip
         advance()
-        floats = sum(p.numel() for p in opened(folder).network.parameters()) * 4
+        floats = sum(p.numel() for p in original.parameters()) * 4
         for scheme, model in models.items():
             model.save_pretrained(Path(scratch) / scheme)
             saved = (Path(scratch) / scheme / "model.safetensors").stat().st_size
             book.add(f"{scheme}, saved", SIZE, saved / floats, request.seed)
         advance()
-        model, tests = models["w8a8"], measured.texts[TEXT]
-        head = opened(folder).network.get_output_embeddings()
-        simulated = [last_hidden(model.module, row)[1] for row in tests]
+        model, head = models["w8a8"], original.get_output_embeddings()
+        with torch.no_grad():
+            wanted = [last_hidden(original, row)[1] for row in tests]
+            simulated = [last_hidden(model.module, row)[1] for row in tests]
         runs = {
             SIMULATED: lambda: model.module,
             NOISY: lambda: noisy(model.module),
@@ -73,7 +78,7 @@ def bench(request: BenchRequest, folder: Path, data: Path) -> Results:
         }
         for name, make in runs.items():
             network = make()
-            enter(book, name, compare(network, tests, measured.wanted[TEXT], head), request.seed)
+            enter(book, name, compare(network, tests, wanted, head), request.seed)
             if name != SIMULATED:
                 found = compare(network, tests, simulated, model.module.get_output_embeddings())
                 ratio = found["perplexity"] / found["perplexity_original"]

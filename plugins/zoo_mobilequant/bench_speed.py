@@ -25,7 +25,7 @@ from zoo.interfaces import Data, Results
 from zoo.progress import track
 
 from .contenders import FLOAT, OURS, SIXTEEN, STATIC, TORCH, Contender, exported, of_torch
-from .kernels import Product, Weight, plan
+from .kernels import Product, Weight, has_vnni, plan
 from .original import opened
 from .quantizers import Grid, WeightFormat
 
@@ -157,7 +157,7 @@ def claim(book: Book, subjects: Sequence[str]) -> None:
     others they are easier.
     """
     cpu = torch.backends.cpu.get_cpu_capability()
-    vnni = "with" if torch.cpu._is_vnni_supported() else "without"
+    vnni = "with" if has_vnni() else "without"
     where = f"on a CPU with {cpu}, {vnni} VNNI"
 
     def faster(

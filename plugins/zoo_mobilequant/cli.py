@@ -11,6 +11,7 @@ import torch
 
 from zoo.errors import InputError, NotReadyError, OptionError, ZooError
 
+from .contenders import compared
 from .evaluate import (
     WINDOW,
     accuracy,
@@ -23,7 +24,6 @@ from .evaluate import (
 from .kernels import plan
 from .model import MobileQuantized
 from .original import opened
-from .speed import compared
 
 BEYOND = 0.01
 """A site that clips a larger share of its values is reported."""
@@ -64,6 +64,7 @@ def eval_(model: Any, args: list[str]) -> int:
     parser = argparse.ArgumentParser("zoo run FOLDER eval", description=eval_.__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--original", help="folder or Hub id; by default where it came from")
+    parser.add_argument("--integers", action="store_true", help="on integers too (CPU)")
     parser.add_argument("--json", action="store_true", help="for programs")
     given = parser.parse_args(args)
     quantized, tokenizer = _ready(model)
@@ -79,14 +80,17 @@ def eval_(model: Any, args: list[str]) -> int:
         notes.append(
             f"The original is not available for comparison: {error} Name it: --original FOLDER."
         )
+    if given.integers:
+        models["integers"] = quantized.integers()
     rows: dict[str, dict[str, float]] = {}
     for name, each in models.items():
+        device = "cpu" if name == "integers" else quantized.device
         if choices is not None:
-            right = accuracy(each, tokenizer, choices, quantized.device, not given.json)
+            right = accuracy(each, tokenizer, choices, device, not given.json)
             rows[name] = {"accuracy": sum(right) / len(right), "questions": float(len(right))}
         else:
             length = _window(quantized)
-            rows[name] = perplexity(each, tokenizer, text, quantized.device, not given.json, length)
+            rows[name] = perplexity(each, tokenizer, text, device, not given.json, length)
     texts = text or "\n".join(f"{c.question} {c.choices[c.answer]}" for c in choices or ())
     notes += _clipped(quantized, tokenizer, texts)
     if given.json:

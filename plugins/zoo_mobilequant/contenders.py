@@ -18,6 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from zoo.experiment import take_turns
+
+from .kernels import has_vnni
 
 FLOAT, OURS = "torch, float32", "mobilequant, integers"
 STATIC = "onnxruntime, static int8"
@@ -50,6 +55,23 @@ def of_torch(network: Any, ids: Tensor) -> Contender:
         caches[0].crop(-1)
 
     return Contender(prompt, token)
+
+
+def compared(model: Any, prompt: int = 256, repeats: int = 5) -> dict[str, tuple[float, float]]:
+    """CPU-seconds, on one thread, of a prompt of so many tokens (with the last row of the head) and
+    of one token after it: ``floats``, the network of transformers as it comes, in float32 with
+    random weights, and ``integers``, a ``MobileQuantized`` on integers. They take turns; the
+    quickest of ``repeats`` counts.
+    """
+    config = model.module.config.__class__(**model.module.config.to_dict())
+    config._attn_implementation = "sdpa"
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    networks = {"floats": plain.eval().requires_grad_(False), "integers": model.integers()}
+    ids = torch.arange(prompt)[None] % config.vocab_size
+    runs = {name: of_torch(network, ids) for name, network in networks.items()}
+    prompts = take_turns({name: run.prompt for name, run in runs.items()}, rounds=repeats)
+    tokens = take_turns({name: run.token for name, run in runs.items()}, rounds=repeats)
+    return {name: (min(prompts[name]), min(tokens[name])) for name in runs}
 
 
 def bfloat16(network: nn.Module) -> nn.Module:
@@ -140,14 +162,13 @@ def exported(model: Any, prompt: int) -> Iterator[Callable[[int], dict[str, Cont
     """
     from .qdq import floats
 
-    vnni = torch.cpu._is_vnni_supported()
     with TemporaryDirectory() as scratch, _quiet():
         here = Path(scratch)
         plain = floats.written(model, here / "float32", prompt, prompt + 1, floats=True)
         folders = {
             EXPORTED: floats.written(model, here / "ours", prompt, prompt + 1, floats=False),
             "onnxruntime, float32": plain,
-            STATIC: floats.static(plain, here / "static", vnni),
+            STATIC: floats.static(plain, here / "static", has_vnni()),
             SIXTEEN[1]: floats.four_bits(plain, here / "four"),
         }
 

@@ -171,16 +171,21 @@ class Plan:
         return weight if self.whole else weight.coarser()
 
 
+def has_vnni() -> bool:
+    """Whether the CPU adds products of bytes in 32 bits."""
+    return bool(torch.cpu._is_vnni_supported())
+
+
 @cache
 def plan(vnni: bool | None = None) -> Plan:
     """The kernels that are right on this CPU, the quickest first.
 
-    ``vnni``: whether the CPU adds products in 32 bits; None: ask it. Without, FBGEMM is quicker for
-    single rows (section of the method's page on speed).
+    ``vnni``: whether the CPU has it; None: ask. Without it, FBGEMM is quicker for single rows
+    (section of the method's page on speed).
     """
-    if vnni is None:
-        vnni = torch.cpu._is_vnni_supported()
-    decoders: Sequence[Kernel] = (OneDNN, Fbgemm) if vnni else (Fbgemm, OneDNN)
+    decoders: Sequence[Kernel] = (Fbgemm, OneDNN)
+    if has_vnni() if vnni is None else vnni:
+        decoders = (OneDNN, Fbgemm)
     for whole in (True, False):
         prefill = [kernel for kernel in (OneDNN, Fbgemm) if is_right(kernel, whole, SEVERAL)]
         decode = [kernel for kernel in decoders if is_right(kernel, whole, 1)]

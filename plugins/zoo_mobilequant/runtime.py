@@ -36,9 +36,10 @@ ATTENTION = "zoo_integers"
 
 
 class Rounding:
-    """To a static grid, in as few passes as there are.
+    """To a static grid, in as few passes as possible.
 
-    (Numbers are tensors where operators would make tensors of them, which takes as long as a pass.)
+    Step and zero point are kept as tensors too: from a Python number an operator makes a tensor at
+    each call, which takes as long as a pass over a short row.
     """
 
     def __init__(self, grid: Grid) -> None:

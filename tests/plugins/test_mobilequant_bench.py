@@ -420,8 +420,12 @@ def test_a_planted_neuron_makes_the_first_position_massive() -> None:
 
 
 @pytest.mark.slow
-def test_without_a_base_small_worlds_are_measured(tmp_path: Path) -> None:
+def test_without_a_base_small_worlds_are_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """In which all pairs undo planted channels, and learning copes with a massive position."""
+    monkeypatch.setattr(worlds, "LESSONS", 8)
+    monkeypatch.setattr(worlds, "TESTS", 4)
     found = bench.bench(BenchRequest(entry=catalogue().entry("mobilequant"), out=tmp_path))
     assert {*found.table} == {bench.RTN, bench.SQ, bench.SQ_ALL, bench.OURS}
     column = f"{bench.CHANNELS}: {bench.KL}"

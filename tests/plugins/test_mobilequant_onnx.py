@@ -363,6 +363,15 @@ def test_the_example_says_what_it_cannot_take(exported: Path, tmp_path: Path) ->
         assert why in done.stderr
 
 
+def test_the_example_runs_exports_of_its_version(exported: Path, tmp_path: Path) -> None:
+    told = json.loads((exported / "model.json").read_text())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.json").write_text(json.dumps(told | {"format": 2}))
+    done = generate(tmp_path / "other", tmp_path, "a word")
+    assert done.returncode == 1
+    assert "has format 2; this program runs 1. Export again." in done.stderr
+
+
 def test_the_example_is_short_and_on_the_page() -> None:
     lines = [line for line in EXAMPLE.read_text().splitlines() if line.strip()]
     assert len(lines) <= 40  # 30 of code, imports and docstring aside
@@ -393,6 +402,17 @@ def test_a_session_runs_exports_of_its_version(exported: Path, tmp_path: Path) -
     assert told["format"] == FORMAT
     (tmp_path / "model.json").write_text(json.dumps(told | {"format": 2}))
     with pytest.raises(InputError, match=r"has format 2; this plugin runs 1\. Export again"):
+        Session(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights.data", "decode.onnx", "tokenizer.json"])
+def test_a_session_refuses_files_that_were_cut(name: str, exported: Path, tmp_path: Path) -> None:
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    Session(tmp_path)
+    whole = (exported / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:-1] or b"0")  # a network this small has no weights apart
+    with pytest.raises(InputError, match=rf"{name} is not what was exported: .* cut off"):
         Session(tmp_path)
 
 

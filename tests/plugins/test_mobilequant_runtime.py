@@ -91,7 +91,7 @@ def test_a_trained_model_agrees_closely() -> None:
         run_coarser(model)
     folder = resolve("tiny-lm").folder
     assert folder is not None
-    text = "\n\n".join((texts_of(folder) or [])[:8])
+    text = "\n\n".join((texts_of(folder) or [])[:64])
     rows = text_windows(model.tokenizer, text)
     share = [(agreement(made, model, row[None]), len(row)) for row in rows]
     assert sum(s * n for s, n in share) / sum(n for _, n in share) >= 0.98

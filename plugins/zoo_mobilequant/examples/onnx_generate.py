@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 
 folder, *prompts = sys.argv[1:]
 told = json.loads(Path(folder, "model.json").read_text("utf-8"))
+if told["format"] != 1:
+    sys.exit(f"{folder} has format {told['format']}; this program runs 1. Export again.")
 if len(prompts) != told["batch"]:
     sys.exit(f"{len(prompts)} prompts; this export takes {told['batch']} at a time.")
 words = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
@@ -29,8 +31,7 @@ cache = {given.name: np.zeros(given.shape, given.type[len("tensor("):-1])
          for given in decode.get_inputs() if given.name.startswith("cache.")}  # fmt: skip
 names = ["logits", *(name.removeprefix("cache.") for name in cache)]
 
-prompt = np.zeros((1, told["length"]), np.int32)
-prompt[0, : len(ids)] = ids
+prompt = np.array([ids + [0] * (told["length"] - len(ids))], np.int32)
 given = {"input_ids": prompt, "last": np.array([len(ids) - 1], np.int32)}
 (scores, *parts), begin = prefill.run(names, given), 0
 for _ in range(40):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zoo.errors import MissingDependencyError, NotReadyError, OptionError
-from zoo.weights import atomic_folder
+from zoo.weights import atomic_folder, sha256
 
 from . import FORMAT
 
@@ -69,9 +69,11 @@ def export(
         for name, graph in graphs.items():
             onnx.save_model(graph, str(folder / f"{name}.onnx"))
         told = _told(model, length, cache, target) | {"graphs": _values(graphs)}
+        told["sha256"] = {file.name: sha256(file) for file in sorted(folder.iterdir())}
         _write(folder, told)
         if windows:
-            _write(folder, told | {"check": checked(model, folder, windows)})
+            told["check"] = checked(model, folder, windows)
+            _write(folder, told)
     return path
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 
 from zoo.errors import InputError
+from zoo.weights import sha256
 
 from . import FORMAT
 
@@ -45,8 +46,8 @@ class Session:
     """One sequence at a time: ``prefill`` begins one, ``decode`` continues it."""
 
     def __init__(self, folder: Path, **how: Any) -> None:
-        """``how``: see ``opened``. Raises InputError for a folder that is no export, or one of
-        another version.
+        """``how``: see ``opened``. Raises InputError for a folder that is no export, one of another
+        version, and one whose files have changed.
         """
         self.folder = folder
         if not (folder / "model.json").is_file():
@@ -57,6 +58,12 @@ class Session:
                 f"{folder} has format {self.told.get('format')!r}; this plugin runs {FORMAT}. "
                 "Export again."
             )
+        for name, hash_ in self.told.get("sha256", {}).items():
+            if not (folder / name).is_file() or sha256(folder / name) != hash_:
+                raise InputError(
+                    f"{folder / name} is not what was exported: it is missing, cut off or changed. "
+                    "Export again."
+                )
         self._prefill, self._decode = (
             opened(folder / f"{name}.onnx", **how) for name in ("prefill", "decode")
         )
