@@ -11,14 +11,14 @@ demo: $(READY)
 	$(BIN)/zoo demo --force
 
 test: check
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --durations=10
 
 # Finds most mistakes in under two minutes: no wheels, no environments, no training.
 quick: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m zoo.generate --check
-	$(BIN)/python -m pytest -m 'not slow and not environment' tests/host tests/test_architecture.py
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not environment' tests/host tests/test_architecture.py
 
 # Static checks: style, types, and whether generated text is fresh.
 check: $(READY)

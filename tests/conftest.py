@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # inherit; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests run side by side, and their tensors are small: a second thread would only wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No test may reach the real Hub: tests of the network use a loopback Hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in ("ZOO_PLUGINS", "ZOO_PLUGINS_DISABLE", "ZOO_HUB_TIMEOUT"):

@@ -370,8 +370,10 @@ def test_a_plugin_of_ours_works_from_a_project_of_its_own(
         ),
         "utf-8",
     )
+    # those that depend on where the plugin is; the plugin's own tests run the whole suite
+    here = "class_of_the_entry or import_is_light or check_input or saved_and_loaded"
     pytest_ = (env.python, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider")
-    assert " passed" in env.run(*pytest_, suites).stdout
+    assert " passed" in env.run(*pytest_, "-k", here, suites).stdout
     for name, entry in mine.items():
         if entry.status == "untrained":
             failed = env.zoo("pull", name, ok=False)

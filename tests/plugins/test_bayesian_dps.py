@@ -406,9 +406,9 @@ def classes(kind: str, n: int, seed: int = 0, apart: float = 2.0) -> tuple[Any, 
         return [" ".join([w, *(f"w{i}" for i in row)]) for w, row in
                 zip(words, noise, strict=True)], y  # fmt: skip
     if kind == "pixels":
-        x = 0.5 + 0.15 * torch.randn(n, 3, 16, 16, generator=dice)
+        x = 0.5 + 0.15 * torch.randn(n, 3, 8, 8, generator=dice)
         for c in range(4):
-            x[y == c, :, 4 * c : 4 * c + 4] += 0.15
+            x[y == c, :, 2 * c : 2 * c + 2] += 0.15
         return x.clamp(0, 1), y
     x = torch.randn(n, 40, generator=dice)
     x[:, :4] += apart * torch.eye(4)[y]
@@ -420,7 +420,7 @@ def classes(kind: str, n: int, seed: int = 0, apart: float = 2.0) -> tuple[Any, 
 @pytest.mark.parametrize("kind", ["raw", "standardised", "pixels", "text"])
 @pytest.mark.parametrize("noise", [0.0, 0.4])
 def test_at_the_default_it_is_never_worse_than_plain_training(kind: str, noise: float) -> None:
-    """Of the best of five rates, which is picked on the test set of 1,600 rows itself. With right
+    """Of the best of three rates, which is picked on the test set of 1,600 rows itself. With right
     labels a bound of four points: these classes overlap (a perfect classifier has 85 %), and rows
     on the wrong side of a border look wrong."""
     from zoo_bayesian_dps import tasks
@@ -428,7 +428,7 @@ def test_at_the_default_it_is_never_worse_than_plain_training(kind: str, noise: 
 
     from zoo.tables import read
 
-    n, m, tests = 800, 80, 1600
+    n, m, tests, steps = 400, 80, 1600, 200
     x, y = classes(kind, n + m + tests)
     dice = torch.Generator().manual_seed(1)
     bad = torch.rand(n, generator=dice) < noise
@@ -454,12 +454,12 @@ def test_at_the_default_it_is_never_worse_than_plain_training(kind: str, noise: 
 
     best = 0.0
     both = {part: read(given) for part, given in (("train", train), ("target", target))}
-    for lr in (1e-4, 1e-3, 3e-3, 1e-2, 3e-2):
+    for lr in (1e-3, 3e-3, 1e-2):
         torch.manual_seed(0)
         task = tasks.bundled(both["train"])
-        sampler = WeightSampler(n, plain(), steps=300)
+        sampler = WeightSampler(n, plain(), steps=steps)
         joint = Joint(task.net, task.loss_of(False), sampler, lambda p: torch.optim.Adam(p, lr=lr))  # noqa: B023
-        for step in range(300):
+        for step in range(steps):
             ids = torch.randperm(n, generator=torch.Generator().manual_seed(step))[:64]
             others = torch.randperm(m, generator=torch.Generator().manual_seed(step))[:16]
             batch = task.batch([

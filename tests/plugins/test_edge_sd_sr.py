@@ -691,8 +691,8 @@ def test_ablations_train_every_variant_equally(bundled, tmp_path, monkeypatch):
 
     for i, name in enumerate(["casa-mila", "mine"]):
         Image.fromarray(astronaut()[i * 200 : i * 200 + 264, :264]).save(tmp_path / f"{name}.jpg")
-    monkeypatch.setattr(experiment, "ABLATION_STEPS", 4)
-    monkeypatch.setattr(experiment, "IMITATION_STEPS", 3)
+    monkeypatch.setattr(experiment, "ABLATION_STEPS", 2)
+    monkeypatch.setattr(experiment, "IMITATION_STEPS", 1)
     monkeypatch.setattr(experiment, "SEEDS", 2)
     trained: list[tuple[str, int, int, tuple[str, ...]]] = []
     real = loop.Run.minimise
@@ -708,10 +708,10 @@ def test_ablations_train_every_variant_equally(bundled, tmp_path, monkeypatch):
     experiment.ablations(book, request, bundled, tmp_path)
     rows, claims = book.table(), book.claims
     imitation, joint = (
-        ("lr_encoder", 3, 16, ("lr_encoder",)),
-        ("unet", 4, 8, ("unet", "lr_encoder")),
+        ("lr_encoder", 1, 16, ("lr_encoder",)),
+        ("unet", 2, 8, ("unet", "lr_encoder")),
     )
-    frozen = ("unet", 4, 8, ("unet",))
+    frozen = ("unet", 2, 8, ("unet",))
     assert trained == 2 * [*5 * [imitation, joint], imitation, frozen]
     bicubic = rows.pop("bicubic")
     assert set(rows) == set(experiment.VARIANTS)

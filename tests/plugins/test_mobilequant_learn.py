@@ -179,15 +179,18 @@ def test_every_window_is_drawn_once_in_a_round() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["kl", "mse"])
-@pytest.mark.parametrize("recipe", ["mobilequant", "layerwise"])
-def test_it_learns(recipe: str, loss: str) -> None:
-    """4-bit weights: closer to the original than the closed form, on windows it has not seen."""
-    start = fitted("smoothquant-all-grid", "w4a8", rows=tokens(40, 32))[1].report["kl"]
-    _, found = fitted(
-        recipe, "w4a8", rows=tokens(40, 32), steps=80 if recipe == "mobilequant" else 30, loss=loss
-    )
-    assert found.report["before_learning"]["kl"] == pytest.approx(start, rel=0.02)
+@pytest.mark.parametrize(
+    ("recipe", "loss", "steps"),
+    [("mobilequant", "kl", 60), ("mobilequant", "mse", 60), ("layerwise", "mse", 20)],
+)
+def test_it_learns(recipe: str, loss: str, steps: int) -> None:
+    """4-bit weights: closer to the original than where it starts, on windows it has not seen. It
+    starts no further away than the closed form, whose strength is one of those that were tried.
+    """
+    closed = fitted("smoothquant-all-grid", "w4a8", rows=tokens(24, 32))[1].report["kl"]
+    _, found = fitted(recipe, "w4a8", rows=tokens(24, 32), steps=steps, loss=loss)
+    start = found.report["before_learning"]["kl"]
+    assert start < 1.02 * closed  # they were tried on fewer windows
     assert found.report["kl"] < 0.97 * start
     assert found.report["notes"] == []
 

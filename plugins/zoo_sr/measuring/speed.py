@@ -51,7 +51,7 @@ def measure_speed(
 
     ``full``: the configuration of the method's full size. Claims and ratios are about this network,
     built with random weights; without ``full``, or if the model is that network, about the model.
-    ``quick`` counts everything, but times only models that take seconds.
+    ``quick`` counts everything, but times only models that take seconds, once a round.
     """
     name, device = model.entry.name, model.device
     image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -71,7 +71,8 @@ def measure_speed(
     runs[compact] = _run(random(PEERS[compact], device), image)
     rows[compact] = cost(random(PEERS[compact], None))
     with track(1 + len(large), progress, "speed") as advance:
-        turns = take_turns(runs, rounds=ROUNDS, best_of=BEST_OF, device=device)
+        best_of = 1 if quick else BEST_OF
+        turns = take_turns(runs, rounds=ROUNDS, best_of=best_of, device=device)
         for label, seconds in turns.items():
             rows[label][SECONDS] = seconds
         advance(1)
