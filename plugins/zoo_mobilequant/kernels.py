@@ -10,7 +10,6 @@ where that is not right either, products are computed in floats that hold them e
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -81,7 +80,7 @@ with warnings.catch_warnings():  # torch says once that it will have no quantize
 
 
 class OneDNN:
-    """oneDNN's static u8 x s8 product: quick for many rows, and for one where there is VNNI."""
+    """oneDNN's static u8 x s8 product: quick for many rows."""
 
     def __init__(self, weight: Weight) -> None:
         self.weight = weight
@@ -99,7 +98,7 @@ class OneDNN:
 
 
 class Fbgemm:
-    """FBGEMM's static product: quick for one row, also without VNNI."""
+    """FBGEMM's static product: quick for one row."""
 
     def __init__(self, weight: Weight) -> None:
         zeros = torch.zeros(len(weight.steps), dtype=torch.int64)
@@ -177,18 +176,13 @@ def has_vnni() -> bool:
 
 
 @cache
-def plan(vnni: bool | None = None) -> Plan:
-    """The kernels that are right on this CPU, the quickest first.
-
-    ``vnni``: whether the CPU has it; None: ask. Without it, FBGEMM is quicker for single rows
-    (section of the method's page on speed).
+def plan() -> Plan:
+    """The kernels that are right on this CPU, the quickest first: oneDNN's for many rows, FBGEMM's
+    for one, with VNNI and without (section of the method's page on speed).
     """
-    decoders: Sequence[Kernel] = (Fbgemm, OneDNN)
-    if has_vnni() if vnni is None else vnni:
-        decoders = (OneDNN, Fbgemm)
     for whole in (True, False):
         prefill = [kernel for kernel in (OneDNN, Fbgemm) if is_right(kernel, whole, SEVERAL)]
-        decode = [kernel for kernel in decoders if is_right(kernel, whole, 1)]
+        decode = [kernel for kernel in (Fbgemm, OneDNN) if is_right(kernel, whole, 1)]
         if prefill and decode:
             return Plan(prefill[0], decode[0], whole)
     return Plan(Floats, Floats)

@@ -127,8 +127,7 @@ def test_the_self_test_needs_the_full_range() -> None:
     assert float((Saturating(w)(values(w, x)) - right).abs().max() / right.abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("vnni", [False, True])
-def test_single_tokens_have_a_kernel_of_their_own(vnni: bool) -> None:
-    chosen = plan.__wrapped__(vnni)
-    if is_right(OneDNN, chosen.whole, 1) and is_right(Fbgemm, chosen.whole, 1):
-        assert chosen.decode is (OneDNN if vnni else Fbgemm)
+def test_prompts_and_single_tokens_have_kernels_of_their_own() -> None:
+    chosen = plan.__wrapped__()
+    if all(is_right(kernel, chosen.whole, rows) for kernel in (OneDNN, Fbgemm) for rows in (1, 16)):
+        assert (chosen.prefill, chosen.decode) == (OneDNN, Fbgemm)
