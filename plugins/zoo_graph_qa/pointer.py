@@ -37,8 +37,10 @@ class Pointer(nn.Module):
         )  # (B, WIDTH)
         kinds = self.kinds[batch.kinds]  # (B, C, KIND_WIDTH)
         typed = (kinds * self.asked(meant)[:, None]).sum(2)
-        wide = meant[:, None].expand(-1, kinds.shape[1], -1)
-        inner = torch.relu(self.hidden(torch.cat([wide, kinds, batch.features], 2)))
+        # hidden([meant; kinds; features]), with what candidates share computed once
+        of_q, of_kind, of_f = self.hidden.weight.split((WIDTH, KIND_WIDTH, FEATURES), 1)
+        inner = torch.addmm(self.hidden.bias, meant, of_q.T)[:, None] + batch.features @ of_f.T
+        inner = torch.relu(inner + (self.kinds @ of_kind.T)[batch.kinds])
         plain = (self.linear[batch.kinds] * batch.features).sum(2)
         scores = self.out(inner).squeeze(2) + typed + plain
         return scores.masked_fill(~batch.there, -torch.inf)

@@ -30,6 +30,8 @@ from zoo_graph_qa.templates import HELD_OUT, WAYS
 
 import zoo
 
+from tests.plugins.tiny_tokenizers import tiny_tokenizer
+
 RECIPES = sorted((Path(zoo_graph_qa.__file__).parent / "recipes").glob("[a-z]*.md"))
 
 
@@ -204,6 +206,30 @@ def test_what_a_language_model_writes_is_read() -> None:
     ]
     assert all(text[p.start : p.end] == p.answer for p in found)
     assert rivals.parsed("", text) == []
+
+
+def test_a_batch_is_answered_as_one_by_one(tmp_path: Path) -> None:
+    """What prompts share is read once, shorter ones are filled up; the words stay the same."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}{% endfor %}<s>"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, initializer_range=0.4,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    rival = rivals.Rival(tmp_path)
+    asked = [("Boil it.", "How?"), ("Boil it.", "How long?"), ("Wash the cups and dry them.", "?")]
+    together = rival.answers(asked, 2)
+    assert together == [rival.answers([one], 2)[0] for one in asked]
+    assert len({*together}) > 1
 
 
 def test_the_benchmark_says_what_it_needs(tmp_path: Path) -> None:
