@@ -38,9 +38,10 @@ from .semantic import (
     semantic,
 )
 from .text import read
+from .train import TRAINED_WAYS
 from .worlds import HALVES, Corpora, Fold, fold
 
-SIZE, STEPS, SEEDS = 12_000, 1_500, 5
+SIZE, STEPS, SEEDS = 12_000, 750, 5
 QUICK_SIZE, QUICK_STEPS = 1_000, 300
 ONE_WAY = "ALL, one way of asking"
 RULE = "most similar sentence (TF-IDF)"
@@ -113,7 +114,7 @@ class Run:
         return fold(self.corpora, number, self.work, self.request.quick)
 
     def _arm(self, name: str, number: int, seed: int = 0) -> Arm:
-        ways = (0,) if name == ONE_WAY else (0, 1, 2, 3)
+        ways = (0,) if name == ONE_WAY else TRAINED_WAYS
         source = self.source(number, ways)
         return source.arm("ALL" if name == ONE_WAY else name, self.size, seed)
 

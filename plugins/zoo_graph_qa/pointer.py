@@ -23,7 +23,7 @@ class Pointer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words = nn.Parameter(torch.randn(WORDS, WIDTH) * 0.1)
+        self.words = nn.Parameter(torch.zeros(WORDS, WIDTH))  # a word never seen says nothing
         self.kinds = nn.Parameter(torch.randn(len(KINDS), KIND_WIDTH) * 0.1)
         self.asked = nn.Linear(WIDTH, KIND_WIDTH)
         self.hidden = nn.Linear(WIDTH + KIND_WIDTH + FEATURES, HIDDEN)
@@ -120,7 +120,10 @@ STEPS = frozenset(
 
 
 def examples(
-    about: Candidates, pairs: Sequence[QAPair], rng: np.random.Generator, hints: float = 0.5
+    about: Candidates,
+    pairs: Sequence[QAPair],
+    rng: np.random.Generator,
+    hints: float = 0.5,
 ) -> list[Example]:
     """Those of the pairs whose answer is a candidate.
 

@@ -244,7 +244,7 @@ def test_the_share_of_questions_without_an_answer(model: Any) -> None:
     [
         ({"kinds": "what,wat"}, "there is no type of question 'wat'"),
         ({"kinds": "what", "without": "what"}, "no type of question is left"),
-        ({"paraphrases": 7}, "paraphrases=7: expected 1 to 6"),
+        ({"paraphrases": 11}, "paraphrases=11: expected 1 to 10"),
         ({"max_pairs": -1}, "max_pairs=-1"),
         ({"negatives": 2.0}, "negatives=2: expected a share"),
     ],

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 def tiny_tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Bytes, the special tokens <pad>, <s>, </s> and <unk>, and ``words`` as tokens of their own."""
+    """Bytes, the special tokens <pad>, <s>, </s>, <unk>, and ``words`` as tokens of their own."""
     letters = ["<pad>", "<s>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     made = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [], unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
