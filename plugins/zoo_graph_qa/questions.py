@@ -15,9 +15,9 @@ from zoo.interfaces import QAPair
 
 from .facts import KINDS, UNSTATED, Fact, facts
 from .graph import Graph
-from .templates import COUNT, SHORT, WAYS
+from .templates import MOST, SHORT, WAYS
 
-ALL_WAYS = tuple(range(COUNT))
+ALL_WAYS = tuple(range(MOST))
 SHORT_AFTER = 4
 """For so many paraphrases a fact is asked for by a short form once more."""
 

@@ -9,7 +9,7 @@ number, ``{name}``, ``{filler}``, ...
 
 from __future__ import annotations
 
-COUNT = 10
+MOST = 10
 """Ways of asking."""
 HELD_OUT = (4, 5)
 """Ways that are for testing."""
