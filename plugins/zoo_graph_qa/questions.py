@@ -86,6 +86,7 @@ class _Draft:
 
     def __init__(self, fact: Fact, way: int, form: str) -> None:
         self.fact, self.way, self.form = fact, way, form
+        self.key = " ".join(fact.answer.text.lower().split())
         self.question = self._written(0) or ""
         self.plain = plain_words(self.question)
         self.level = 0
@@ -161,17 +162,17 @@ def _clarify(drafts: Sequence[_Draft]) -> None:
     for _ in range(4):
         answers: dict[str, set[str]] = {}
         for draft in drafts:
-            answers.setdefault(draft.plain, set()).add(_key(draft.fact))
+            answers.setdefault(draft.plain, set()).add(draft.key)
         unclear = [d for d in drafts if len(answers[d.plain]) > 1]
         if not [d for d in unclear if d.clearer()]:
             break
     answers = {}
     for draft in drafts:  # what cannot be told apart by words is numbered
         known = answers.setdefault(draft.plain, set())
-        if known and _key(draft.fact) not in known:
+        if known and draft.key not in known:
             draft.question = f"{draft.question.rstrip('?.')} ({len(known) + 1})?"
             draft.plain = plain_words(draft.question)
-        known.add(_key(draft.fact))
+        known.add(draft.key)
 
 
 def _drafts(asked: Sequence[Fact], controls: Controls, seed: int) -> Iterator[_Draft]:
@@ -212,10 +213,6 @@ _TWICE = re.compile(r"\bthe (the|a|an|your|some|my)\b")
 def plain_words(question: str) -> str:
     """What makes two questions the same."""
     return " ".join(re.findall(r"\w+", question.lower()))
-
-
-def _key(fact: Fact) -> str:
-    return " ".join(fact.answer.text.lower().split())
 
 
 def _pair(fact: Fact, question: str, way: int) -> Pair:

@@ -29,7 +29,6 @@ from zoo_graph_qa.semantic import (
 from zoo_graph_qa.templates import HELD_OUT, WAYS
 
 import zoo
-
 from tests.plugins.tiny_tokenizers import tiny_tokenizer
 
 RECIPES = sorted((Path(zoo_graph_qa.__file__).parent / "recipes").glob("[a-z]*.md"))
