@@ -72,7 +72,7 @@ def test_a_graph_is_read() -> None:
 
 
 def test_instructions_have_the_spans_and_roles_of_the_text(graph: Any) -> None:
-    """What section 8 of the brief asks of any parser."""
+    """The same as the small parser's."""
     made = {
         (graph.node[e.source].text, e.role, graph.node[e.target].text)
         for e in graph.edges
