@@ -49,7 +49,9 @@ POINTER, BANK = "reader", "bank"
 PEOPLE, U, HOWTOS = "people", "U", "how-tos"
 MACRO_U, MACRO_U_F1 = f"{U}, macro: EM", f"{U}, macro: F1"
 SC, DISTINCT = "semantic coverage (TF-IDF), %", "distinct-2, %"
-SC_MINILM = "semantic coverage (MiniLM), %"
+ENCODED = 60
+"""Of people's questions in a fold, whose texts' pairs the sentence encoder reads."""
+SC_MINILM = f"semantic coverage (MiniLM, {ENCODED} questions), %"
 CORRELATION = "rank correlation over the arms"
 AHEAD, AT_LEAST = 10.0, 0.6
 
@@ -98,6 +100,7 @@ class Run:
         self.arm = cache(self._arm)
         self.learned = cache(self._learned)
         self.exams = cache(self._exams)
+        self.sentences = cache(Sentences)
 
     def enter(self, book: Book, row: str, number: int, seed: int, make: Make) -> None:
         """Measure a row of a fold and seed, or take what was kept, and enter its numbers."""
@@ -203,7 +206,7 @@ def _pairs(name: str) -> Make:
         if base := run.request.bases.get("sentences"):
             if base.folder is None:
                 raise InputError("--base sentences=FOLDER: the folder is missing.")
-            encoders[SC_MINILM] = Sentences(base.folder)
+            encoders[SC_MINILM] = run.sentences(base.folder)
         found: Values = {
             "answer coverage, %": answered(items, wanted),
             DISTINCT: distinct_2(questions),
@@ -212,7 +215,8 @@ def _pairs(name: str) -> Make:
         if arm.facts is not None:
             found["facts asked about"] = float(arm.facts)
         for column, encode in encoders.items():
-            mean, share = semantic(items, wanted, encode)
+            some = wanted[:ENCODED] if column == SC_MINILM else wanted
+            mean, share = semantic(items, some, encode)
             found |= {column: mean, column.replace(", %", ", % above 0.7"): share}
         return found
 
