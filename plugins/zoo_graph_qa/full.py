@@ -28,6 +28,7 @@ from zoo.progress import Progress, track
 from zoo.weights import load_tensors
 
 from . import amr
+from .corpora import Span
 from .facts import UNSTATED
 from .graph import Graph
 from .model import Answer, GraphQA, Network, ProcedureQA
@@ -129,7 +130,8 @@ class AmrParser:
         self._known.update({text: said for text, (said, _) in zip(new, told, strict=True)})
         steps, arcs = [], []
         for row in places:
-            spans, found = [], []
+            spans: list[Span] = []
+            found: list[tuple[int, int, str, float]] = []
             for start, end in row:
                 root = amr.read(self._known[clean[start:end].strip()])
                 if root is not None:
@@ -257,7 +259,7 @@ class GraphQAFull(_T5Reads, GraphQA):
         """A question by the writer for each fact that is in the text: rule 12."""
         steps = {n["id"]: (n["start"], n["end"]) for n in made.graph["nodes"]}
         facts = {(p.kind, p.nodes, p.start): p for p in reversed(made.pairs) if p.start is not None}
-        rows = [(p, steps.get(f"s{p.step}") or (p.start, p.end)) for p in facts.values()]
+        rows = [(p, steps.get(f"s{p.step}", (p.start or 0, p.end or 0))) for p in facts.values()]
         inputs = [marked(p, made.text, around) for p, around in rows]
         told = self.writer.written(inputs, QUESTION_TOKENS) if self.writer else []
         known = {plain_words(p.question) for p in made.pairs}
@@ -275,9 +277,9 @@ class GraphQAFull(_T5Reads, GraphQA):
     def train_reader(
         self, qa: Sequence[QASet], *, seed: int = 0, progress: Progress = False,
         steps: int | None = None, fresh: bool = False,
-    ) -> T5Reader:  # fmt: skip
-        """A T5 tuned on questions about their texts, from this one's. ``steps``: optimizer steps;
-        None: three times through. Raises InputError if there are no questions.
+    ) -> Any:  # fmt: skip
+        """A ``T5Reader``, this one's tuned on questions about their texts. ``steps``: optimizer
+        steps; None: three times through. Raises InputError if there are no questions.
         """
         if fresh:
             raise InputError("fresh: a T5 is tuned, not trained from random weights.")
