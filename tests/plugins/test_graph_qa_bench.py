@@ -26,7 +26,8 @@ from zoo_graph_qa.semantic import (
     said,
     semantic,
 )
-from zoo_graph_qa.templates import HELD_OUT, WAYS
+from zoo_graph_qa.templates import HELD_OUT
+from zoo_graph_qa.train import TRAINED_WAYS
 
 import zoo
 from tests.plugins.tiny_tokenizers import tiny_tokenizer
@@ -150,8 +151,8 @@ def test_the_set_u_has_words_that_nothing_is_trained_on(about: list[Candidates])
     trained = {
         p.question
         for c in about
-        for p in ask(c.graph, Controls(paraphrases=4, ways=(0, 1, 2, 3)))[1]
-        if len(WAYS[p.asks or p.kind]) == 6 and p.kind != "polar"
+        for p in ask(c.graph, Controls(paraphrases=len(TRAINED_WAYS), ways=TRAINED_WAYS))[1]
+        if p.kind != "polar"
     }
     asked = {i.question for i in found if i.kind != "polar"}
     assert not asked & trained
