@@ -11,11 +11,16 @@ if TYPE_CHECKING:
 
     from zoo.interfaces import Results
 
+    from .full import GraphQAFull, T5Reader
     from .model import GraphQA, Reader
 
 
 @hookimpl
-def zoo_build(request: BuildRequest) -> GraphQA | Reader:
+def zoo_build(request: BuildRequest) -> GraphQA | Reader | GraphQAFull | T5Reader:
+    if request.entry.size == "full":
+        from .full import build_full
+
+        return build_full(request)
     from .model import build
 
     return build(request)
@@ -23,6 +28,10 @@ def zoo_build(request: BuildRequest) -> GraphQA | Reader:
 
 @hookimpl
 def zoo_train(request: TrainRequest) -> Path:
+    if request.entry.size == "full":
+        from .full_train import train_full
+
+        return train_full(request)
     from .train import train
 
     return train(request)

@@ -9,7 +9,7 @@ steps. A key is seed + 100 * fold.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +38,10 @@ from .semantic import (
     semantic,
 )
 from .text import read
+from .train import TRAINED_WAYS
 from .worlds import HALVES, Corpora, Fold, fold
 
-SIZE, STEPS, SEEDS = 12_000, 1_500, 5
+SIZE, STEPS, SEEDS = 12_000, 750, 5
 QUICK_SIZE, QUICK_STEPS = 1_000, 300
 ONE_WAY = "ALL, one way of asking"
 RULE = "most similar sentence (TF-IDF)"
@@ -48,7 +49,9 @@ POINTER, BANK = "reader", "bank"
 PEOPLE, U, HOWTOS = "people", "U", "how-tos"
 MACRO_U, MACRO_U_F1 = f"{U}, macro: EM", f"{U}, macro: F1"
 SC, DISTINCT = "semantic coverage (TF-IDF), %", "distinct-2, %"
-SC_MINILM = "semantic coverage (MiniLM), %"
+ENCODED = 60
+"""Of people's questions in a fold, whose texts' pairs the sentence encoder reads."""
+SC_MINILM = f"semantic coverage (MiniLM, {ENCODED} questions), %"
 CORRELATION = "rank correlation over the arms"
 AHEAD, AT_LEAST = 10.0, 0.6
 
@@ -57,7 +60,7 @@ def measure(request: BenchRequest, corpora: Corpora, work: Path) -> Results:
     """Every arm, fold and seed; rows that ``work`` has are not measured again."""
     book = Book(less_is_better=lambda column: column == ranked(DISTINCT))
     seeds = [request.seed + i for i in range(1 if request.quick else SEEDS)]
-    run = _Run(request, corpora, Rows(work / "coverage"), work)
+    run = Run(request, corpora, Rows(work / "coverage"), work)
     for number in range(1 if request.quick else HALVES):
         for seed in seeds:
             for name in (*ARMS, ONE_WAY):
@@ -82,10 +85,10 @@ def measure(request: BenchRequest, corpora: Corpora, work: Path) -> Results:
     return book.results(data=data, seeds=seeds, pictures=pictures, part="coverage")
 
 
-Make = Callable[["_Run", int, int], Values]
+Make = Callable[["Run", int, int], Values]
 
 
-class _Run:
+class Run:
     """Folds, arms and encoders, each made when it is first needed."""
 
     def __init__(self, request: BenchRequest, corpora: Corpora, rows: Rows, work: Path) -> None:
@@ -96,6 +99,8 @@ class _Run:
         self.source = cache(lambda n, ways: Source(self.fold(n).about, ways=ways))
         self.arm = cache(self._arm)
         self.learned = cache(self._learned)
+        self.exams = cache(self._exams)
+        self.sentences = cache(Sentences)
 
     def enter(self, book: Book, row: str, number: int, seed: int, make: Make) -> None:
         """Measure a row of a fold and seed, or take what was kept, and enter its numbers."""
@@ -112,7 +117,7 @@ class _Run:
         return fold(self.corpora, number, self.work, self.request.quick)
 
     def _arm(self, name: str, number: int, seed: int = 0) -> Arm:
-        ways = (0,) if name == ONE_WAY else (0, 1, 2, 3)
+        ways = (0,) if name == ONE_WAY else TRAINED_WAYS
         source = self.source(number, ways)
         return source.arm("ALL" if name == ONE_WAY else name, self.size, seed)
 
@@ -125,20 +130,24 @@ class _Run:
 
     # --- questions and answers ---
 
-    @property
+    @cached_property
     def other(self) -> tuple[list[str], list[Item]]:
         return howtos()
 
-    def answers(self, pointer: Pointer, number: int) -> dict[str, list[str]]:
-        """A reader's answers to the three sets."""
+    def _exams(self, number: int) -> dict[str, Exam]:
+        """The three sets, with the features of their questions."""
         world = self.fold(number)
         texts, items = self.other
         strange = [Candidates(world.parser.graph(read(t))) for t in texts]
         return {
-            PEOPLE: _told(pointer, world.about, world.asked),
-            U: _told(pointer, world.about, world.unseen),
-            HOWTOS: _told(pointer, strange, items),
+            PEOPLE: Exam(world.about, world.asked),
+            U: Exam(world.about, world.unseen),
+            HOWTOS: Exam(strange, items),
         }
+
+    def answers(self, pointer: Pointer, number: int) -> dict[str, list[str]]:
+        """A reader's answers to the three sets."""
+        return {name: exam.answers(pointer) for name, exam in self.exams(number).items()}
 
     def scores(self, number: int, answers: Mapping[str, Sequence[str]]) -> Values:
         """EM and F1 by set and kind; of U the mean over its types alone."""
@@ -164,7 +173,7 @@ class _Run:
 def _reader(name: str) -> Make:
     """Train the pointer from random weights on an arm."""
 
-    def make(run: _Run, number: int, seed: int) -> Values:
+    def make(run: Run, number: int, seed: int) -> Values:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             pointer = Pointer()
@@ -177,7 +186,7 @@ def _reader(name: str) -> Make:
 def _bank(name: str) -> Make:
     """Look up the most similar generated question."""
 
-    def make(run: _Run, number: int, seed: int) -> Values:
+    def make(run: Run, number: int, seed: int) -> Values:
         arm = run.arm(name, number, seed)  # another draw of pairs for each seed
         bank, world = Bank(by_procedure(arm)), run.fold(number)
         return run.scores(number, {PEOPLE: bank(world.asked), U: bank(world.unseen)})
@@ -188,7 +197,7 @@ def _bank(name: str) -> Make:
 def _pairs(name: str) -> Make:
     """What an arm's pairs cover of the factoid questions of people."""
 
-    def make(run: _Run, number: int, seed: int) -> Values:
+    def make(run: Run, number: int, seed: int) -> Values:
         arm, world = run.arm(name, number), run.fold(number)
         wanted = [i for i in world.asked if i.kind == "factoid"]
         items = pairs_as_items(by_procedure(arm))
@@ -197,7 +206,7 @@ def _pairs(name: str) -> Make:
         if base := run.request.bases.get("sentences"):
             if base.folder is None:
                 raise InputError("--base sentences=FOLDER: the folder is missing.")
-            encoders[SC_MINILM] = Sentences(base.folder)
+            encoders[SC_MINILM] = run.sentences(base.folder)
         found: Values = {
             "answer coverage, %": answered(items, wanted),
             DISTINCT: distinct_2(questions),
@@ -206,26 +215,37 @@ def _pairs(name: str) -> Make:
         if arm.facts is not None:
             found["facts asked about"] = float(arm.facts)
         for column, encode in encoders.items():
-            mean, share = semantic(items, wanted, encode)
+            some = wanted[:ENCODED] if column == SC_MINILM else wanted
+            mean, share = semantic(items, some, encode)
             found |= {column: mean, column.replace(", %", ", % above 0.7"): share}
         return found
 
     return make
 
 
-@torch.inference_mode()
-def _told(pointer: Pointer, about: Sequence[Candidates], items: Sequence[Item]) -> list[str]:
-    found = [""] * len(items)
-    for number, candidates in enumerate(about):
-        mine = [i for i, item in enumerate(items) if item.about == number]
-        nothing = np.zeros(len(candidates.items), bool)
-        for k in range(0, len(mine), 64):
-            part = mine[k : k + 64]
-            asked = [(question(items[i].question, items[i].step), nothing) for i in part]
-            scores = pointer(batched(made(candidates, asked)))
-            for i, best in zip(part, scores.argmax(1).tolist(), strict=True):
-                found[i] = candidates.items[best].text
-    return found
+class Exam:
+    """Questions with their candidates and features, to be answered by any number of readers."""
+
+    def __init__(self, about: Sequence[Candidates], items: Sequence[Item]) -> None:
+        self._order: list[int] = []
+        self._rows: list[Example] = []
+        for number, candidates in enumerate(about):
+            mine = [i for i, item in enumerate(items) if item.about == number]
+            nothing = np.zeros(len(candidates.items), bool)
+            asked = [(question(items[i].question, items[i].step), nothing) for i in mine]
+            self._order += mine
+            self._rows += made(candidates, asked)
+
+    @torch.inference_mode()
+    def answers(self, pointer: Pointer) -> list[str]:
+        """The most probable candidate of each question, in the order of the items."""
+        found = [""] * len(self._order)
+        for k in range(0, len(self._order), 64):
+            rows = self._rows[k : k + 64]
+            best = pointer(batched(rows)).argmax(1).tolist()
+            for i, row, choice in zip(self._order[k : k + 64], rows, best, strict=True):
+                found[i] = row.about.items[choice].text
+        return found
 
 
 def _correlations(book: Book, seeds: Sequence[int]) -> None:

@@ -1,13 +1,17 @@
 """The part "language": a general language model as the reader, and as the writer of pairs.
 
-As the reader it gets the same texts and questions as the bundled one (people's factoids of one fold
-of CookDial, read by a pointer whose parser and pairs are of that fold; and the how-tos), zero-shot
-and with three examples. As the writer it makes pairs from the same recipes, on which a pointer is
-trained beside ALL, SAL and CLOZE with as many pairs.
+As the reader it gets the texts and questions that graph-qa gets, zero-shot and with three examples:
+all factoids on the how-tos, against the bundled reader; and people's factoids of one fold of
+CookDial, against a pointer whose parser and pairs are of that fold. Questions are answered in
+batches by both, so that a text is read once for its batch. As the writer it makes pairs from the
+fold's first recipes, on which a pointer is trained beside ALL, SAL and CLOZE with as many pairs.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,23 +19,29 @@ import numpy as np
 import torch
 
 from zoo.errors import InputError
-from zoo.experiment import Book, Rows, Values, timed
+from zoo.experiment import Bars, Book, Rows, Values, draw, load, timed
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Data, Results
 
-from .arms import by_procedure
-from .bench_coverage import _Run
-from .evaluate import Item, howtos, pairs_as_items
-from .model import fit
+from .arms import Source, by_procedure
+from .bench_coverage import Exam, Run
+from .bench_parser import told
+from .candidates import Candidates
+from .evaluate import Item, howtos, pairs_as_items, scored
+from .model import GraphQA, fit
 from .pointer import Example, Pointer, examples
 from .questions import Pair
 from .rivals import Rival
 from .score import exact, f1
 from .semantic import Encoder, Sentences, TfIdf, answered, distinct_2, said, semantic
+from .train import TRAINED_WAYS
 from .worlds import Corpora
 
-CHUNK, QUESTIONS, QUICK = 10, 120, 10
-"""Questions of a kept row; of each set."""
+FOLD = 1
+"""Ways of asking were added after a look at fold 0."""
+BATCH = 8
+RECIPES, QUICK = 48, 3
+"""That it writes pairs about."""
 PAIRS = 1_000
 STEPS = 300
 SEEDS = 5
@@ -50,97 +60,97 @@ def measure(request: BenchRequest, corpora: Corpora, work: Path) -> Results:
             "part=language needs --base language=FOLDER, such as SmolLM2-135M-Instruct."
         )
     book = Book(less_is_better=lambda column: column == SECONDS)
+    run = Run(request, corpora, Rows(work / "coverage"), work)
     rows = Rows(work / "language")
     rival = cache(lambda: Rival(base.folder))  # type: ignore[arg-type]
-    run = _Run(request, corpora, Rows(work / "coverage"), work)
-    count = QUICK if request.quick else QUESTIONS
     facts = {"base": base.sha256 or base.revision or base.id, "quick": request.quick}
-    world = run.fold(0)
-    asked = [i for i in world.asked if i.kind == "factoid"][:count]
+    seeds = [request.seed + i for i in range(1 if request.quick else SEEDS)]
+    count = _readers(request, book, rows, run, rival, facts)
+    written = _written(rows, run, rival, facts, request.quick)
+    _writers(request, book, run, written, seeds)
+    if not request.quick:
+        claim(book)
+    data = [
+        Data("CookDial: people's factoids", "MIT", f"{count['people']} questions"),
+        Data("how-tos of this project", "Apache-2.0", f"{count['how-tos']} factoid questions"),
+        Data("CookDial: recipes that pairs are written about", "MIT", f"{len(written)} recipes"),
+    ]
+    pictures = [] if request.quick else [_picture(request.out, book)]
+    return book.results(data=data, seeds=seeds, pictures=pictures, part="language")
+
+
+# --- as the reader --------------------------------------------------------------------------------
+
+
+def _readers(
+    request: BenchRequest, book: Book, rows: Rows, run: Run, rival: Callable[[], Rival],
+    facts: Values,
+) -> dict[str, int]:  # fmt: skip
+    """EM, F1 and seconds of each question; how many questions."""
+    world = run.fold(FOLD)
     texts = [r.procedure.text for r in world.recipes]
+    pointer = cache(lambda: _pointer(run.learned("ALL", FOLD), run.steps, request.seed))
     strange, items = howtos()
-    others = [i for i in items if i.kind == "factoid"][:count]
-    pointer = cache(lambda: _pointer(run.learned("ALL", 0), run.steps, request.seed))
-    for name, own, questions in (("people", texts, asked), ("how-tos", strange, others)):
-        for k in range(0, len(questions), CHUNK):
-            part = questions[k : k + CHUNK]
+    model: GraphQA = load(request, base=None)
+
+    def of_the_fold(batch: Sequence[Item]) -> list[str]:
+        numbers = sorted({i.about for i in batch})  # each text is read again
+        about = [Candidates(world.parser.graph(world.recipes[n].procedure)) for n in numbers]
+        mine = [replace(i, about=numbers.index(i.about)) for i in batch]
+        return Exam(about, mine).answers(pointer())
+
+    def of_the_model(batch: Sequence[Item]) -> list[str]:
+        model.forget()
+        return told(model, strange, batch)
+
+    people = [i for i in world.asked if i.kind == "factoid"]
+    others = [i for i in items if i.kind == "factoid"]
+    by_text = [[*group] for _, group in itertools.groupby(others, lambda i: i.about)]
+    batches = {
+        "people": [people[k : k + BATCH] for k in range(0, len(people), BATCH)],
+        "how-tos": by_text,
+    }
+    if request.quick:
+        batches = {name: some[:1] for name, some in batches.items()}
+    ours = {"people": of_the_fold, "how-tos": of_the_model}
+    pointer(), told(model, strange, others[:1])  # so that no answer's time has it
+    for name, some in batches.items():
+        own = texts if name == "people" else strange
+        for number, batch in enumerate(some):
             for row, shown in ((ZERO, 0), (THREE, 3)):
 
                 def ask(
-                    part: list[Item] = part, own: list[str] = own, shown: int = shown
+                    batch: Sequence[Item] = batch, own: Sequence[str] = own, shown: int = shown
                 ) -> Values:
-                    return _rival(rival(), part, own, shown)
+                    asked = [(own[i.about], _said(i)) for i in batch]
+                    answers, seconds = timed(lambda: rival().answers(asked, shown))
+                    return {"answers": answers, "seconds": seconds / len(batch)}
 
-                _enter(book, row, name, k, rows.row(f"{row}, {name}, {k}", facts, ask))
-
-            def read(part: list[Item] = part, name: str = name) -> Values:
-                return _ours(run, pointer(), part, name)
-
-            _enter(book, READER, name, k, rows.row(f"{READER}, {name}, {k}", facts, read))
-    _writers(request, book, rows, run, rival, facts)
-    claim(book, request.quick)
-    data = [
-        Data("CookDial: people's factoids", "MIT", f"{len(asked)} questions"),
-        Data("how-tos of this project", "Apache-2.0", f"{len(others)} questions"),
-    ]
-    seeds = [request.seed + i for i in range(1 if request.quick else SEEDS)]
-    return book.results(data=data, seeds=seeds, part="language")
+                rival()
+                kept = rows.row(f"{row}, {name}, batch {number}", facts, ask)
+                _enter(book, row, name, number, batch, kept)
+            answers, seconds = timed(lambda n=name, b=batch: ours[n](b))  # type: ignore[misc]
+            made = {"answers": answers, "seconds": max(seconds, 1e-6) / len(batch)}
+            _enter(book, READER, name, number, batch, made)
+    return {name: sum(map(len, some)) for name, some in batches.items()}
 
 
-def _enter(book: Book, row: str, name: str, first: int, found: Values) -> None:
-    """Each question's numbers are those of a test item."""
-    for metric, column in (("em", EM), ("f1", F1), ("seconds", SECONDS)):
-        for i, value in enumerate(found.get(metric, ())):
-            book.add(row, f"{name}: {column}" if metric != "seconds" else SECONDS, value,
-                     f"{name} {first + i}")  # fmt: skip
+def _said(item: Item) -> str:
+    """The question, with the step that the person is at."""
+    if item.step is None:
+        return item.question
+    return f"At step {item.step + 1}, {item.question[0].lower()}{item.question[1:]}"
 
 
-def _scored(item: Item, answer: str, seconds: float) -> tuple[float, float, float]:
-    return (
-        max(exact(answer, a) for a in item.answers),
-        max(f1(answer, a) for a in item.answers),
-        max(seconds, 1e-6),
-    )
-
-
-def _listed(numbers: list[tuple[float, float, float]]) -> Values:
-    return {key: [n[i] for n in numbers] for i, key in enumerate(("em", "f1", "seconds"))}
-
-
-def _rival(rival: Rival, items: list[Item], texts: list[str], shown: int) -> Values:
-    numbers = []
-    for item in items:
-        asked = item.question
-        if item.step is not None:
-            asked = f"At step {item.step + 1}, {asked[0].lower()}{asked[1:]}"
-        text = texts[item.about]
-        answer, seconds = timed(lambda t=text, q=asked: rival.answer(q, t, shown))  # type: ignore[misc]
-        numbers.append(_scored(item, answer, seconds))
-    return _listed(numbers)
-
-
-def _ours(run: _Run, pointer: Pointer, items: list[Item], name: str) -> Values:
-    """Reading the text is part of an answer: it is done again for each question."""
-    from .bench_coverage import _told
-    from .candidates import Candidates
-    from .text import read
-
-    world = run.fold(0)
-    numbers = []
-    for item in items:
-
-        def answer(item: Item = item) -> list[str]:
-            if name == "people":
-                procedure = world.recipes[item.about].procedure
-            else:
-                procedure = read(howtos()[0][item.about])
-            about = Candidates(world.parser.graph(procedure))
-            alone = Item(0, item.kind, item.question, item.step, item.answers)
-            return _told(pointer, [about], [alone])
-
-        (told,), seconds = timed(answer)
-        numbers.append(_scored(item, told, seconds))
-    return _listed(numbers)
+def _enter(
+    book: Book, row: str, name: str, number: int, batch: Sequence[Item], made: Values
+) -> None:
+    """A question is a test item of exact match and F1; a batch is one of the time."""
+    for i, (item, answer) in enumerate(zip(batch, made["answers"], strict=True)):
+        for column, score in ((EM, exact), (F1, f1)):
+            best = max(score(answer, a) for a in item.answers)
+            book.add(row, f"{name}: {column}", best, f"{name} {number} {i}")
+    book.add(row, SECONDS, made["seconds"], f"{name} {number}")
 
 
 def _pointer(rows: list[Example], steps: int, seed: int) -> Pointer:
@@ -151,79 +161,115 @@ def _pointer(rows: list[Example], steps: int, seed: int) -> Pointer:
     return pointer
 
 
+# --- as the writer --------------------------------------------------------------------------------
+
+
+def _written(
+    rows: Rows, run: Run, rival: Callable[[], Rival], facts: Values, quick: bool
+) -> dict[int, list[Pair]]:
+    """Recipe -> the pairs that the language model wrote about it."""
+    about = run.fold(FOLD).about[: QUICK if quick else RECIPES]
+    found: dict[int, list[Pair]] = {}
+    for first in range(0, len(about), BATCH):
+
+        def write(first: int = first) -> Values:
+            made = rival().pairs(about[first : first + BATCH])
+            return {"pairs": [[[p.question, p.answer, p.start, p.end] for p in x] for x in made]}
+
+        kept = rows.row(f"{WRITTEN}, recipes from {first}", facts, write)
+        for i, some in enumerate(kept["pairs"]):
+            found[first + i] = [
+                Pair(q, a, (), "written", None, None, start, end) for q, a, start, end in some
+            ]
+    return found
+
+
 def _writers(
-    request: BenchRequest, book: Book, rows: Rows, run: _Run, rival: object, facts: Values
-) -> None:
-    """The arms of equal size: as many pairs as the language model wrote, at most ``PAIRS``."""
-    world = run.fold(0)
-    written: dict[int, list[Pair]] = {}
-    recipes = 3 if request.quick else len(world.about)
-    for i in range(recipes):
-
-        def write(i: int = i) -> Values:
-            made = rival().pairs(world.about[i])  # type: ignore[operator]
-            return {"pairs": [[p.question, p.answer, p.start, p.end] for p in made]}
-
-        kept = rows.row(f"{WRITTEN}, recipe {i}", facts, write)
-        written[i] = [
-            Pair(q, a, (), "written", None, None, start, end) for q, a, start, end in kept["pairs"]
-        ]
-        if sum(map(len, written.values())) >= PAIRS:
-            break
+    request: BenchRequest, book: Book, run: Run, written: Mapping[int, list[Pair]],
+    seeds: Sequence[int],
+) -> None:  # fmt: skip
+    """Arms of equal size about the same recipes: as many pairs as the language model wrote."""
+    world, count = run.fold(FOLD), len(written)
     size = min(PAIRS, sum(map(len, written.values())))
     if not size:
-        return
-    wanted = [i for i in world.asked if i.kind == "factoid"]
-    arms = {WRITTEN: written}
+        raise InputError("the language model wrote no pair whose answer is in the text.")
+    source = Source(world.about[:count], ways=TRAINED_WAYS)
+    arms: dict[str, Mapping[int, list[Pair]]] = {WRITTEN: written}
     for name in ("ALL", "SAL", "CLOZE"):
-        arms[f"pairs: {name}"] = dict(by_procedure(run.source(0, (0, 1, 2, 3)).arm(name, size, 0)))
-    encode: Encoder
+        arms[f"pairs: {name}"] = by_procedure(source.arm(name, size, 0))
+    people = [i for i in world.asked if i.kind == "factoid" and i.about < count]
+    unseen = [i for i in world.unseen if i.about < count]
+    base = request.bases.get("sentences")
+    sentences = Sentences(base.folder) if base and base.folder else None
     for row, pairs in arms.items():
         items = pairs_as_items(pairs)
-        if (base := request.bases.get("sentences")) and base.folder is not None:
-            encode, named = Sentences(base.folder), "MiniLM"
-        else:
-            encode, named = TfIdf([*map(said, items), *map(said, wanted)]), "TF-IDF"
-        mean, _ = semantic(items, wanted, encode)
-        book.add(row, f"semantic coverage ({named}), %", mean)
-        book.add(row, "answer coverage, %", answered(items, wanted))
+        words = TfIdf([*map(said, items), *map(said, people)])
+        encoders: dict[str, Encoder] = {"TF-IDF": words}
+        if sentences is not None:
+            encoders["MiniLM"] = sentences
+        for name, encode in encoders.items():
+            book.add(row, f"semantic coverage ({name}), %", semantic(items, people, encode)[0])
+        book.add(row, "answer coverage, %", answered(items, people))
         book.add(row, "distinct-2, %", distinct_2([i.question for i in items]))
         rng = np.random.default_rng(0)
-        learned = [e for i, rows_ in pairs.items() for e in examples(world.about[i], rows_, rng)]
+        learned = [e for i, some in pairs.items() for e in examples(world.about[i], some, rng)]
         book.add(row, "pairs", float(len(items)))
         book.add(row, "pairs that a candidate answers", float(len(learned)))
-        if not learned:
-            continue
-        for seed in range(1 if request.quick else SEEDS):
-            pointer = _pointer(learned, STEPS, request.seed + seed)
-            scores = run.scores(0, run.answers(pointer, 0))
-            for column in ("people, factoid: EM", "people, factoid: F1", "U, macro: EM"):
-                book.add(row, column, scores[column], request.seed + seed)
+        exams = {"people, factoid": (people, Exam(world.about, people)),
+                 "U": (unseen, Exam(world.about, unseen))}  # fmt: skip
+        for seed in seeds if learned else ():
+            pointer = _pointer(learned, STEPS, seed)
+            for name, (asked, exam) in exams.items():
+                scores = scored(asked, exam.answers(pointer))["macro"]
+                for metric, value in scores.items():
+                    book.add(row, f"{name}: {metric}", value, seed)
 
 
-def claim(book: Book, quick: bool) -> None:
+def claim(book: Book) -> None:
     """The reader is better and quicker; the model's pairs vary more and cover less."""
-    if quick:
-        return
     rivals = (ZERO, THREE)
     for name in ("people", "how-tos"):
         book.claim(
             f"reader-{name}",
-            "The bundled kind of reader, some 1/700 of its size, answers factoid questions better "
+            "graph-qa's reader, some 1/700 of its size, answers factoid questions better "
             f"than the language model, zero-shot and with three examples: {name}.",
             *(book.better(READER, r, f"{name}: {m}") for r in rivals for m in (EM, F1)),
         )
     book.claim(
         "reader-time",
-        f"An answer takes 1/{FASTER:g} of the language model's CPU time or less. Its text is "
-        "read anew.",
+        f"An answer takes 1/{FASTER:g} of the language model's CPU time or less, a text being read "
+        "once for the questions that are asked about it together.",
         *(book.times(READER, r, SECONDS, at_most=1 / FASTER) for r in rivals),
     )
-    if len(book.columns(WRITTEN)) > 4:
-        coverage = next(c for c in book.columns(WRITTEN) if c.startswith("semantic"))
-        book.claim(
-            "writer",
-            "The language model's pairs have more diverse words than the graph's, and cover less.",
-            book.better(WRITTEN, "pairs: ALL", "distinct-2, %", test="counted"),
-            book.better("pairs: ALL", WRITTEN, coverage, test="counted"),
-        )
+    coverage = [c for c in book.columns(WRITTEN) if c.startswith("semantic")]
+    book.claim(
+        "writer",
+        "The language model's pairs have more diverse words than the graph's, and cover less.",
+        book.better(WRITTEN, "pairs: ALL", "distinct-2, %", test="counted"),
+        *(book.better("pairs: ALL", WRITTEN, c, test="counted") for c in coverage),
+    )
+    book.claim(
+        "writer-reader",
+        "A reader learns more from the graph's pairs than from as many of the language model's: "
+        "U, and people's factoids.",
+        *(book.better("pairs: ALL", WRITTEN, f"{name}: EM") for name in ("U", "people, factoid")),
+    )
+
+
+def _picture(out: Path, book: Book) -> str:
+    """Left: exact match of the readers; right: what arms of equal size cover."""
+    readers = {
+        row: {name: 100 * book.mean(row, f"{name}: {EM}") for name in ("people", "how-tos")}
+        for row in (READER, ZERO, THREE)
+    }
+    columns = ("semantic coverage (TF-IDF), %", "answer coverage, %", "distinct-2, %")
+    arms = {
+        row: {column.removesuffix(", %"): book.mean(row, column) for column in columns}
+        for row in (WRITTEN, "pairs: ALL", "pairs: SAL", "pairs: CLOZE")
+    }
+    draw(
+        out / "language.png",
+        Bars(readers, "exact match, %", "factoid questions"),
+        Bars(arms, "%", "pairs"),
+    )
+    return "language.png"

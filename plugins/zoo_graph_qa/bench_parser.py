@@ -161,6 +161,8 @@ def told(model: GraphQA, texts: Sequence[str], items: Sequence[Item]) -> list[st
     found = [""] * len(items)
     for number, text in enumerate(texts):
         mine = [i for i, item in enumerate(items) if item.about == number]
+        if not mine:
+            continue
         asked = [(items[i].question, None if (s := items[i].step) is None else s + 1) for i in mine]
         for i, answer in zip(mine, model.explain_all(asked, text), strict=True):
             found[i] = answer.text

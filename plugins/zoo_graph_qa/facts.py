@@ -14,7 +14,7 @@ from .corpora import ROLES
 from .graph import Graph, Node, base_form, covering, phrase, with_preposition
 from .quantities import alternates, unit
 from .text import Part
-from .words import content, kinds
+from .words import content, kinds, lemma, participle
 
 ORDER_WINDOW = 2
 """Actions apart, at most, of an order question: all pairs would be too many in a long text."""
@@ -100,10 +100,15 @@ class _Facts:
 
     def slots(self, action: Node, **more: str) -> dict[str, str]:
         """Words for an action."""
+        verb = base_form(action.text)
+        obj = self.vp[action.id].removeprefix(verb).strip().replace("them", "these") or "it"
         return {
             "vp": self.vp[action.id],
             "vpx": self.longer[action.id],
-            "verb": base_form(action.text),
+            "verb": verb,
+            "done": participle(verb),
+            "obj": uncapital(obj),
+            **_number(obj),
             **more,
         }
 
@@ -124,7 +129,8 @@ class _Facts:
                     if role in ("until", "duration") and kind != "ready":
                         yield Fact("ready", about, self.span(node), number, action.step, slots)
                     named = [self.said(n) for _, n in self.graph.fillers(action.id, "patient")]
-                    slots["thing"] = named[0] if named else f"step {(action.step or 0) + 1}"
+                    thing = named[0] if named else f"step {(action.step or 0) + 1}"
+                    slots |= {"thing": thing, **_number(thing)}
                     for name, place in self._in_units(action, node):
                         yield Fact(
                             "unit",
@@ -180,7 +186,7 @@ class _Facts:
                 self.of_step(action.step),
                 number,
                 action.step,
-                self.slots(action, obj=self.said(node)),
+                self.slots(action, obj=self.said(node), **_number(node.text)),
             )
 
     def _in_units(self, action: Node, node: Node) -> Iterator[tuple[str, Part]]:
@@ -205,7 +211,7 @@ class _Facts:
         for i, key in enumerate(keys):
             found, node = self.graph.materials[key], self.graph.node[key]
             name = uncapital(" ".join(clean[found.name.start : found.name.end].split()))
-            slots = {"name": name, "thing": name}
+            slots = {"name": name, "thing": name, **_number(name)}
             about = (key,)
             if found.amount is not None:
                 yield Fact(
@@ -236,7 +242,7 @@ class _Facts:
                     self.of_step(action.step),
                     number,
                     action.step,
-                    self.slots(action, name=name, obj=name),
+                    self.slots(action, name=name, obj=name, **_number(name)),
                 )
 
     def flow(self) -> Iterator[Fact]:
@@ -257,13 +263,14 @@ class _Facts:
                     self.slots(last[0]),
                 )
             elif first is None:
+                named = f"step {(one.step or 0) + 1}"
                 yield Fact(
                     "after",
                     about,
                     self.span(following),
                     None,
                     one.step,
-                    {"vp": f"do step {(one.step or 0) + 1}"},
+                    {"vp": f"do {named}", "obj": named, "done": "done", **_number(named)},
                 )
             if then is not None:
                 yield Fact(
@@ -486,13 +493,20 @@ def _near(ids: set[str], most: int = 64) -> set[str]:
     return ids if len(ids) <= most else set(sorted(ids)[-most:])
 
 
+def _number(noun: str) -> dict[str, str]:
+    """Verbs in the number of a noun phrase."""
+    plural = _plural(noun) or " and " in noun or noun in ("these", "those")
+    return {"is": "are", "does": "do"} if plural else {"is": "is", "does": "does"}
+
+
+def _plural(name: str) -> bool:
+    words = [w for w in name.lower().split() if w.isalpha()]
+    return bool(words) and lemma(words[-1]) != words[-1] and words[-1].endswith("s")
+
+
 def _many(name: str, amount: str) -> str:
     """many or much."""
-    from .words import lemma
-
-    words = [w for w in name.lower().split() if w.isalpha()]
-    plural = bool(words) and lemma(words[-1]) != words[-1] and words[-1].endswith("s")
-    return "many" if plural and re.fullmatch(r"[\d\s¼½¾⅐-⅞/.,⁄–-]+|\w+", amount) else "much"
+    return "many" if _plural(name) and re.fullmatch(r"[\d\s¼½¾⅐-⅞/.,⁄–-]+|\w+", amount) else "much"
 
 
 def facts(graph: Graph) -> list[Fact]:

@@ -225,8 +225,8 @@ class GraphQA(_Reads, QAGenerator):
         """A ``ProcedureQA`` with every question that the graph supports; a list for a list.
 
         ``kinds``, ``without``: types of questions to make or leave out, as a list or with commas.
-        ``paraphrases``: ways to ask for the same, 1 to 6. ``short``: also what people at a step say
-        ("At step 3, how long?"). ``max_pairs``: facts in turn up to this number; 0: all.
+        ``paraphrases``: ways to ask for the same, 1 to 10. ``short``: also what people say who are
+        at a step ("At step 3, how long?"). ``max_pairs``: facts in turn up to this number; 0: all.
         ``negatives``: largest share of questions that the text does not answer. ``checked``: only
         questions that the bundled reader answers right, and the last one of each node. ``force``:
         also texts that do not look English. Raises InputError for text without steps, OptionError.
@@ -349,7 +349,7 @@ def fit(
     rng = np.random.default_rng(seed)
     pointer.requires_grad_(True)
     device = next(pointer.parameters()).device
-    optimizer = torch.optim.AdamW(pointer.parameters(), lr=RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(pointer.parameters(), lr=RATE, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with track(steps, progress, "train_reader") as advance:
         for _ in range(steps):

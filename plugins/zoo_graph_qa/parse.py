@@ -52,8 +52,18 @@ class Parser:
                 role, score = self._roles.role(clean, row[tail], row[head])
                 found.append((head, tail, role, score))
             roles.append(found)
-        actions = describe(clean, steps, pairs)
-        made = self.links(candidates(actions))
+        return self.joined(procedure, steps, roles)
+
+    def joined(
+        self,
+        procedure: Procedure,
+        steps: Sequence[Sequence[Span]],
+        roles: Sequence[Sequence[tuple[int, int, str, float]]],
+    ) -> Graph:
+        """The graph of spans and (action, span, role, score) of each step, with its flow."""
+        clean = procedure.clean
+        pairs = [[(head, tail) for head, tail, _, _ in row] for row in roles]
+        made = self.links(candidates(describe(clean, steps, pairs)))
         assert all(math.isfinite(p) for row in made for _, p in row)
         materials = [material(clean, line) for line in procedure.materials]
         return build(procedure, steps, roles, made, materials)

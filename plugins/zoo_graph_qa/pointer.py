@@ -23,7 +23,7 @@ class Pointer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words = nn.Parameter(torch.randn(WORDS, WIDTH) * 0.1)
+        self.words = nn.Parameter(torch.zeros(WORDS, WIDTH))  # a word never seen says nothing
         self.kinds = nn.Parameter(torch.randn(len(KINDS), KIND_WIDTH) * 0.1)
         self.asked = nn.Linear(WIDTH, KIND_WIDTH)
         self.hidden = nn.Linear(WIDTH + KIND_WIDTH + FEATURES, HIDDEN)
@@ -37,8 +37,10 @@ class Pointer(nn.Module):
         )  # (B, WIDTH)
         kinds = self.kinds[batch.kinds]  # (B, C, KIND_WIDTH)
         typed = (kinds * self.asked(meant)[:, None]).sum(2)
-        wide = meant[:, None].expand(-1, kinds.shape[1], -1)
-        inner = torch.relu(self.hidden(torch.cat([wide, kinds, batch.features], 2)))
+        # hidden([meant; kinds; features]), with what candidates share computed once
+        of_q, of_kind, of_f = self.hidden.weight.split((WIDTH, KIND_WIDTH, FEATURES), 1)
+        inner = torch.addmm(self.hidden.bias, meant, of_q.T)[:, None] + batch.features @ of_f.T
+        inner = torch.relu(inner + (self.kinds @ of_kind.T)[batch.kinds])
         plain = (self.linear[batch.kinds] * batch.features).sum(2)
         scores = self.out(inner).squeeze(2) + typed + plain
         return scores.masked_fill(~batch.there, -torch.inf)
@@ -118,7 +120,10 @@ STEPS = frozenset(
 
 
 def examples(
-    about: Candidates, pairs: Sequence[QAPair], rng: np.random.Generator, hints: float = 0.5
+    about: Candidates,
+    pairs: Sequence[QAPair],
+    rng: np.random.Generator,
+    hints: float = 0.5,
 ) -> list[Example]:
     """Those of the pairs whose answer is a candidate.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .text import Part
 from .words import NUMBERS, UNITS, lemma, tokenize, word_class
@@ -95,6 +96,7 @@ def _size(clean: str, start: int, end: int) -> Part | None:
     return None
 
 
+@lru_cache(maxsize=10_000)
 def unit(text: str) -> str | None:
     """The unit of a phrase such as ``350 degrees F``, in words; of several the first."""
     for token in tokenize(text.replace("°", " ")):

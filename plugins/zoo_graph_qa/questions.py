@@ -15,9 +15,11 @@ from zoo.interfaces import QAPair
 
 from .facts import KINDS, UNSTATED, Fact, facts
 from .graph import Graph
-from .templates import SHORT, WAYS
+from .templates import MOST, SHORT, WAYS
 
-ALL_WAYS = tuple(range(6))
+ALL_WAYS = tuple(range(MOST))
+SHORT_AFTER = 4
+"""For so many paraphrases a fact is asked for by a short form once more."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ class _Draft:
 
     def __init__(self, fact: Fact, way: int, form: str) -> None:
         self.fact, self.way, self.form = fact, way, form
+        self.key = " ".join(fact.answer.text.lower().split())
         self.question = self._written(0) or ""
-        self.plain = _plain(self.question)
+        self.plain = plain_words(self.question)
         self.level = 0
 
     def clearer(self) -> bool:
@@ -94,7 +97,7 @@ class _Draft:
             self.level += 1
             made = self._written(self.level)
             if made is not None and made != self.question:
-                self.question, self.plain = made, _plain(made)
+                self.question, self.plain = made, plain_words(made)
                 return True
         return False
 
@@ -145,7 +148,7 @@ def ask(graph: Graph, controls: Controls, seed: int = 0) -> tuple[list[Fact], li
             while draft.plain in seen:
                 numbers[asked_before] = numbers.get(asked_before, 1) + 1
                 draft.question = f"{same} ({numbers[asked_before]})?"
-                draft.plain = _plain(draft.question)
+                draft.plain = plain_words(draft.question)
         seen.add(draft.plain)
         edges.add(fact.edge)
         nodes.update(fact.nodes)
@@ -159,17 +162,17 @@ def _clarify(drafts: Sequence[_Draft]) -> None:
     for _ in range(4):
         answers: dict[str, set[str]] = {}
         for draft in drafts:
-            answers.setdefault(draft.plain, set()).add(_key(draft.fact))
+            answers.setdefault(draft.plain, set()).add(draft.key)
         unclear = [d for d in drafts if len(answers[d.plain]) > 1]
         if not [d for d in unclear if d.clearer()]:
             break
     answers = {}
     for draft in drafts:  # what cannot be told apart by words is numbered
         known = answers.setdefault(draft.plain, set())
-        if known and _key(draft.fact) not in known:
+        if known and draft.key not in known:
             draft.question = f"{draft.question.rstrip('?.')} ({len(known) + 1})?"
-            draft.plain = _plain(draft.question)
-        known.add(_key(draft.fact))
+            draft.plain = plain_words(draft.question)
+        known.add(draft.key)
 
 
 def _drafts(asked: Sequence[Fact], controls: Controls, seed: int) -> Iterator[_Draft]:
@@ -183,11 +186,11 @@ def _drafts(asked: Sequence[Fact], controls: Controls, seed: int) -> Iterator[_D
             if turn < len(usable):
                 way = usable[(start + turn) % len(usable)]
                 yield _Draft(fact, way, forms[way])
-    if controls.short:
+    for turn in range(max(1, controls.paraphrases // SHORT_AFTER) if controls.short else 0):
         for fact, start in zip(asked, starts, strict=True):
             short = SHORT.get(fact.asks or fact.kind, ())
-            if short and fact.step is not None:
-                yield _Draft(fact, -1, short[start % len(short)])
+            if turn < len(short) and fact.step is not None:
+                yield _Draft(fact, -1, short[(start + turn) % len(short)])
 
 
 def _forms(fact: Fact) -> tuple[str, ...]:
@@ -207,13 +210,9 @@ def _tidy(question: str) -> str:
 _TWICE = re.compile(r"\bthe (the|a|an|your|some|my)\b")
 
 
-def _plain(question: str) -> str:
+def plain_words(question: str) -> str:
     """What makes two questions the same."""
     return " ".join(re.findall(r"\w+", question.lower()))
-
-
-def _key(fact: Fact) -> str:
-    return " ".join(fact.answer.text.lower().split())
 
 
 def _pair(fact: Fact, question: str, way: int) -> Pair:

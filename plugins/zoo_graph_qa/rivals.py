@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +28,17 @@ SHOWN = (
     ("1. Glue the leg on.\n2. Clamp it overnight.", "What kind of glue do I need?", UNSTATED),
 )
 """The three examples."""
-NEW_TOKENS = 32
-PAIR_TOKENS = 320
+ANSWER_TOKENS = 24
+PAIR_TOKENS = 224
 PAIRS = re.compile(r"Q\s*\d*[:.]\s*(?P<q>.+?)\s*\n+\s*A\s*\d*[:.]\s*(?P<a>.+)")
 
 
 class Rival:
-    """A causal language model of transformers with its chat template; greedy."""
+    """A causal language model of transformers with its chat template; greedy.
+
+    What prompts have in common is read once, and their continuations are written together: the
+    cheapest way that gives the same tokens as one prompt after the other.
+    """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,35 +48,84 @@ class Rival:
         self._model = model.eval().to(device)
         self.parameters = sum(p.numel() for p in model.parameters())
 
-    def answer(self, question: str, text: str, examples: int = 0) -> str:
-        """The first line of its answer. ``examples``: 0 to 3."""
-        messages = [{"role": "system", "content": ASK}]
-        for shown, asked, said in SHOWN[:examples]:
-            messages += [
-                {"role": "user", "content": f"{shown}\n\nQuestion: {asked}"},
-                {"role": "assistant", "content": said},
-            ]
-        messages.append({"role": "user", "content": f"{text}\n\nQuestion: {question}"})
-        said = self._said(messages, NEW_TOKENS).strip()
-        return said.splitlines()[0].strip().strip('"').rstrip(".") if said else ""
+    def answers(self, asked: Sequence[tuple[str, str]], examples: int = 0) -> list[str]:
+        """The first line of its answer to each (text, question). ``examples``: 0 to 3."""
+        head = [{"role": "system", "content": ASK}]
+        for text, question, said in SHOWN[:examples]:
+            head += [_user(_about(text, question)), {"role": "assistant", "content": said}]
+        chats = [[*head, _user(_about(*one))] for one in asked]
+        return [_short(said) for said in self._written(chats, ANSWER_TOKENS, one_line=True)]
 
-    def pairs(self, about: Candidates, count: int = 10) -> list[Pair]:
-        """The pairs that it writes about a procedure; those whose answer is in the text."""
-        text = about.graph.procedure.text
-        prompt = f"{text}\n\n{WRITE.format(count=count)}"
-        said = self._said([{"role": "user", "content": prompt}], PAIR_TOKENS)
-        return parsed(said, text)
+    def pairs(self, about: Sequence[Candidates], count: int = 10) -> list[list[Pair]]:
+        """The pairs that it writes about each procedure; those whose answer is in the text."""
+        texts = [one.graph.procedure.text for one in about]
+        chats = [[_user(f"{text}\n\n{WRITE.format(count=count)}")] for text in texts]
+        told = self._written(chats, PAIR_TOKENS)
+        return [parsed(said, text) for said, text in zip(told, texts, strict=True)]
 
     @torch.inference_mode()
-    def _said(self, messages: Sequence[dict[str, str]], tokens: int) -> str:
+    def _written(
+        self, chats: Sequence[Sequence[dict[str, str]]], most: int, one_line: bool = False
+    ) -> list[str]:
+        """At most ``most`` tokens of each chat's next turn, or its first line."""
+        rows = [self._tokens(chat) for chat in chats]
+        least = min(map(len, rows)) - 1  # each has a token of its own to begin with
+        alike = (len({*column}) == 1 for column in zip(*rows, strict=False))
+        shared = sum(itertools.takewhile(bool, itertools.islice(alike, least)))
+        width = max(map(len, rows)) - shared
+        ends = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros(len(rows), shared + width, dtype=torch.long)
+        mask[:, :shared] = 1
+        for i, row in enumerate(rows):
+            ends[i, width - len(row) + shared :] = torch.tensor(row[shared:])
+            mask[i, len(mask[i]) - len(row) + shared :] = 1
+        cache = None
+        if shared:
+            head = torch.tensor([rows[0][:shared]], device=self._model.device)
+            cache = self._model(head, use_cache=True, logits_to_keep=1).past_key_values
+            cache.batch_repeat_interleave(len(rows))
+        ends, mask = ends.to(self._model.device), mask.to(self._model.device)
+        places = mask.cumsum(1)[:, shared:].sub(1).clamp(0)
+        told: list[list[int]] = [[] for _ in rows]
+        over = [False] * len(rows)
+        while not all(over) and len(told[0]) < most:
+            made = self._model(
+                ends, attention_mask=mask, position_ids=places, past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            cache, ends = made.past_key_values, made.logits[:, -1:].argmax(2)
+            for i, token in enumerate(ends[:, 0].tolist()):
+                told[i].append(token)
+                over[i] |= token == self._tokenizer.eos_token_id
+                over[i] |= one_line and "\n" in self._tokenizer.decode(told[i]).lstrip()
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+            places = places[:, -1:] + 1
+        return [self._said(row) for row in told]
+
+    def _tokens(self, chat: Sequence[dict[str, str]]) -> list[int]:
         prompt = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
+            chat, add_generation_prompt=True, tokenize=False
         )
-        row = self._tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-        row = {k: v.to(self._model.device) for k, v in row.items() if k != "token_type_ids"}
-        made = self._model.generate(**row, max_new_tokens=tokens, do_sample=False)
-        said: str = self._tokenizer.decode(made[0, row["input_ids"].shape[1] :], True)
-        return said
+        tokens: list[int] = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    def _said(self, tokens: Sequence[int]) -> str:
+        end = self._tokenizer.eos_token_id
+        kept = [*itertools.takewhile(lambda token: token != end, tokens)]
+        said: str = self._tokenizer.decode(kept, skip_special_tokens=True)
+        return said.strip()
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def _about(text: str, question: str) -> str:
+    return f"{text}\n\nQuestion: {question}"
+
+
+def _short(said: str) -> str:
+    return said.splitlines()[0].strip().strip('"').rstrip(".") if said else ""
 
 
 def parsed(said: str, text: str) -> list[Pair]:

@@ -33,7 +33,7 @@ from .parse import Parser
 from .pointer import Batch, Example, Pointer, batched, examples
 from .questions import Controls, ask
 from .tagger import TAGS, Tagger, tagged
-from .templates import HELD_OUT
+from .templates import HELD_OUT, MOST
 from .text import Procedure, read
 
 DROP = 0.3
@@ -45,7 +45,7 @@ STAGES = {
 }
 PAIRS = 20_000
 """Questions that the bundled reader learns from."""
-TRAINED_WAYS = tuple(w for w in range(6) if w not in HELD_OUT)
+TRAINED_WAYS = tuple(w for w in range(MOST) if w not in HELD_OUT)
 """Ways of asking that readers are trained on."""
 
 

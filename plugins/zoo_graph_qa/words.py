@@ -127,6 +127,32 @@ def command(word: str) -> str:
     return word
 
 
+IRREGULAR = {
+    "make": "made", "keep": "kept", "hold": "held", "take": "taken", "beat": "beaten",
+    "build": "built", "leave": "left", "lay": "laid", "bend": "bent", "wind": "wound",
+    "sweep": "swept", "bring": "brought", "break": "broken", "freeze": "frozen", "shake": "shaken",
+    "give": "given", "draw": "drawn", "do": "done", "feed": "fed",
+    "grind": "ground", "hang": "hung", "sew": "sewn", "tear": "torn", "find": "found",
+    "stick": "stuck", "stand": "stood", "blow": "blown", "get": "got", "buy": "bought",
+} | {w: w for w in "cut put set let spread split shut fit slit knit".split()}  # fmt: skip
+
+
+@lru_cache(maxsize=10_000)
+def participle(verb: str) -> str:
+    """The past participle of a command: ``stir in`` -> ``stirred in``."""
+    first, gap, rest = verb.partition(" ")
+    if first in IRREGULAR:
+        return IRREGULAR[first] + gap + rest
+    if first.endswith("e"):
+        made = first + "d"
+    elif first.endswith("y") and first[-2:-1] not in "aeiou":
+        made = first[:-1] + "ied"
+    else:
+        doubled = first + first[-1:] + "ed"
+        made = doubled if lemma(doubled) == first else first + "ed"
+    return made + gap + rest
+
+
 @lru_cache(maxsize=100_000)
 def word_class(word: str) -> str:
     """The small class of a word in lower case: what a sentence is put together with."""

@@ -26,9 +26,11 @@ from zoo_graph_qa.semantic import (
     said,
     semantic,
 )
-from zoo_graph_qa.templates import HELD_OUT, WAYS
+from zoo_graph_qa.templates import HELD_OUT
+from zoo_graph_qa.train import TRAINED_WAYS
 
 import zoo
+from tests.plugins.tiny_tokenizers import tiny_tokenizer
 
 RECIPES = sorted((Path(zoo_graph_qa.__file__).parent / "recipes").glob("[a-z]*.md"))
 
@@ -149,8 +151,8 @@ def test_the_set_u_has_words_that_nothing_is_trained_on(about: list[Candidates])
     trained = {
         p.question
         for c in about
-        for p in ask(c.graph, Controls(paraphrases=4, ways=(0, 1, 2, 3)))[1]
-        if len(WAYS[p.asks or p.kind]) == 6 and p.kind != "polar"
+        for p in ask(c.graph, Controls(paraphrases=len(TRAINED_WAYS), ways=TRAINED_WAYS))[1]
+        if p.kind != "polar"
     }
     asked = {i.question for i in found if i.kind != "polar"}
     assert not asked & trained
@@ -204,6 +206,30 @@ def test_what_a_language_model_writes_is_read() -> None:
     ]
     assert all(text[p.start : p.end] == p.answer for p in found)
     assert rivals.parsed("", text) == []
+
+
+def test_a_batch_is_answered_as_one_by_one(tmp_path: Path) -> None:
+    """What prompts share is read once, shorter ones are filled up; the words stay the same."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}{% endfor %}<s>"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, initializer_range=0.4,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    rival = rivals.Rival(tmp_path)
+    asked = [("Boil it.", "How?"), ("Boil it.", "How long?"), ("Wash the cups and dry them.", "?")]
+    together = rival.answers(asked, 2)
+    assert together == [rival.answers([one], 2)[0] for one in asked]
+    assert len({*together}) > 1
 
 
 def test_the_benchmark_says_what_it_needs(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zoo_graph_qa import quantities
 from zoo_graph_qa.text import Part, Procedure, read
-from zoo_graph_qa.words import command, content, kinds, lemma, tokenize
+from zoo_graph_qa.words import command, content, kinds, lemma, participle, tokenize
 
 from zoo.errors import InputError
 
@@ -201,3 +201,14 @@ def test_alternates(text: str, expected: dict[str, str]) -> None:
 def test_a_procedure_knows_its_words() -> None:
     found = Procedure("ab", "ab", None, (), (Part(0, 1),))
     assert found.of(found.steps[0]) == "a"
+
+
+@pytest.mark.parametrize(
+    ("verb", "done"),
+    [
+        ("bake", "baked"), ("stir in", "stirred in"), ("dry", "dried"), ("cut", "cut"),
+        ("take off", "taken off"), ("mix", "mixed"), ("boil", "boiled"), ("spray", "sprayed"),
+    ],
+)  # fmt: skip
+def test_participles(verb: str, done: str) -> None:
+    assert participle(verb) == done
