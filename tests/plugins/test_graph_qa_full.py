@@ -167,11 +167,11 @@ def t5(folder: Path, seed: int) -> Path:
 
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
-    config = T5Config(
-        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
-        pad_token_id=0, eos_token_id=2, decoder_start_token_id=0,
-    )  # fmt: skip
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1,
+        "num_heads": 2, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    T5ForConditionalGeneration(T5Config(**settings)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
