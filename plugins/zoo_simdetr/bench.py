@@ -24,6 +24,7 @@ from zoo.errors import InputError
 from zoo.experiment import Bars, Book, Rows, draw, load, one_thread
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Data, Results
+from zoo.precision import recall
 
 from . import dataset
 from .arms import (
@@ -40,7 +41,6 @@ from .arms import (
 )
 from .dataset import Dataset, Part
 from .learning import regions_of
-from .measure import recall
 from .model import SimDETR
 from .proposals import PRESETS
 from .scenes import load as small_copies

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.errors import InputError
 from zoo.hookspecs import TrainRequest
 from zoo.images import listed
+from zoo.precision import average_precision
 from zoo.progress import track
 from zoo.training import Run
 
@@ -25,15 +26,14 @@ from .dataset import Part
 from .detector import Network
 from .learning import Fit, network_of, trunk_on
 from .losses import Target
-from .measure import average_precision
 from .model import SimDETR
 from .proposals import PRESETS
 from .reading import Head, detections, look, ranked
 from .scenes import ROOM, Scene, load, scene_of
 
 RECIPE: Mapping[str, Fit] = {
-    "pretrain": Fit(300, 1e-3, 4),
-    "selftrain": Fit(150, 1e-3, 4),
+    "pretrain": Fit(300, 1e-3, 4, size=160),
+    "selftrain": Fit(150, 1e-3, 4, size=160),
     "finetune": Fit(500, 5e-4, 4, body=0.2),
     "enlarge": Fit(300, 3e-4, 4, body=0.2, size=320),
 }

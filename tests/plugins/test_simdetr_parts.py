@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from zoo_simdetr import boxes as geometry
-from zoo_simdetr import clusters, losses, measure, scenes, selftraining
+from zoo_simdetr import clusters, losses, scenes, selftraining
 from zoo_simdetr.backbone import Body, Stem, folded
 from zoo_simdetr.detector import QUERIES, Classes, Network, choose
 from zoo_simdetr.losses import Target
@@ -431,49 +431,6 @@ def test_the_same_classes_give_the_same_boxes(network: Network) -> None:
     network.classes = old
     for a, b in zip(before, after, strict=True):
         assert torch.equal(a, b)
-
-
-# --- average precision ----------------------------------------------------------------------------
-
-
-def seen(*boxes: tuple[float, ...], scores: tuple[float, ...] = (), label: int = 0) -> Detections:
-    n = len(boxes)
-    return Detections(
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(scores or (1.0,) * n, np.float32),
-        np.full(n, label, np.int64),
-        ("a", "b"),
-    )
-
-
-TRUTH = [seen((0, 0, 10, 10), (20, 20, 40, 40)), seen((5, 5, 25, 15))]
-
-
-def test_ap_of_perfect_empty_and_shifted_predictions() -> None:
-    perfect = measure.average_precision(TRUTH, TRUTH)
-    assert (perfect.ap, perfect.ap50, perfect.classes) == (1.0, 1.0, {"a": 1.0})
-    nothing = measure.average_precision([seen(), seen()], TRUTH)
-    assert (nothing.ap, nothing.ap50) == (0.0, 0.0)
-    # moved by a fifth of their width: IoU 0.8 / 1.2 = 2/3, which counts at .50 to .65
-    moved = [seen((2, 0, 12, 10), (24, 20, 44, 40)), seen((9, 5, 29, 15))]
-    found = measure.average_precision(moved, TRUTH)
-    assert found.ap50 == 1.0
-    assert found.ap == pytest.approx(0.4)
-    other = [seen(*one.boxes.tolist(), label=1) for one in TRUTH]
-    assert measure.average_precision(other, TRUTH).ap50 == 0.0
-
-
-def test_ap_with_a_false_box_first_and_one_missing() -> None:
-    """Found 1 of 3, after a false one: precision 1/2 up to recall 1/3, so at 34 of 101 points."""
-    found = [seen((60, 60, 70, 70), (0, 0, 10, 10), scores=(0.9, 0.8)), seen()]
-    assert measure.average_precision(found, TRUTH).ap50 == pytest.approx(34 / 101 / 2)
-    twice = [seen((0, 0, 10, 10), (0, 0, 10, 10), scores=(0.9, 0.8)), seen()]
-    assert measure.average_precision(twice, TRUTH).ap50 == pytest.approx(34 / 101)
-
-
-def test_recall_and_precision_of_boxes() -> None:
-    boxes = [np.array([[0, 0, 10, 10], [50, 50, 60, 60]], np.float32), np.zeros((0, 4), np.float32)]
-    assert measure.recall(boxes, [t.boxes for t in TRUTH]) == (1 / 3, 1 / 2)
 
 
 def test_a_second_pass_finds_what_is_too_small_for_the_first() -> None:
