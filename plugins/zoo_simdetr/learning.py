@@ -84,20 +84,12 @@ def regions_of(
     Features are standardised over up to ``SAMPLE`` of the images.
     """
 
-    def stem(image: Tensor, size: int) -> Tensor:
-        sides = seen_sides(image.shape[1], image.shape[2], size)
-        like = next(trunk.parameters())
-        made: Tensor = trunk.stem(resized(image.float() / 255, sides).to(like))
-        return made
+    like = next(trunk.parameters())
 
     @torch.inference_mode()
     def maps(image: Tensor) -> list[Tensor]:
-        made: list[Tensor] = trunk.body(stem(image, preset.size))
-        return made
-
-    @torch.inference_mode()
-    def finest(image: Tensor) -> Tensor:
-        made: Tensor = trunk.body.levels[0](stem(image, 2 * preset.size))
+        sides = seen_sides(image.shape[1], image.shape[2], preset.size)
+        made: list[Tensor] = trunk.body(trunk.stem(resized(image.float() / 255, sides).to(like)))
         return made
 
     every = max(1, len(images) // SAMPLE)
@@ -107,8 +99,7 @@ def regions_of(
         if int(image.max()) - int(image.min()) < FLAT:
             found.append(Regions.none(sum(WIDTHS[level] for level in preset.levels)))
         else:
-            enlarged = finest(image) if preset.fine else None
-            found.append(propose(maps(image), scale, preset, seed, enlarged))
+            found.append(propose(maps(image), scale, preset, seed))
         if advance is not None:
             advance()
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -434,16 +435,17 @@ def test_the_same_classes_give_the_same_boxes(network: Network) -> None:
 
 
 def test_a_second_pass_finds_what_is_too_small_for_the_first() -> None:
-    """A dot of 4 x 4 cells of the fine map, one cell of the coarse one."""
-    dot = grid((40, 44, 60, 64), size=(96, 128))
-    big = [torch.from_numpy(grid((10, 16, 4, 10), size=(24, 32))).permute(2, 0, 1)[None]] * 3
+    """A dot of 4 x 4 cells of the finest map is 2 x 2 of the grid: too few."""
+    features = grid((40, 44, 60, 64), size=(96, 128))
+    fine = torch.from_numpy(features).permute(2, 0, 1)[None]
+    middle = torch.from_numpy(grid((10, 16, 4, 10), size=(48, 64))).permute(2, 0, 1)[None]
     scale = Scale((torch.zeros(2, 1, 1),) * 3, (torch.ones(2, 1, 1),) * 3)
-    enlarged = torch.from_numpy(dot).permute(2, 0, 1)[None]
-    found = propose(big, scale, PRESETS["many-small"], enlarged=enlarged)
+    preset = replace(PRESETS["many-small"], levels=(1,))
+    found = propose([fine, middle, middle], scale, preset)
     wanted = pytest.approx([60 / 128, 40 / 96, 64 / 128, 44 / 96])
     assert any(box.tolist() == wanted for box in found.boxes)
-    assert found.features.shape == (len(found), 4)
-    without = propose(big, scale, PRESETS["many-small"])
+    assert found.features.shape == (len(found), 2)
+    without = propose([fine, middle, middle], scale, replace(preset, fine=0))
     assert not any(box.tolist() == wanted for box in without.boxes)
 
 
