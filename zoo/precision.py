@@ -105,9 +105,7 @@ def hits(
     return made
 
 
-def pairwise_iou(
-    a: NDArray[np.float32], b: NDArray[np.float32]
-) -> NDArray[np.float64]:
+def pairwise_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
     """(n,m): the overlap of each box of ``a`` with each of ``b``, intersection over union."""
     import numpy as np
 

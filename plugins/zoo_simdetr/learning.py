@@ -17,7 +17,7 @@ from zoo.weights import load_tensors
 
 from .backbone import WIDTHS, folded
 from .detector import Classes, Network, Trunk
-from .losses import Target, loss, noise
+from .outputs import Target
 from .proposals import Preset, Regions, Scale, propose
 from .scenes import Batch, Scene, canvas, drawn, resized, seen_sides
 
@@ -89,8 +89,7 @@ def regions_of(
     @torch.inference_mode()
     def maps(image: Tensor) -> list[Tensor]:
         sides = seen_sides(image.shape[1], image.shape[2], preset.size)
-        made: list[Tensor] = trunk.body(trunk.stem(resized(image.float() / 255, sides).to(like)))
-        return made
+        return trunk.features(resized(image.float() / 255, sides).to(like))
 
     every = max(1, len(images) // SAMPLE)
     scale = Scale.of([maps(image) for image in images[::every]])
@@ -124,9 +123,7 @@ def learn(
 
     def error(views: Batch) -> Tensor:
         targets = [Target(t.labels.to(run.device), t.boxes.to(run.device)) for t in views.targets]
-        noised = noise(targets, network.classes.count, views.generator)
-        seen = network(views.images.to(run.device), noised[0] if noised else None)
-        return loss(seen, targets, noised[1:] if noised else None)
+        return network.loss(views.images.to(run.device), targets, views.generator)
 
     run.minimise(
         {
@@ -139,6 +136,6 @@ def learn(
     )
 
 
-def new_classes(run: Run[Fit], name: str, count: int) -> Classes:
+def new_classes(run: Run[Fit], network: Network, name: str, count: int) -> Classes:
     """Fresh class layers; the same for the same seed and name."""
-    return seeded(run.draw(f"classes {name}", 1).generator, lambda: Classes(count))
+    return seeded(run.draw(f"classes {name}", 1).generator, lambda: network.fresh(count))

@@ -12,13 +12,12 @@ from zoo_simdetr import boxes as geometry
 from zoo_simdetr import clusters, losses, scenes, selftraining
 from zoo_simdetr.backbone import Body, Stem, folded
 from zoo_simdetr.detector import QUERIES, Classes, Network, choose
-from zoo_simdetr.losses import Target
+from zoo_simdetr.outputs import Target
 from zoo_simdetr.proposals import PRESETS, Regions, Scale, box_of, pieces, pool, propose, regions
 from zoo_simdetr.reading import look, ranked
 from zoo_simdetr.scenes import Scene
 
 from zoo.errors import InputError, WeightsError
-from zoo.interfaces import Detections
 
 
 @pytest.fixture(scope="module")
