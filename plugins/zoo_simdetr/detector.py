@@ -293,14 +293,28 @@ class Network(nn.Module):
 
 
 def choose(logits: Tensor, boxes: Tensor, count: int) -> Tensor:
-    """(N,Q) indices of the dense boxes that become queries: the surest that differ (eq. 4)."""
+    """(N,Q) indices of the dense boxes that become queries, those first that differ (eq. 4).
+
+    The surest of all classes and the surest of each class take turns: by score alone a class of
+    many objects would leave no query to a rare one.
+    """
     scores = logits.amax(-1)
+    classes = logits.shape[2]
+    turns = classes * places(logits) + torch.arange(classes, device=logits.device)
+    turn = torch.minimum(places(scores[..., None])[..., 0] + 0.5, turns.amin(-1).to(scores))
     count = min(count, scores.shape[1])
-    best = scores.topk(min(max(CANDIDATES, count), scores.shape[1]), sorted=True)
+    best = (-turn).topk(min(max(CANDIDATES, count), scores.shape[1]), sorted=True)
     sides = geometry.corners(boxes.gather(1, best.indices[..., None].expand(-1, -1, 4)))
     apart = geometry.first_of_each(sides, DUPLICATE)
-    ranked = best.values.sigmoid() + apart.to(best.values)  # those apart first
+    ranked = best.values + apart.to(best.values) * (2 * scores.shape[1] * classes)
     return best.indices.gather(1, ranked.topk(count).indices)
+
+
+def places(scores: Tensor) -> Tensor:
+    """(N,T,K) int64: the place of each cell in the order of its scores, from 0; all differ."""
+    order = scores.topk(scores.shape[1], 1).indices
+    count = torch.arange(scores.shape[1], device=scores.device)[None, :, None]
+    return torch.zeros_like(order).scatter(1, order, count.expand_as(order))
 
 
 def anchors(height: int, width: int) -> Tensor:

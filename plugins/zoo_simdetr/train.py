@@ -36,9 +36,8 @@ RECIPE: Mapping[str, Fit] = {
     "pretrain": Fit(300, 1e-3, 4, size=160),
     "selftrain": Fit(150, 1e-3, 4, size=160),
     "finetune": Fit(500, 5e-4, 4, body=0.2),
-    "enlarge": Fit(300, 3e-4, 4, body=0.2, size=320),
 }
-"""For ``simdetr``: about 15 minutes of one CPU core."""
+"""For ``simdetr``: about 12 minutes of one CPU core."""
 HELD = 20
 """Pictures without objects that are kept for measuring."""
 THRESHOLD = 0.4

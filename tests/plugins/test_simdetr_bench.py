@@ -117,9 +117,9 @@ def test_the_recipe_runs_resumes_and_measures(
 ) -> None:
     whole = train.train(request(data, tmp_path / "whole", base, seed=1))
     report = json.loads((tmp_path / "whole" / "train.json").read_text("utf-8"))
-    assert report["done"] == ["pretrain", "selftrain", "finetune", "enlarge"]
+    assert report["done"] == ["pretrain", "selftrain", "finetune"]
     assert report["validation"]["proposals"]["images"] == 6
-    for stage in ("finetune", "enlarge"):
+    for stage in ("finetune",):
         found = report["validation"][f"test after {stage}"]
         assert {*found} == {"decoder + NMS", "decoder", "dense head + NMS"}
         assert all(0 <= value <= 1 for values in found.values() for value in values.values())
