@@ -31,7 +31,7 @@ from zoo.weights import save_tensors
 ENTRY = zoo.info("simdetr-full")
 SMALL = {
     "deformable_detr": {
-        "d_model": 32,
+        "d_model": 64,
         "encoder_layers": 1,
         "decoder_layers": 2,
         "encoder_attention_heads": 2,

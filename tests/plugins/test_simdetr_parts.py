@@ -319,6 +319,16 @@ def test_queries_are_the_surest_boxes_that_differ() -> None:
     assert choose(logits, boxes, 2).tolist() == [[0, 2]]
 
 
+def test_a_rare_class_gets_queries_though_others_are_surer() -> None:
+    """Cells 0 to 5 are sure of class 0; cells 6 and 7 are less sure of class 1."""
+    logits = torch.full((1, 8, 2), -9.0)
+    logits[0, :6, 0] = torch.arange(6, 0, -1).float()
+    logits[0, 6:, 1] = torch.tensor([-1.0, -2.0])
+    boxes = torch.tensor([[[i / 8, 0.5, 0.1, 0.1] for i in range(8)]])
+    assert set(choose(logits, boxes, 4)[0].tolist()) == {0, 1, 2, 6}
+    assert set(choose(logits, boxes, 6)[0].tolist()) == {0, 1, 2, 3, 6, 7}
+
+
 def test_detections_are_sorted_inside_the_image_and_scale_with_it(network: Network) -> None:
     image = torch.rand(3, 48, 80)
     found, scores, labels = ranked(look(network, image, 96))
