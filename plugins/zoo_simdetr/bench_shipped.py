@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,15 +43,15 @@ def measure(here: Bench, part: str) -> Results:
     size = int(model.config["size"])
     _table(book, here.row(BUNDLED, lambda: measured(
         model.network, here.data.test, size, model.names)), BUNDLED)  # fmt: skip
+    _photos(book, here, model, size)
+    _exported(book, here, model)
+    _speed(book, here)
+    proposals(book, here)
     for seed in here.seeds:
         found = here.row(f"recipe, seed {seed}", lambda seed=seed: _recipe(here, seed))  # type: ignore[misc]
         _table(book, found.get("test", {}), RECIPES, seed)
         if "photos" in found:
             book.add(RECIPES, PHOTOS, sum(found["photos"].values()), seed)
-    _photos(book, here, model, size)
-    proposals(book, here)
-    _exported(book, here, model)
-    _speed(book, here)
     _claims(book)
     photos = Data("CC0 photographs", "CC0-1.0", f"{HELD} without any cell")
     return book.results(data=[here.described(), photos], seeds=here.seeds)
@@ -68,11 +69,8 @@ def _recipe(here: Bench, seed: int) -> dict[str, Any]:
     out = here.work / f"recipe-seed{seed}"
     if not (out / "model" / "zoo.json").is_file() or not _finished(out):
         folder = str(here.root / "photos-cc0")
-        asked = training(
-            here.request, out, data=here.root / "bccd", seed=seed, background=folder,
-            resume=(out / CHECKPOINT).is_file(),
-        )  # fmt: skip
-        train(asked)
+        asked = training(here.request, out, data=here.root / "bccd", seed=seed, background=folder)
+        train(replace(asked, resume=(out / CHECKPOINT).is_file()))
     told = json.loads((out / "train.json").read_text("utf-8"))["validation"]
     last = [*RECIPE][-1]
     made = {"test": told[f"test after {last}"]}
