@@ -54,7 +54,8 @@ def measure(here: Bench, part: str) -> Results:
             book.add(RECIPES, PHOTOS, sum(found["photos"].values()), seed)
     _claims(book)
     photos = Data("CC0 photographs", "CC0-1.0", f"{HELD} without any cell")
-    return book.results(data=[here.described(), photos], seeds=here.seeds)
+    ran = book.values(RECIPES, "AP50") if book.columns(RECIPES) else {}
+    return book.results(data=[here.described(), photos], seeds=[int(seed) for seed in ran])
 
 
 def _table(book: Book, found: dict[str, Any], row: str, key: int = 0) -> None:
