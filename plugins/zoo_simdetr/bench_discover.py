@@ -16,7 +16,7 @@ from zoo.interfaces import Results
 from zoo.precision import average_precision
 
 from .arms import FEW_SIZE, OURS, Lab
-from .bench import Bench
+from .bench_rows import Bench
 from .reading import detections, look, ranked
 from .scenes import load
 from .selftraining import hits

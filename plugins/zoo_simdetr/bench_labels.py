@@ -26,8 +26,8 @@ from .arms import (
     Arm,
     Lab,
 )
-from .bench import Bench, column
 from .bench_proposals import FEW, SECONDS, TOP, of_all, proposals, surest
+from .bench_rows import Bench, column
 
 SHARES = {"labels": (0.02, 0.1, 1.0), "cards": (0.02, 1.0)}
 """Of the labels."""

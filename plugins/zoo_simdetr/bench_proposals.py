@@ -16,7 +16,7 @@ from zoo.errors import MissingDependencyError
 from zoo.experiment import Book
 from zoo.precision import recall
 
-from .bench import Bench
+from .bench_rows import Bench
 from .detector import Network
 from .learning import regions_of, trunk_on
 from .proposals import PRESETS

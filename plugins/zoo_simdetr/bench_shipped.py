@@ -17,8 +17,8 @@ from zoo.experiment import Book, load, training
 from zoo.interfaces import Data, Results
 from zoo.training import CHECKPOINT
 
-from .bench import BEST, Bench
 from .bench_proposals import SECONDS, proposals
+from .bench_rows import BEST, Bench
 from .full import around
 from .model import SimDETR
 from .train import HELD, RECIPE, background, false_boxes, measured, train

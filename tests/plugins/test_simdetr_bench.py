@@ -17,6 +17,7 @@ from zoo_simdetr import (
     bench,
     bench_labels,
     bench_proposals,
+    bench_rows,
     bench_shipped,
     dataset,
     rivals,
@@ -79,7 +80,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     presets = {k: replace(p, size=128) for k, p in PRESETS.items()}
     for module in (train, arms):
         monkeypatch.setattr(module, "RECIPE", short)
-    for module in (train, arms, bench, bench_proposals):
+    for module in (train, arms, bench_rows, bench_proposals):
         monkeypatch.setattr(module, "PRESETS", presets)
 
 
@@ -189,7 +190,7 @@ def test_arms_are_measured_once_and_clusters_are_named(
     monkeypatch.setattr(bench_labels, "SHORT_ONLY", {"labels": ()})
     request = asked(data, tmp_path, base, part="labels")
     found = bench.bench(request)
-    short = bench.column(0.5, bench_labels.SHORT, "AP")
+    short = bench_rows.column(0.5, bench_labels.SHORT, "AP")
     assert short in found.table["ImageNet alone"]
     assert short in found.table["SimDETR"]
     assert {claim.id for claim in found.claims} == {"teacher", "labels-50%", "long-50%"}
