@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from zoo.experiment import Book, load, training
 from zoo.interfaces import Data, Results
@@ -21,6 +23,7 @@ from .bench_proposals import SECONDS, proposals
 from .bench_rows import BEST, Bench
 from .full import around
 from .model import SimDETR
+from .outputs import Target
 from .train import HELD, RECIPE, background, false_boxes, measured, train
 
 BUNDLED, RECIPES = "simdetr, bundled weights", "simdetr, the whole recipe"
@@ -137,7 +140,6 @@ def _speed(book: Book, here: Bench) -> None:
 
 def _seconds(here: Bench) -> dict[str, dict[str, list[float]]]:
     from .detector import Network
-    from .outputs import Target
 
     base = here.request.base
     assert base is not None
@@ -152,22 +154,22 @@ def _seconds(here: Bench) -> dict[str, dict[str, list[float]]]:
     boxes = torch.rand(14, 4) * 0.2 + 0.3
     targets = [Target(torch.randint(len(here.data.names), (14,)), boxes)] * BATCH
     images = torch.rand(BATCH, 3, 192, 256)
-    generator = torch.Generator().manual_seed(0)
     networks[RTDETR].classes = networks[RTDETR].fresh(len(here.data.names))
     made: dict[str, dict[str, list[float]]] = {row: {SEEING: [], LEARNING: []} for row in networks}
     for turn in range(1 + TURNS):
         for row, network in networks.items():
-            network.eval()
+            network.eval().requires_grad_(True)
             with torch.inference_mode():
-                seeing = _cpu(lambda network=network: network(images[:1]))  # type: ignore[misc]
-            network.requires_grad_(True)
-            learning = _cpu(  # type: ignore[misc]
-                lambda network=network: network.loss(images, targets, generator).backward()
-            )
+                seeing = _cpu(partial(network, images[:1]))
+            learning = _cpu(partial(_step, network, images, targets))
             if turn:  # the first one warms up
                 made[row][SEEING].append(seeing)
                 made[row][LEARNING].append(learning / BATCH)
     return made
+
+
+def _step(network: Any, images: Tensor, targets: Sequence[Target]) -> None:
+    network.loss(images, targets, torch.Generator().manual_seed(0)).backward()
 
 
 def _cpu(run: Callable[[], Any]) -> float:

@@ -242,7 +242,7 @@ def _checkpoint(folder: Path, told: Mapping[str, Any]) -> tuple[dict[str, Any], 
     """The trunk of a trained detector; its class layers stay behind."""
     import transformers
 
-    classes = {
+    classes: Mapping[str, Any] = {
         "deformable_detr": transformers.DeformableDetrForObjectDetection,
         "rt_detr": transformers.RTDetrForObjectDetection,
     }
@@ -272,16 +272,16 @@ def around(architecture: str, kind: str, **settings: Any) -> FullNetwork:
     ``settings``: of transformers' configuration, in place of the paper's.
     """
     import transformers
-    from transformers import TimmBackboneConfig
 
-    backbone = TimmBackboneConfig(
+    settings_of: Any = transformers.TimmBackboneConfig
+    backbone = settings_of(
         backbone=architecture, use_pretrained_backbone=False, out_indices=[2, 3, 4]
     )
     more = {**PAPER[kind], **settings}
     if kind == "rt_detr":
         import timm
 
-        body = timm.create_model(architecture, features_only=True, out_indices=(2, 3, 4))
+        body: Any = timm.create_model(architecture, features_only=True, out_indices=(2, 3, 4))
         more = {"encoder_in_channels": body.feature_info.channels(), **more}
         config: Any = transformers.RTDetrConfig(backbone_config=backbone, **more)
     else:

@@ -661,7 +661,7 @@ def test_eval_of_super_resolution(run: Run, toy: Callable[[str], str], tmp_path:
 
 
 def test_eval_says_what_it_cannot_do(run: Run, toy: Callable[[str], str], tmp_path: Path) -> None:
-    said(run("eval", toy("Detector"), "x"), 1, "no common metrics for the kind Detector yet")
+    said(run("eval", toy("Quantizer"), "x"), 1, "no common metrics for the kind Quantizer yet")
     said(run("eval", "edge-sd-sr", "gone"), 1, "gone: there is no such file")
     with pytest.raises(NotReadyError, match="a model without an interface"):
         protocols.of(None)
