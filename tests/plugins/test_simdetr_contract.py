@@ -41,6 +41,10 @@ class TestSimDETR(DetectorSuite):
     def known(self) -> tuple[list[Any], list[Any]]:
         return [], []  # cells are not seen at this size: below
 
+    def test_check_input(self, model: SimDETR) -> None:
+        """At the size at which the expected output was made."""
+        super().test_check_input(zoo.load("simdetr"))
+
 
 def test_it_finds_the_white_cell_of_the_check_picture(model: SimDETR) -> None:
     """BloodImage_00007 of BCCD's test images, made smaller; the box is the data set's."""
