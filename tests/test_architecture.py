@@ -35,7 +35,7 @@ LAYERS = [
     | {"annotations", "calibration", "tables", "rowfiles", "frames", "columns"},
     {"plugins"},
     {"spec", "hookspecs"},
-    {"entry", "interfaces"},
+    {"entry", "interfaces", "precision"},
     {"errors", "installed", "progress", "metrics", "isolation", "signatures"}
     | {"yamltree", "__init__"},
 ]
@@ -43,7 +43,7 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "bench"}
 PUBLIC |= {"annotations", "bases", "calibration", "entry", "metrics", "progress", "testing"}
-PUBLIC |= {"experiment", "isolation", "tables", "training"}
+PUBLIC |= {"experiment", "isolation", "precision", "tables", "training"}
 """What a plugin may import of the host."""
 UPWARD = {
     ("interfaces", "save_pretrained", "weights"),

@@ -12,6 +12,7 @@ from zoo_graph_qa.model import GraphQA
 from zoo_lfa.model import LFA
 from zoo_lfa.photos import Photos
 from zoo_mobilequant.model import MobileQuant
+from zoo_simdetr.full import SimDETRFull
 from zoo_simdetr.model import SimDETR
 from zoo_yonos_sr.full import YonosSRFull
 from zoo_yonos_sr.model import YonosSR
@@ -44,6 +45,8 @@ def load(name: Literal["lfa"], *, weights: str | Path | None = ..., base: str | 
 def load(name: Literal["lfa-photos"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> Photos: ...
 @overload
 def load(name: Literal["mobilequant"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> MobileQuant: ...
+@overload
+def load(name: Literal["simdetr-full"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> SimDETRFull: ...
 @overload
 def load(name: Literal["simdetr"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> SimDETR: ...
 @overload

@@ -2,7 +2,8 @@
 
 ==================  ==============================================================================
 COCO                a JSON file; its images are in the given folder, else next to the file
-VOC                 a folder of XML files, or one with ``Annotations/`` and ``JPEGImages/`` in it
+VOC                 a folder of XML files; or one with ``Annotations/`` and ``JPEGImages/`` in it,
+                    or with ``annotations/`` or ``labels/``, and ``images/``
 YOLO                ``data.yaml``, or a folder with it, with ``images/`` and ``labels/``, or with a
                     ``.txt`` next to each image; class names from ``data.yaml`` or ``classes.txt``
 ==================  ==============================================================================
@@ -75,6 +76,24 @@ def read(
     if not found.images:
         raise InputError(f"{path} lists no images.")
     return found.done()
+
+
+def held_out(folder: Path, images: Sequence[Path]) -> list[bool]:
+    """Which images the data set keeps for testing: those that a list in its folder names.
+
+    The list is ``test.txt``, ``splits/test.txt`` or ``ImageSets/Main/test.txt``: one name a line,
+    with or without the file's ending. None are kept without a list. Raises InputError for a name
+    without an image.
+    """
+    lists = [folder / name for name in ("test.txt", "splits/test.txt", "ImageSets/Main/test.txt")]
+    file = next((path for path in lists if path.is_file()), None)
+    if file is None:
+        return [False] * len(images)
+    wanted = {line.strip() for line in read_text(file).split("\n")} - {""}
+    kept = [path.name in wanted or path.stem in wanted for path in images]
+    if unknown := sorted(wanted - {n for path in images for n in (path.name, path.stem)}):
+        raise InputError(f"{file} names {unknown[0]!r}, which has no image or no annotation.")
+    return kept
 
 
 def pairs(images: Any, labels: Any) -> tuple[list[Any], list[Detections]]:
@@ -201,12 +220,10 @@ def _folder(path: Path, images: Path | None, split: str) -> _Found:
     for name in ("data.yaml", "data.yml"):
         if (path / name).is_file():
             return _yolo_yaml(path / name, split)
-    files = sorted(
-        (path / "Annotations" if (path / "Annotations").is_dir() else path).glob("*.xml")
-    )
-    if files:
-        beside = path / "JPEGImages"
-        return _voc(files, images or (beside if beside.is_dir() else path))
+    for folder in ("Annotations", "annotations", "labels", ""):
+        if files := sorted((path / folder).glob("*.xml")):
+            beside = (path / name for name in ("JPEGImages", "images"))
+            return _voc(files, images or next((p for p in beside if p.is_dir()), path))
     listed = _listed(images or (path / "images" if (path / "images").is_dir() else path))
     labels = [_yolo_labels(file, path, images) for file in listed]
     if not any(file.is_file() for file in labels):

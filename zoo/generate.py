@@ -94,6 +94,10 @@ HEADLINES = {
     "graph-qa": "questions about how-tos of another domain than its recipes: "
     "{{graph-qa | how-tos, macro: EM}} % exactly right; most similar sentence "
     "{{most similar sentence (TF-IDF) | how-tos, macro: EM}}",
+    "simdetr": "blood cells: AP50 {{simdetr, bundled weights | AP50}} on test images, red cells "
+    "{{simdetr, bundled weights | AP50 of RBC}}, white "
+    "{{simdetr, bundled weights | AP50 of WBC}}, platelets "
+    "{{simdetr, bundled weights | AP50 of Platelets}}",
     "bayesian-dps": "ranks wrong labels at AUROC "
     "{{bayesian-dps | symmetric noise, raw features: AUROC}} %; cleanlab "
     "{{cleanlab | symmetric noise, raw features: AUROC}}, chance 50",
@@ -105,6 +109,8 @@ COSTS = {
     "lfa-photos": "{{lfa-photos | CPU-seconds an image}} s in the network for a photo",
     "mobilequant": "{{W8A8: mobilequant | CPU-seconds}} s to quantize 135 M parameters",
     "graph-qa": "{{graph-qa | CPU-ms to parse and ask}} ms to parse a recipe and ask everything",
+    "simdetr": "{{simdetr, bundled weights | CPU-seconds to see an image}} s in the network for a "
+    "picture",
     "bayesian-dps": "{{bayesian-dps | step: time ratio to train + target}} times a step of "
     "training on both sets",
 }
@@ -124,8 +130,8 @@ def methods_table() -> str:
 
 
 def _weights(entry: Entry) -> str:
-    if entry.status == "planned":
-        return "planned"
+    if entry.status != "ready":
+        return {"planned": "planned", "untrained": "none yet"}[entry.status]
     return f"bundled, {_size(entry)}" if entry.files else "needs none"
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 @hookimpl
 def zoo_build(request: BuildRequest) -> SimDETR:
+    if request.entry.size == "full":
+        from .full import SimDETRFull
+
+        return SimDETRFull.build(request)
     from .model import SimDETR
 
     return SimDETR.build(request)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from zoo.experiment import training
 from zoo.hookspecs import BenchRequest, TrainRequest
-from zoo.interfaces import Detections
 from zoo.training import CHECKPOINT, Run
 
-from .course import Course
+from .course import Course, keep_boxes
 from .dataset import Dataset
 from .detector import Network
-from .learning import Fit, network_of, trunk_on
+from .learning import Fit, network_of, seeded, trunk_on
 from .model import SimDETR
 from .proposals import PRESETS
-from .scenes import scene_of
+from .rivals import selective_search
+from .scenes import Scene, scene_of
 from .train import RECIPE, measured
-
-SCENE = "many-small"
 
 
 @dataclass(frozen=True)
@@ -37,30 +36,58 @@ class Arm:
     more: int = 0
     """Further steps of ``pretrain``, in place of self-training."""
     clusters: int | None = None
+    search: bool = False
+    """Boxes of Selective Search, all of one class, in place of proposals."""
+    frozen: bool = False
+    """Does the backbone stay as it is while the detector is pretrained?"""
+    scratch: bool = False
+    """Does the backbone start at random?"""
     head: str = "fresh"
     lr: float = 1e-3
     body: float = 0.1
 
+    @property
+    def start(self) -> str:
+        """A name for all that happens before labels; arms that differ later share it."""
+        if not self.stages:
+            return f"none-scratch{int(self.scratch)}"
+        marks = (self.more, self.clusters, self.search, self.frozen, self.scratch)
+        return "-".join([*self.stages, *(str(mark) for mark in marks)])
 
+
+_EXTRA = RECIPE["selftrain"].steps
 OURS = Arm("SimDETR")
 IMAGENET = Arm("ImageNet alone", stages=())
 WARM = Arm("SimDETR, warm head", head="warm", lr=5e-4, body=0.2)
 ONE_CLASS = Arm("SimDETR, one pseudo-class", clusters=1)
-NO_ROUND = Arm(
-    "SimDETR, no self-training, as many steps",
-    stages=("pretrain",),
-    more=RECIPE["selftrain"].steps,
-)
-ARMS = (IMAGENET, OURS, WARM, ONE_CLASS, NO_ROUND)
+NO_ROUND = Arm("SimDETR, no self-training, as many steps", stages=("pretrain",), more=_EXTRA)
+DETREG = Arm(
+    "like DETReg: Selective Search, one class, as many steps",
+    stages=("pretrain",), more=_EXTRA, search=True,
+)  # fmt: skip
+FROZEN = Arm("SimDETR, backbone frozen in pretraining", frozen=True)
+SCRATCH = Arm("SimDETR, backbone from scratch", scratch=True)
+RANDOM = Arm("nothing pretrained", stages=(), scratch=True)
+ARMS = (IMAGENET, OURS, WARM, DETREG, ONE_CLASS, NO_ROUND, FROZEN, SCRATCH, RANDOM)
+LONG_ARMS = (IMAGENET, OURS)
+"""Those that go on for four times as long, too."""
+FEW_SIZE = 160
+"""Longest side of a view when learning from few labels, as in pretraining."""
 
 
 class Lab:
     """Makes and measures arms on one data set; what is pretrained is kept in ``work``."""
 
     def __init__(
-        self, request: BenchRequest, data: Dataset, images: Sequence[Tensor], work: Path
+        self,
+        request: BenchRequest,
+        data: Dataset,
+        images: Sequence[Tensor],
+        work: Path,
+        scene: str,
     ) -> None:
         self.request, self.data, self.images, self.work = request, data, images, work
+        self.preset, self.upside_down = PRESETS[scene], scene == "many-small"
         sides = data.train.sides()
         self.scenes = [
             scene_of(image, *size, truth)
@@ -71,30 +98,40 @@ class Lab:
         made = training(self.request, out, seed=seed)
         return replace(made, resume=(out / CHECKPOINT).is_file(), progress=self.request.progress)
 
-    def start(self, seed: int) -> Network:
-        """ImageNet's backbone in a random detector."""
+    def start(self, arm: Arm, seed: int) -> Network:
+        """A random detector, with ImageNet's backbone unless the arm starts from scratch."""
         base = self.request.base
         assert base is not None  # the benchmark asks for it
         assert base.folder is not None
         run = Run(self._request(self.work / "none", seed), {}, {"none": Fit(1, 1e-3, 1)})
         network = Network(1)
-        network.trunk = trunk_on(base.folder, run.draw("trunk", 1).generator)
+        generator = run.draw("trunk", 1).generator
+        network.trunk = trunk_on(base.folder, generator)
+        if arm.scratch:
+            network.trunk.body = seeded(generator, type(network.trunk.body))
         return network
+
+    def folder(self, arm: Arm, seed: int) -> Path:
+        """Where an arm is pretrained."""
+        return self.work / f"{arm.start}-seed{seed}"
 
     def pretrained(self, arm: Arm, seed: int) -> Network:
         """The arm before it sees labels, from its folder if it was made before."""
         if not arm.stages:
-            return self.start(seed)
-        facts = "-".join([*arm.stages, f"more{arm.more}", f"k{arm.clusters}", f"seed{seed}"])
-        out = self.work / facts
+            return self.start(arm, seed)
+        out = self.folder(arm, seed)
         if not (out / "model" / "zoo.json").is_file():
             stages = {name: RECIPE[name] for name in arm.stages}
             first = stages["pretrain"]
             stages["pretrain"] = replace(first, steps=first.steps + arm.more)
+            if arm.frozen:
+                stages = {name: replace(s, body=0.0) for name, s in stages.items()}
             if self.request.quick:
                 stages = {name: replace(s, steps=2, size=96) for name, s in stages.items()}
             run = Run(self._request(out, seed), {}, stages)
-            course = self._course(run, self.start(seed), arm)
+            course = self._course(run, self.start(arm, seed), arm)
+            if arm.search:
+                keep_boxes(out / "proposals.safetensors", [*map(self._searched, self.images)])
             parts = {"pretrain": course.pretrain, "selftrain": course.selftrain}
 
             def made() -> SimDETR:
@@ -104,9 +141,19 @@ class Lab:
             run.fit({name: parts[name] for name in arm.stages}, made)
         return network_of(out / "model")
 
+    def _searched(self, image: Tensor) -> Scene:
+        """Selective Search's first boxes, as objects of one class."""
+        boxes = torch.from_numpy(selective_search(image)[: self.preset.most])
+        return Scene(image, boxes, torch.zeros(len(boxes), dtype=torch.int64))
+
     def _course(self, run: Run[Fit], network: Network, arm: Arm) -> Course:
         return Course(
-            run, network, self.images, PRESETS[SCENE], upside_down=True, count=arm.clusters
+            run,
+            network,
+            self.images,
+            self.preset,
+            upside_down=self.upside_down,
+            count=arm.clusters,
         )
 
     def tuned(self, arm: Arm, share: float, steps: int, seed: int) -> dict[str, Any]:
@@ -115,26 +162,14 @@ class Lab:
         rng = np.random.default_rng(seed)
         count = max(1, round(share * len(self.scenes)))
         chosen = rng.permutation(len(self.scenes))[:count]
-        stage = Fit(steps, arm.lr, 4, body=arm.body, size=96 if self.request.quick else 256)
+        stage = Fit(steps, arm.lr, 4, body=arm.body, size=96 if self.request.quick else FEW_SIZE)
         name = f"{arm.name}-{share}-{steps}-{seed}".replace(" ", "-").replace(",", "")
         run = Run(self._request(self.work / name, seed), {}, {"finetune": stage})
         course = self._course(run, network, arm)
         scenes = [self.scenes[i] for i in sorted(chosen.tolist())]
-        config = {**self.request.entry.config, "names": list(self.data.names)}
+        config: Mapping[str, Any] = {**self.request.entry.config, "names": list(self.data.names)}
         run.fit(
             {"finetune": lambda: course.finetune(scenes, self.data.names, arm.head)},
             lambda: SimDETR(run.build_request(config), course.network),
         )
         return measured(course.network, self.data.test, stage.size, self.data.names)
-
-
-def random_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count,4) corners as fractions: centres anywhere, sides from 0.03 to 0.35."""
-    centre, half = rng.uniform(0, 1, (count, 2)), rng.uniform(0.015, 0.175, (count, 2))
-    return np.clip(np.concatenate([centre - half, centre + half], 1), 0, 1).astype("float32")
-
-
-def fractions(truth: Detections, sides: tuple[int, int]) -> np.ndarray:
-    """True boxes as fractions of their image."""
-    made: np.ndarray = truth.boxes / np.array([*sides, *sides], "float32")
-    return made

@@ -7,7 +7,7 @@ then update ``size`` and ``sha256`` in the registry, and its names and size in `
 
 from __future__ import annotations
 
-import shutil
+import json
 import sys
 from pathlib import Path
 
@@ -31,7 +31,9 @@ def bundle(out: Path, data: Path, into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     network = network_of(out / "model").eval()
     save_tensors(into / "model.safetensors", {k: v.half() for k, v in network.state_dict().items()})
-    shutil.copyfile(out / "train.json", into / "train.json")
+    told = json.loads((out / "train.json").read_text("utf-8"))
+    told["options"]["background"] = Path(told["options"]["background"]).name  # of whoever trained
+    (into / "train.json").write_text(json.dumps(told) + "\n", "utf-8")
     image = load(dataset.read(data).test.images[:1], config["size"])[0]
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(into / "check.png")
     boxes, scores, _ = ranked(look(network, image, config["size"]))

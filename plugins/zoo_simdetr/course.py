@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -91,14 +92,7 @@ class Course:
     def _kept(self, name: str, make: Callable[[], list[Scene]]) -> list[Scene]:
         file = self.run.out / f"{name.replace(' ', '-')}.safetensors"
         if not file.is_file():
-            scenes = make()
-            self.run.out.mkdir(parents=True, exist_ok=True)
-            tensors = {
-                "boxes": torch.cat([s.boxes for s in scenes]),
-                "labels": torch.cat([s.labels for s in scenes]),
-                "count": torch.tensor([len(s.labels) for s in scenes]),
-            }
-            save_tensors(file, tensors)
+            keep_boxes(file, make())
         kept = load_tensors(file)
         count = kept["count"].tolist()
         if len(count) != len(self.images):
@@ -127,7 +121,7 @@ class Course:
             self._take_pseudo()
 
         def make() -> Classes:
-            new = new_classes(run, "named", len(names))
+            new = new_classes(run, self.network, "named", len(names))
             if head == "warm":
                 size = run.stages[run.stage].size
                 labelled = [s for s in scenes if len(s.labels)]
@@ -156,13 +150,25 @@ class Course:
     def _take_pseudo(self) -> None:
         count = 1 + max(int(s.labels.max()) for s in self.proposals() if len(s.labels))
         self.network.classes = cast(
-            Classes, self.run.keep("pseudo", lambda: new_classes(self.run, "pseudo", count))
+            Classes,
+            self.run.keep("pseudo", lambda: new_classes(self.run, self.network, "pseudo", count)),
         )
         self.names = cluster_names(count)
 
     def _learn(self, scenes: Sequence[Scene]) -> None:
         useful = [scene for scene in scenes if len(scene.labels)]
         learn(self.run, self.network, useful, upside_down=self.upside_down)
+
+
+def keep_boxes(file: Path, scenes: Sequence[Scene]) -> None:
+    """Write the boxes and labels of scenes, for a course in the file's folder to learn from."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "boxes": torch.cat([s.boxes for s in scenes]),
+        "labels": torch.cat([s.labels for s in scenes]),
+        "count": torch.tensor([len(s.labels) for s in scenes]),
+    }
+    save_tensors(file, tensors)
 
 
 def cluster_names(count: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ replaced between pretraining (pseudo-classes) and fine-tuning (real ones). Boxes
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.nn.functional import grid_sample, interpolate, scaled_dot_product_att
 
 from . import boxes as geometry
 from .backbone import STRIDES, WIDTHS, Body, Stem
+from .losses import loss, noise
+from .outputs import Noised, Seen, Target
 
 WIDTH = 128
 HEADS = 8
@@ -35,35 +37,6 @@ CANDIDATES = 240
 """Best dense boxes among which the queries are chosen."""
 DUPLICATE = 0.8
 """IoU above which the weaker of two dense boxes is no query."""
-
-
-@dataclass(frozen=True)
-class Noised:
-    """Denoising queries: groups of true boxes with noise, and their labels (eq. 9)."""
-
-    labels: Tensor
-    """(N,D) int64, some of them wrong on purpose."""
-    boxes: Tensor
-    """(N,D,4)"""
-    mask: Tensor
-    """(D,D) bool: which may attend to which."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the network makes of a batch."""
-
-    dense_logits: Tensor
-    """(N,T,K) for every cell of the three maps."""
-    dense_boxes: Tensor
-    """(N,T,4)"""
-    logits: tuple[Tensor, ...]
-    """(N,Q,K) after each decoder layer."""
-    boxes: tuple[Tensor, ...]
-    """(N,Q,4) after each decoder layer."""
-    noised_logits: tuple[Tensor, ...] = ()
-    """(N,D,K) of the denoising queries."""
-    noised_boxes: tuple[Tensor, ...] = ()
 
 
 class Classes(nn.Module):
@@ -240,11 +213,15 @@ class Trunk(nn.Module):
         rest = nn.ModuleDict({k: m for k, m in self.named_children() if k not in ("stem", "body")})
         return self.body, rest
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(N,3,H,W) in [0,1], sides multiples of 32, to the backbone's three maps."""
+        made: list[Tensor] = self.body(self.stem(images))
+        return made
+
     def maps(self, images: Tensor) -> list[Tensor]:
-        """(N,3,H,W) in [0,1], sides multiples of 32, to maps (N,d,h,w) of strides 8, 16, 32."""
+        """The same, of width d, after the encoder."""
         fine, middle, coarse = (
-            lateral(x)
-            for lateral, x in zip(self.lateral, self.body(self.stem(images)), strict=True)
+            lateral(x) for lateral, x in zip(self.lateral, self.features(images), strict=True)
         )
         n, d = middle.shape[:2]
         cells = torch.cat([middle.flatten(2), coarse.flatten(2)], 2).transpose(1, 2)
@@ -266,6 +243,10 @@ class Network(nn.Module):
         self.trunk = Trunk()
         self.classes = Classes(classes)
         self.queries = queries
+
+    def fresh(self, count: int) -> Classes:
+        """New class layers."""
+        return Classes(count)
 
     def forward(self, images: Tensor, noised: Noised | None = None) -> Seen:
         """(N,3,H,W) in [0,1], sides multiples of 32."""
@@ -304,16 +285,36 @@ class Network(nn.Module):
             tuple(one[:, queries:] for one in found),
         )
 
+    def loss(self, images: Tensor, targets: Sequence[Target], generator: torch.Generator) -> Tensor:
+        """The loss of a batch; ``generator``: of the denoising queries (eq. 6 to 10)."""
+        noised = noise(targets, self.classes.count, generator)
+        seen = self(images, noised[0] if noised else None)
+        return loss(seen, targets, noised[1:] if noised else None)
+
 
 def choose(logits: Tensor, boxes: Tensor, count: int) -> Tensor:
-    """(N,Q) indices of the dense boxes that become queries: the surest that differ (eq. 4)."""
+    """(N,Q) indices of the dense boxes that become queries, those first that differ (eq. 4).
+
+    The surest of all classes and the surest of each class take turns: by score alone a class of
+    many objects would leave no query to a rare one.
+    """
     scores = logits.amax(-1)
+    classes = logits.shape[2]
+    turns = classes * places(logits) + torch.arange(classes, device=logits.device)
+    turn = torch.minimum(places(scores[..., None])[..., 0] + 0.5, turns.amin(-1).to(scores))
     count = min(count, scores.shape[1])
-    best = scores.topk(min(max(CANDIDATES, count), scores.shape[1]), sorted=True)
+    best = (-turn).topk(min(max(CANDIDATES, count), scores.shape[1]), sorted=True)
     sides = geometry.corners(boxes.gather(1, best.indices[..., None].expand(-1, -1, 4)))
     apart = geometry.first_of_each(sides, DUPLICATE)
-    ranked = best.values.sigmoid() + apart.to(best.values)  # those apart first
+    ranked = best.values + apart.to(best.values) * (2 * scores.shape[1] * classes)
     return best.indices.gather(1, ranked.topk(count).indices)
+
+
+def places(scores: Tensor) -> Tensor:
+    """(N,T,K) int64: the place of each cell in the order of its scores, from 0; all differ."""
+    order = scores.topk(scores.shape[1], 1).indices
+    count = torch.arange(scores.shape[1], device=scores.device)[None, :, None]
+    return torch.zeros_like(order).scatter(1, order, count.expand_as(order))
 
 
 def anchors(height: int, width: int) -> Tensor:

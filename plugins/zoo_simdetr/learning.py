@@ -17,7 +17,7 @@ from zoo.weights import load_tensors
 
 from .backbone import WIDTHS, folded
 from .detector import Classes, Network, Trunk
-from .losses import Target, loss, noise
+from .outputs import Target
 from .proposals import Preset, Regions, Scale, propose
 from .scenes import Batch, Scene, canvas, drawn, resized, seen_sides
 
@@ -84,21 +84,12 @@ def regions_of(
     Features are standardised over up to ``SAMPLE`` of the images.
     """
 
-    def stem(image: Tensor, size: int) -> Tensor:
-        sides = seen_sides(image.shape[1], image.shape[2], size)
-        like = next(trunk.parameters())
-        made: Tensor = trunk.stem(resized(image.float() / 255, sides).to(like))
-        return made
+    like = next(trunk.parameters())
 
     @torch.inference_mode()
     def maps(image: Tensor) -> list[Tensor]:
-        made: list[Tensor] = trunk.body(stem(image, preset.size))
-        return made
-
-    @torch.inference_mode()
-    def finest(image: Tensor) -> Tensor:
-        made: Tensor = trunk.body.levels[0](stem(image, 2 * preset.size))
-        return made
+        sides = seen_sides(image.shape[1], image.shape[2], preset.size)
+        return trunk.features(resized(image.float() / 255, sides).to(like))
 
     every = max(1, len(images) // SAMPLE)
     scale = Scale.of([maps(image) for image in images[::every]])
@@ -107,8 +98,7 @@ def regions_of(
         if int(image.max()) - int(image.min()) < FLAT:
             found.append(Regions.none(sum(WIDTHS[level] for level in preset.levels)))
         else:
-            enlarged = finest(image) if preset.fine else None
-            found.append(propose(maps(image), scale, preset, seed, enlarged))
+            found.append(propose(maps(image), scale, preset, seed))
         if advance is not None:
             advance()
     return found
@@ -133,9 +123,7 @@ def learn(
 
     def error(views: Batch) -> Tensor:
         targets = [Target(t.labels.to(run.device), t.boxes.to(run.device)) for t in views.targets]
-        noised = noise(targets, network.classes.count, views.generator)
-        seen = network(views.images.to(run.device), noised[0] if noised else None)
-        return loss(seen, targets, noised[1:] if noised else None)
+        return network.loss(views.images.to(run.device), targets, views.generator)
 
     run.minimise(
         {
@@ -148,6 +136,6 @@ def learn(
     )
 
 
-def new_classes(run: Run[Fit], name: str, count: int) -> Classes:
+def new_classes(run: Run[Fit], network: Network, name: str, count: int) -> Classes:
     """Fresh class layers; the same for the same seed and name."""
-    return seeded(run.draw(f"classes {name}", 1).generator, lambda: Classes(count))
+    return seeded(run.draw(f"classes {name}", 1).generator, lambda: network.fresh(count))

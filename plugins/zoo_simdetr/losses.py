@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from zoo.errors import InputError
 
 from . import boxes as geometry
-from .detector import Noised, Seen
+from .outputs import Noised, Seen, Target
 
 CLASS, L1, GIOU = 2.0, 5.0, 2.0
 """Weights of the three parts of the matching cost."""
@@ -30,16 +30,6 @@ NOISY = 40
 """Denoising queries of an image."""
 WRONG_LABEL, SHIFT = 0.25, 0.5
 """Denoising: share of false labels, and largest shift in half sides."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """The objects of one image."""
-
-    labels: Tensor
-    """(n,) int64"""
-    boxes: Tensor
-    """(n,4) centre and size, as fractions."""
 
 
 @dataclass(frozen=True)

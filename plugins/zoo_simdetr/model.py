@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -53,6 +53,9 @@ class SimDETR(Detector):
     ``detect`` finds what ``names`` say. ``pretrain`` learns from images alone; its classes are
     clusters, which ``name_clusters`` names. ``finetune`` learns from boxes.
     """
+
+    recipe: ClassVar[Mapping[str, Fit]] = STAGES
+    """The stages of ``pretrain`` and ``finetune``."""
 
     def __init__(self, request: BuildRequest, network: Network) -> None:
         super().__init__(request)
@@ -170,8 +173,8 @@ class SimDETR(Detector):
                 f"{len(small)} images are few: clusters will be poor below about {FEW}.",
                 stacklevel=2,
             )
-        stages = {"pretrain": STAGES["pretrain"]}
-        stages |= {f"selftrain {i}": STAGES["selftrain"] for i in range(1, rounds + 1)}
+        stages = {"pretrain": self.recipe["pretrain"]}
+        stages |= {f"selftrain {i}": self.recipe["selftrain"] for i in range(1, rounds + 1)}
         stages = {
             name: replace(
                 stage,
@@ -224,7 +227,7 @@ class SimDETR(Detector):
         ]
         names = truth[0].names
         _warn_of(scenes, names, self.network.queries)
-        stage = replace(STAGES["finetune"], size=self.size)
+        stage = replace(self.recipe["finetune"], size=self.size)
         wanted = steps_for(len(scenes), stage.batch, epochs, steps, stage.steps)
         facts = {"images": len(small), "names": list(names), "head": head}
         with self._run(
@@ -265,7 +268,8 @@ class SimDETR(Detector):
         chosen = sorted(names)
         words = list(dict.fromkeys(names[c] for c in chosen))
         network = deepcopy(self.network)
-        network.classes = chosen_rows(network.classes, chosen)
+        fresh = network.fresh(len(chosen))
+        network.classes = chosen_rows(network.classes, fresh, chosen)
         self._learned(network, tuple(words), dict(self.report))
         self.config = {**self.config, "rows": [words.index(names[c]) for c in chosen]}
         return self
@@ -381,15 +385,15 @@ class SimDETR(Detector):
         self._take(network)
 
 
-def chosen_rows(classes: Classes, rows: Sequence[int]) -> Classes:
-    """These classes only, in this order."""
-    made = Classes(len(rows)).to(classes.dense.weight)
+def chosen_rows(classes: Classes, made: Classes, rows: Sequence[int]) -> Classes:
+    """``made`` with these rows of ``classes``, in this order."""
     with torch.no_grad():
         for theirs, mine in zip(classes.linears(), made.linears(), strict=True):
             mine.weight.copy_(theirs.weight[list(rows)])
             mine.bias.copy_(theirs.bias[list(rows)])
-        made.embedding.weight.copy_(classes.embedding.weight[list(rows)])
-    return made
+        if classes.embedding is not None:
+            made.embedding.weight[: len(rows)] = classes.embedding.weight[list(rows)]
+    return made.to(classes.linears()[0].weight)
 
 
 def _sides(image: Any) -> tuple[int, int]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from zoo.interfaces import Detections
 
 from . import boxes as geometry
-from .detector import Network, Seen
+from .detector import Network
+from .outputs import Seen
 from .scenes import resized, seen_sides
 
 NMS = 0.6

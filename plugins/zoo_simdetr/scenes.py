@@ -19,7 +19,7 @@ from zoo.progress import Advance
 from zoo.training import Draw
 
 from . import boxes as geometry
-from .losses import Target
+from .outputs import Target
 
 STEP = 32
 """Sides of what the network sees are multiples of this."""

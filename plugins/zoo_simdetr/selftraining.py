@@ -141,5 +141,6 @@ def warm(old: Classes, table: Tensor, new: Classes) -> list[int | None]:
             sources.append(best)
             for theirs, mine in zip(old.linears(), new.linears(), strict=True):
                 mine.weight[c], mine.bias[c] = theirs.weight[best], theirs.bias[best]
-            new.embedding.weight[c] = old.embedding.weight[best]
+            if new.embedding is not None:
+                new.embedding.weight[c] = old.embedding.weight[best]
     return sources

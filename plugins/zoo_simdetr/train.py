@@ -6,7 +6,8 @@ measured on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from zoo.errors import InputError
 from zoo.hookspecs import TrainRequest
 from zoo.images import listed
+from zoo.precision import average_precision
 from zoo.progress import track
 from zoo.training import Run
 
@@ -24,43 +26,46 @@ from .course import Course
 from .dataset import Part
 from .detector import Network
 from .learning import Fit, network_of, trunk_on
-from .losses import Target
-from .measure import average_precision
 from .model import SimDETR
+from .outputs import Target
 from .proposals import PRESETS
 from .reading import Head, detections, look, ranked
 from .scenes import ROOM, Scene, load, scene_of
 
 RECIPE: Mapping[str, Fit] = {
-    "pretrain": Fit(300, 1e-3, 4),
-    "selftrain": Fit(150, 1e-3, 4),
+    "pretrain": Fit(300, 1e-3, 4, size=160),
+    "selftrain": Fit(150, 1e-3, 4, size=160),
     "finetune": Fit(500, 5e-4, 4, body=0.2),
-    "enlarge": Fit(300, 3e-4, 4, body=0.2, size=320),
 }
-"""For ``simdetr``: about 25 minutes of one CPU core."""
+"""For ``simdetr``: about 12 minutes of one CPU core."""
 HELD = 20
 """Pictures without objects that are kept for measuring."""
 THRESHOLD = 0.4
 """The default of ``detect``."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What differs between the sizes of the method."""
+
+    recipe: Mapping[str, Fit]
+    start: Callable[[TrainRequest, Run[Fit]], tuple[Network, dict[str, Any]]]
+    """The network to begin with, and its configuration beside the entry's."""
+    model: type[SimDETR]
+
+
 def train(request: TrainRequest) -> Path:
     """Run the recipe (or one stage of it) and return the saved folder ``out/model``."""
+    kind = kind_of(request)
     data = dataset.read(request.data)
     preset = PRESETS[request.options["scene"]]
-    largest = max(preset.size, *(round(stage.size * ROOM) for stage in RECIPE.values()))
+    largest = max(preset.size, *(round(stage.size * ROOM) for stage in kind.recipe.values()))
     with track(len(data.train), request.progress, "images") as advance:
         images = load(data.train.images, largest, advance)
     nothing, held = background(request.options["background"], largest)
     facts = {"names": list(data.names), "images": len(data.train), "tested": len(data.test)}
-    run = Run(request, {}, RECIPE, facts=facts)
-    network = Network(1)
-    if request.init is not None:
-        network = network_of(request.init)
-    elif request.base is not None and request.base.folder is not None:
-        network.trunk = trunk_on(request.base.folder, run.draw("trunk", 1).generator)
-    else:
-        raise InputError("give --base: a folder or Hub id of timm's tf_efficientnet_lite0.")
+    run = Run(request, {}, kind.recipe, facts=facts)
+    network, config = kind.start(request, run)
     course = Course(
         run,
         network,
@@ -84,12 +89,32 @@ def train(request: TrainRequest) -> Path:
             run.validated[f"test after {stage}"] = found
 
     def made() -> SimDETR:
-        config = {**request.entry.config, "names": list(course.names), "size": size}
-        return SimDETR(run.build_request(config), network)
+        own = {**request.entry.config, **config, "names": list(course.names), "size": size}
+        return kind.model(run.build_request(own), network)
 
     stages = {"pretrain": course.pretrain, "selftrain": course.selftrain}
-    stages |= {"finetune": finetune, "enlarge": finetune}
+    stages |= {name: finetune for name in kind.recipe if name not in stages}
     return run.fit(stages, made)
+
+
+def kind_of(request: TrainRequest) -> Kind:
+    """The small detector, or one of transformers."""
+    if request.entry.size == "tiny":
+        return Kind(RECIPE, start, SimDETR)
+    from .full import STAGES, SimDETRFull, start_full
+
+    return Kind(STAGES, start_full, SimDETRFull)
+
+
+def start(request: TrainRequest, run: Run[Fit]) -> tuple[Network, dict[str, Any]]:
+    """EfficientNet-Lite0 in a random detector, or what ``--init`` names."""
+    if request.init is not None:
+        return network_of(request.init), {}
+    if request.base is None or request.base.folder is None:
+        raise InputError("give --base: a folder or Hub id of timm's tf_efficientnet_lite0.")
+    network = Network(1)
+    network.trunk = trunk_on(request.base.folder, run.draw("trunk", 1).generator)
+    return network, {}
 
 
 def background(folder: str, size: int) -> tuple[list[Scene], list[Tensor]]:
@@ -132,6 +157,8 @@ def measured(network: Network, part: Part, size: int, names: tuple[str, ...]) ->
     seen = [look(network, image, size) for image in images]
     report = {}
     for arm, (head, nms) in ARMS.items():
+        if head == "dense" and not seen[0].dense_logits.shape[1]:
+            continue  # a detector without a dense head
         found = [
             detections(ranked(one, head=head, nms=nms), *sides, names)
             for one, sides in zip(seen, part.sides(), strict=True)

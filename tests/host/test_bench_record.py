@@ -398,8 +398,8 @@ def test_the_common_metrics(here: Site, tmp_path: Path, monkeypatch: pytest.Monk
     assert any(line.startswith("twice: left out: it enlarges by (2,)") for line in said)
     assert "odd: left out: unexpected ZeroDivisionError: division by zero" in said
     assert any(line.startswith("broken: left out: broken: import failed") for line in said)
-    with pytest.raises(NotReadyError, match=r"for the kind Detector yet.* for: SRModel"):
-        bench.run_interface("Detector", command="c")
+    with pytest.raises(NotReadyError, match=r"for the kind Quantizer yet.* for: SRModel"):
+        bench.run_interface("Quantizer", command="c")
     (photos / "a.png").unlink()
     with pytest.raises(UsageError, match=r"contains no images"):
         bench.run_interface("SRModel", command="c", data=photos)

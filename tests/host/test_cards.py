@@ -311,6 +311,8 @@ GIVEN = {
     "text = folder + '/calibration.txt'\n"
     "short = open(text).read()[:4000]\n"
     "open(text, 'w').write(short)",
+    "Detector": "from PIL import Image\n"
+    "Image.linear_gradient('L').convert('RGB').resize((64, 48)).save('photo.jpg')",
     "QAGenerator": "text = 'Mix the flour in a bowl. Bake the cake for 40 minutes.'",
     "DataSelector": "import numpy as np\n"
     "x = np.random.default_rng(0).standard_normal((80, 4)).astype('float32')\n"

@@ -130,7 +130,7 @@ def test_a_verb_is_for_models_of_its_kind(verb: str, run: Run, toy: Callable[[st
     arguments = CALLS[verb]
     said(run(verb, other, *arguments), 1, f"{other} is of kind ", "it does not")
     said(run(verb, "no-such-model", *arguments), 2, "no-such-model")
-    planned = {"detect": "simdetr", "qa": "graph-qa-full"}
+    planned = {"classify": "vladva"}
     if verb in planned:
         said(run(verb, planned[verb], *arguments), 1, "planned")
     assert not Path("out").exists()
@@ -661,7 +661,7 @@ def test_eval_of_super_resolution(run: Run, toy: Callable[[str], str], tmp_path:
 
 
 def test_eval_says_what_it_cannot_do(run: Run, toy: Callable[[str], str], tmp_path: Path) -> None:
-    said(run("eval", toy("Detector"), "x"), 1, "no common metrics for the kind Detector yet")
+    said(run("eval", toy("Quantizer"), "x"), 1, "no common metrics for the kind Quantizer yet")
     said(run("eval", "edge-sd-sr", "gone"), 1, "gone: there is no such file")
     with pytest.raises(NotReadyError, match="a model without an interface"):
         protocols.of(None)

@@ -33,8 +33,8 @@ SIDE = 64
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One step a stage, on small pictures."""
-    stages = {k: replace(s, steps=1, batch=2) for k, s in simdetr.STAGES.items()}
-    monkeypatch.setattr(simdetr, "STAGES", stages)
+    stages = {k: replace(s, steps=1, batch=2) for k, s in SimDETR.recipe.items()}
+    monkeypatch.setattr(SimDETR, "recipe", stages)
     presets = {k: replace(p, size=128) for k, p in PRESETS.items()}
     monkeypatch.setattr(simdetr, "PRESETS", presets)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from zoo_simdetr import arms, bench, dataset, train
-from zoo_simdetr import model as simdetr
+from zoo_simdetr import (
+    arms,
+    bench,
+    bench_labels,
+    bench_proposals,
+    bench_rows,
+    bench_shipped,
+    dataset,
+    rivals,
+    train,
+)
 from zoo_simdetr.bundle import bundle
 from zoo_simdetr.detector import Network
 from zoo_simdetr.learning import network_of
 from zoo_simdetr.model import SimDETR
 from zoo_simdetr.proposals import PRESETS
 
+from zoo import precision
 from zoo.entry import Base
 from zoo.errors import InputError, OptionError
 from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest
@@ -69,7 +80,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     presets = {k: replace(p, size=128) for k, p in PRESETS.items()}
     for module in (train, arms):
         monkeypatch.setattr(module, "RECIPE", short)
-    for module in (train, arms, bench):
+    for module in (train, arms, bench_rows, bench_proposals):
         monkeypatch.setattr(module, "PRESETS", presets)
 
 
@@ -92,8 +103,6 @@ def test_a_data_set_keeps_its_test_images_apart(data: Path, tmp_path: Path) -> N
 
 
 def test_a_test_list_names_images_that_exist(data: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = shutil.copytree(data / "bccd", tmp_path / "copy")
     (copy / "splits" / "test.txt").write_text("p1\nghost\n")
     with pytest.raises(InputError, match="'ghost', which has no image"):
@@ -109,9 +118,9 @@ def test_the_recipe_runs_resumes_and_measures(
 ) -> None:
     whole = train.train(request(data, tmp_path / "whole", base, seed=1))
     report = json.loads((tmp_path / "whole" / "train.json").read_text("utf-8"))
-    assert report["done"] == ["pretrain", "selftrain", "finetune", "enlarge"]
+    assert report["done"] == ["pretrain", "selftrain", "finetune"]
     assert report["validation"]["proposals"]["images"] == 6
-    for stage in ("finetune", "enlarge"):
+    for stage in ("finetune",):
         found = report["validation"][f"test after {stage}"]
         assert {*found} == {"decoder + NMS", "decoder", "dense head + NMS"}
         assert all(0 <= value <= 1 for values in found.values() for value in values.values())
@@ -163,44 +172,92 @@ def test_a_recipe_needs_a_base_or_a_start(data: Path, tmp_path: Path) -> None:
         train.train(request(data, tmp_path / "out", None, stage="x"))
 
 
+def asked(data: Path, tmp_path: Path, base: Base | None, **options: Any) -> BenchRequest:
+    entry = catalogue().entry("simdetr")
+    bases = {} if base is None else {"base": base}
+    options = {"part": "shipped", "work": str(tmp_path / "work"), "only_kept": False, **options}
+    return BenchRequest(
+        entry, tmp_path / "out", data=data, quick=True, bases=bases, options=options
+    )
+
+
 @pytest.mark.slow
-def test_the_benchmark_measures_every_arm_once(
+def test_arms_are_measured_once_and_clusters_are_named(
     data: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole in small, then again from kept rows: the same, without measuring."""
-    torch.manual_seed(0)
-    entry = catalogue().entry("simdetr")
-    config = {"names": ["dark", "light"], "size": SIDE}
-    bundled = SimDETR(BuildRequest(entry, folder=None, saved={"config": config}), Network(2))
-    monkeypatch.setattr(bench, "load", lambda request: bundled)
-    monkeypatch.setattr(bench, "SHARES", (0.5,))
-    asked = BenchRequest(
-        entry, tmp_path / "out", data=data, quick=True, bases={"base": base},
-        options={"work": str(tmp_path / "work")},
-    )  # fmt: skip
-    found = bench.bench(asked)
-    for arm in arms.ARMS:
-        assert bench.column(0.5, bench.SHORT, "AP") in found.table[arm.name]
-    assert found.table["random boxes"][bench.RECALL].mean <= 1
-    assert {claim.id for claim in found.claims} >= {"proposals", "labels-50%", "long-50%"}
+    monkeypatch.setattr(bench_labels, "SHARES", {"labels": (0.5,)})
+    monkeypatch.setattr(bench_labels, "SHORT_ONLY", {"labels": ()})
+    request = asked(data, tmp_path, base, part="labels")
+    found = bench.bench(request)
+    short = bench_rows.column(0.5, bench_labels.SHORT, "AP")
+    assert short in found.table["ImageNet alone"]
+    assert short in found.table["SimDETR"]
+    assert {claim.id for claim in found.claims} == {"teacher", "labels-50%", "long-50%"}
     assert (tmp_path / "out" / "labels.png").is_file()
     fail = lambda *_: pytest.fail("rows are measured once")  # noqa: E731
-    monkeypatch.setattr(bench, "measured", fail)
     monkeypatch.setattr(arms.Lab, "tuned", fail)
-    again = bench.bench(asked)
+    again = bench.bench(asked(data, tmp_path, base, part="labels", only_kept=True))
+    assert again.cells == found.cells
+    named = bench.bench(asked(data, tmp_path, None, part="discover"))
+    assert 0 <= named.table["clusters named by six images"]["AP50"].mean <= 1
+
+
+@pytest.mark.slow
+def test_what_is_shipped_is_measured(
+    data: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    config = {"names": ["dark", "light"], "size": SIDE}
+    build = BuildRequest(catalogue().entry("simdetr"), folder=None, saved={"config": config})
+    monkeypatch.setattr(bench_shipped, "load", lambda request: SimDETR(build, Network(2)))
+    monkeypatch.setattr(bench_shipped, "_differences", lambda here, model: {"image 0": 0.1})
+    timed = {bench_shipped.SEEING: [0.1, 0.2], bench_shipped.LEARNING: [0.3, 0.4]}
+    speed = dict.fromkeys((bench_shipped.BUNDLED, bench_shipped.RTDETR), timed)
+    monkeypatch.setattr(bench_shipped, "_seconds", lambda here: speed)
+    photos = tmp_path / "data" / "photos-cc0"
+    shutil.copytree(data / "bccd", tmp_path / "data" / "bccd")
+    photos.mkdir()
+    for i in range(22):
+        Image.new("RGB", (40, 30), (i, 0, 0)).save(photos / f"{i}.png")
+    found = bench.bench(asked(tmp_path / "data", tmp_path, base))
+    table = found.table
+    assert table["simdetr, bundled weights"]["AP50"].mean <= 1
+    assert "AP50, dense head + NMS" in table["simdetr, the whole recipe"]
+    assert table["random boxes"][bench_proposals.RECALL].mean <= 1
+    assert {"ap50", "photographs", "onnx", "speed", "steps", "proposals-boxes"} <= {
+        claim.id for claim in found.claims
+    }
+    again = bench.bench(asked(tmp_path / "data", tmp_path, base, only_kept=True))
     assert again.cells == found.cells
 
 
-def test_a_benchmark_says_what_data_it_needs(tmp_path: Path) -> None:
-    entry = catalogue().entry("simdetr")
+def test_a_benchmark_says_what_it_needs(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the data set bccd"):
-        bench.bench(BenchRequest(entry, tmp_path, data=tmp_path, options={"work": ""}))
+        bench.bench(asked(tmp_path, tmp_path, None))
+    with pytest.raises(InputError, match="the data set playing-cards"):
+        bench.bench(asked(data, tmp_path, None, part="cards"))
+    with pytest.raises(InputError, match="--base"):
+        bench.bench(asked(data, tmp_path, None))
 
 
 def test_arms_differ_in_what_they_say() -> None:
     assert len({arm.name for arm in arms.ARMS}) == len(arms.ARMS)
     assert arms.IMAGENET.stages == ()
     assert arms.ONE_CLASS.clusters == 1
-    steps = {name: stage.steps for name, stage in train.RECIPE.items()}
-    assert arms.NO_ROUND.more == simdetr.STAGES["selftrain"].steps
-    assert steps.keys() >= {*arms.OURS.stages}
+    assert arms.WARM.start == arms.OURS.start
+    assert len({arm.start for arm in arms.ARMS}) == len(arms.ARMS) - 1
+    assert arms.NO_ROUND.more == arms.DETREG.more == SimDETR.recipe["selftrain"].steps
+
+
+def test_rivals_find_what_they_can_see() -> None:
+    image = torch.full((3, 60, 80), 20, dtype=torch.uint8)
+    image[0, 15:35, 20:44] = 220
+    found = rivals.of_colour(image, PRESETS["many-small"]).boxes
+    wanted = np.array([[20 / 80, 15 / 60, 44 / 80, 35 / 60]], np.float32)
+    assert precision.pairwise_iou(found, wanted).max() > 0.85
+    pytest.importorskip("cv2")
+    found = rivals.selective_search(image)
+    assert precision.pairwise_iou(found, wanted).max() > 0.7
+    assert found.min() >= 0
+    assert found.max() <= 1

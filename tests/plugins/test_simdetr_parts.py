@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from zoo_simdetr import boxes as geometry
-from zoo_simdetr import clusters, losses, measure, scenes, selftraining
+from zoo_simdetr import clusters, losses, scenes, selftraining
 from zoo_simdetr.backbone import Body, Stem, folded
 from zoo_simdetr.detector import QUERIES, Classes, Network, choose
-from zoo_simdetr.losses import Target
+from zoo_simdetr.outputs import Target
 from zoo_simdetr.proposals import PRESETS, Regions, Scale, box_of, pieces, pool, propose, regions
 from zoo_simdetr.reading import look, ranked
 from zoo_simdetr.scenes import Scene
 
 from zoo.errors import InputError, WeightsError
-from zoo.interfaces import Detections
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +319,16 @@ def test_queries_are_the_surest_boxes_that_differ() -> None:
     assert choose(logits, boxes, 2).tolist() == [[0, 2]]
 
 
+def test_a_rare_class_gets_queries_though_others_are_surer() -> None:
+    """Cells 0 to 5 are sure of class 0; cells 6 and 7 are less sure of class 1."""
+    logits = torch.full((1, 8, 2), -9.0)
+    logits[0, :6, 0] = torch.arange(6, 0, -1).float()
+    logits[0, 6:, 1] = torch.tensor([-1.0, -2.0])
+    boxes = torch.tensor([[[i / 8, 0.5, 0.1, 0.1] for i in range(8)]])
+    assert set(choose(logits, boxes, 4)[0].tolist()) == {0, 1, 2, 6}
+    assert set(choose(logits, boxes, 6)[0].tolist()) == {0, 1, 2, 3, 6, 7}
+
+
 def test_detections_are_sorted_inside_the_image_and_scale_with_it(network: Network) -> None:
     image = torch.rand(3, 48, 80)
     found, scores, labels = ranked(look(network, image, 96))
@@ -433,60 +443,18 @@ def test_the_same_classes_give_the_same_boxes(network: Network) -> None:
         assert torch.equal(a, b)
 
 
-# --- average precision ----------------------------------------------------------------------------
-
-
-def seen(*boxes: tuple[float, ...], scores: tuple[float, ...] = (), label: int = 0) -> Detections:
-    n = len(boxes)
-    return Detections(
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(scores or (1.0,) * n, np.float32),
-        np.full(n, label, np.int64),
-        ("a", "b"),
-    )
-
-
-TRUTH = [seen((0, 0, 10, 10), (20, 20, 40, 40)), seen((5, 5, 25, 15))]
-
-
-def test_ap_of_perfect_empty_and_shifted_predictions() -> None:
-    perfect = measure.average_precision(TRUTH, TRUTH)
-    assert (perfect.ap, perfect.ap50, perfect.classes) == (1.0, 1.0, {"a": 1.0})
-    nothing = measure.average_precision([seen(), seen()], TRUTH)
-    assert (nothing.ap, nothing.ap50) == (0.0, 0.0)
-    # moved by a fifth of their width: IoU 0.8 / 1.2 = 2/3, which counts at .50 to .65
-    moved = [seen((2, 0, 12, 10), (24, 20, 44, 40)), seen((9, 5, 29, 15))]
-    found = measure.average_precision(moved, TRUTH)
-    assert found.ap50 == 1.0
-    assert found.ap == pytest.approx(0.4)
-    other = [seen(*one.boxes.tolist(), label=1) for one in TRUTH]
-    assert measure.average_precision(other, TRUTH).ap50 == 0.0
-
-
-def test_ap_with_a_false_box_first_and_one_missing() -> None:
-    """Found 1 of 3, after a false one: precision 1/2 up to recall 1/3, so at 34 of 101 points."""
-    found = [seen((60, 60, 70, 70), (0, 0, 10, 10), scores=(0.9, 0.8)), seen()]
-    assert measure.average_precision(found, TRUTH).ap50 == pytest.approx(34 / 101 / 2)
-    twice = [seen((0, 0, 10, 10), (0, 0, 10, 10), scores=(0.9, 0.8)), seen()]
-    assert measure.average_precision(twice, TRUTH).ap50 == pytest.approx(34 / 101)
-
-
-def test_recall_and_precision_of_boxes() -> None:
-    boxes = [np.array([[0, 0, 10, 10], [50, 50, 60, 60]], np.float32), np.zeros((0, 4), np.float32)]
-    assert measure.recall(boxes, [t.boxes for t in TRUTH]) == (1 / 3, 1 / 2)
-
-
 def test_a_second_pass_finds_what_is_too_small_for_the_first() -> None:
-    """A dot of 4 x 4 cells of the fine map, one cell of the coarse one."""
-    dot = grid((40, 44, 60, 64), size=(96, 128))
-    big = [torch.from_numpy(grid((10, 16, 4, 10), size=(24, 32))).permute(2, 0, 1)[None]] * 3
+    """A dot of 4 x 4 cells of the finest map is 2 x 2 of the grid: too few."""
+    features = grid((40, 44, 60, 64), size=(96, 128))
+    fine = torch.from_numpy(features).permute(2, 0, 1)[None]
+    middle = torch.from_numpy(grid((10, 16, 4, 10), size=(48, 64))).permute(2, 0, 1)[None]
     scale = Scale((torch.zeros(2, 1, 1),) * 3, (torch.ones(2, 1, 1),) * 3)
-    enlarged = torch.from_numpy(dot).permute(2, 0, 1)[None]
-    found = propose(big, scale, PRESETS["many-small"], enlarged=enlarged)
+    preset = replace(PRESETS["many-small"], levels=(1,))
+    found = propose([fine, middle, middle], scale, preset)
     wanted = pytest.approx([60 / 128, 40 / 96, 64 / 128, 44 / 96])
     assert any(box.tolist() == wanted for box in found.boxes)
-    assert found.features.shape == (len(found), 4)
-    without = propose(big, scale, PRESETS["many-small"])
+    assert found.features.shape == (len(found), 2)
+    without = propose([fine, middle, middle], scale, replace(preset, fine=0))
     assert not any(box.tolist() == wanted for box in without.boxes)
 
 

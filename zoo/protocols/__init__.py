@@ -24,7 +24,11 @@ from ..errors import InputError, NotReadyError
 from ..interfaces import Data
 
 Skip: TypeAlias = Callable[[InputError], None]
-MODULES: Mapping[str, str] = {"SRModel": "super_resolution", "VLAligner": "alignment"}
+MODULES: Mapping[str, str] = {
+    "SRModel": "super_resolution",
+    "VLAligner": "alignment",
+    "Detector": "detection",
+}
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,26 @@
-"""Average precision and recall, by the rules of COCO."""
+"""Average precision and recall of detectors, by the rules of COCO.
+
+Boxes are (n,4) float, x1 y1 x2 y2. Heavy imports happen inside, because ``zoo`` must stay light.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from .interfaces import Detections
 
-from zoo.interfaces import Detections
-
-from . import boxes as geometry
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 OVERLAPS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 """IoU from which a box counts as found, in turn."""
 MOST = 100
 """Detections of a class in an image that count."""
-RECALLS = np.linspace(0, 1, 101)
+RECALLS = tuple(i / 100 for i in range(101))
+"""Points of the precision-recall curve that AP is the mean of."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,34 @@ class Precision:
 
 def average_precision(found: Sequence[Detections], truth: Sequence[Detections]) -> Precision:
     """AP of detections, compared by class names; one ``Detections`` for each image in both."""
-    names = truth[0].names
-    tables = {name: _of_class(found, truth, name) for name in names}
-    present = {name: table for name, table in tables.items() if table is not None}
-    if not present:
+    import numpy as np
+
+    by_class = tables(found, truth)
+    if not by_class:
         return Precision(0.0, 0.0, {})
     return Precision(
-        float(np.mean([table.mean() for table in present.values()])),
-        float(np.mean([table[0] for table in present.values()])),
-        {name: float(table[0]) for name, table in present.items()},
+        float(np.mean([table.mean() for table in by_class.values()])),
+        float(np.mean([table[0] for table in by_class.values()])),
+        {name: float(table[0]) for name, table in by_class.items()},
     )
+
+
+def tables(
+    found: Sequence[Detections], truth: Sequence[Detections]
+) -> dict[str, NDArray[np.float64]]:
+    """Class -> (10,) AP at each IoU of ``OVERLAPS``; classes without objects are left out."""
+    made = {name: _of_class(found, truth, name) for name in truth[0].names}
+    return {name: table for name, table in made.items() if table is not None}
 
 
 def _of_class(
     found: Sequence[Detections], truth: Sequence[Detections], name: str
 ) -> NDArray[np.float64] | None:
     """(10,) AP at each IoU; None if there are no objects of the class."""
+    import numpy as np
+
     scores: list[NDArray[np.float32]] = []
-    hits: list[NDArray[np.bool_]] = []
+    hit: list[NDArray[np.bool_]] = []
     total = 0
     for seen, real in zip(found, truth, strict=True):
         wanted = real.boxes[[real.names[label] == name for label in real.labels]]
@@ -59,12 +72,11 @@ def _of_class(
         total += len(wanted)
         order = np.argsort(-seen.scores[mine], kind="stable")[:MOST]
         scores.append(seen.scores[mine][order])
-        hits.append(_hits(seen.boxes[mine][order], wanted))
+        hit.append(hits(seen.boxes[mine][order], wanted))
     if not total:
         return None
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    hit = np.concatenate(hits)[order]
-    right, rank = hit.cumsum(0), np.arange(1, len(hit) + 1)[:, None]
+    right, rank = np.concatenate(hit)[order].cumsum(0), np.arange(1, len(order) + 1)[:, None]
     recall, precision = right / total, right / rank
     precision = np.maximum.accumulate(precision[::-1], 0)[::-1]  # never rises with recall
     made = np.zeros(len(OVERLAPS))
@@ -74,18 +86,34 @@ def _of_class(
     return made
 
 
-def _hits(boxes: NDArray[np.float32], truth: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(n,10): which boxes, best first, take a true box that none has taken, at each IoU."""
-    made = np.zeros((len(boxes), len(OVERLAPS)), bool)
+def hits(
+    boxes: NDArray[np.float32], truth: NDArray[np.float32], overlaps: Sequence[float] = OVERLAPS
+) -> NDArray[np.bool_]:
+    """(n,t): which boxes, best first, take a true box that none has taken, at each IoU."""
+    import numpy as np
+
+    made = np.zeros((len(boxes), len(overlaps)), bool)
     if not len(boxes) or not len(truth):
         return made
-    iou = geometry.pairwise_iou(torch.from_numpy(boxes), torch.from_numpy(truth)).numpy()
-    for t, limit in enumerate(OVERLAPS):
+    iou = pairwise_iou(boxes, truth)
+    for t, limit in enumerate(overlaps):
         free = np.ones(len(truth), bool)
         for i, row in enumerate(iou):
             best = int(np.where(free, row, -1.0).argmax())
             if free[best] and row[best] >= min(limit, 1 - 1e-10):
                 made[i, t], free[best] = True, False
+    return made
+
+
+def pairwise_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n,m): the overlap of each box of ``a`` with each of ``b``, intersection over union."""
+    import numpy as np
+
+    a, b = a[:, None].astype(np.float64), b[None].astype(np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    both = sides.clip(0).prod(-1)
+    areas = [(x[..., 2:] - x[..., :2]).prod(-1) for x in (a, b)]
+    made: NDArray[np.float64] = both / np.maximum(areas[0] + areas[1] - both, 1e-9)
     return made
 
 
@@ -97,7 +125,7 @@ def recall(
     for found, real in zip(boxes, truth, strict=True):
         total, count = total + len(real), count + len(found)
         if len(real) and len(found):
-            iou = geometry.pairwise_iou(torch.from_numpy(real), torch.from_numpy(found)).numpy()
+            iou = pairwise_iou(real, found)
             hit += int((iou.max(1) >= limit).sum())
             good += int((iou.max(0) >= limit).sum())
     return hit / max(1, total), good / max(1, count)
