@@ -58,8 +58,8 @@ def test_recall_and_precision_of_boxes() -> None:
 
 def test_overlaps_by_hand() -> None:
     boxes = np.array([[0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 6, 6]], np.float32)
-    iou = precision.pairwise_iou(boxes, boxes)
-    assert np.allclose(iou, [[1, 1 / 7, 0], [1 / 7, 1, 0], [0, 0, 1]])
+    wanted = np.array([[1, 1 / 7, 0], [1 / 7, 1, 0], [0, 0, 1]])
+    assert np.allclose(precision.pairwise_iou(boxes, boxes), wanted)
 
 
 # --- zoo eval and zoo bench Detector --------------------------------------------------------------
@@ -78,7 +78,7 @@ def data(tmp_path: Path) -> Path:
 class Oracle:
     """Knows the boxes of x and y by their order."""
 
-    names = ("a", "b")
+    names: tuple[str, ...] = ("a", "b")
 
     def __init__(self, *found: Detections) -> None:
         self.found = itertools.cycle(found)

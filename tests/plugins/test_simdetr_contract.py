@@ -52,7 +52,8 @@ def test_it_finds_the_white_cell_of_the_check_picture(model: SimDETR) -> None:
         sides = np.array([picture.width, picture.height] * 2, np.float32)
     found = model.detect(FILES / "check.png")
     white = found.boxes[found.labels == found.names.index("WBC")]
-    truth = np.array([[193, 92, 387, 285]], np.float32) / (640, 480, 640, 480) * sides
+    whole = np.array([640, 480, 640, 480], np.float32)
+    truth = np.array([[193, 92, 387, 285]], np.float32) / whole * sides
     assert len(white) == 1
     assert pairwise_iou(white, truth).max() > 0.7
     assert (found.labels == found.names.index("RBC")).sum() >= 5

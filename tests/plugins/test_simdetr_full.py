@@ -29,7 +29,7 @@ from zoo.testing import LoopbackHub
 from zoo.weights import save_tensors
 
 ENTRY = zoo.info("simdetr-full")
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "deformable_detr": {
         "d_model": 64,
         "encoder_layers": 1,
@@ -74,7 +74,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, settings in SMALL.items():
-        monkeypatch.setitem(PAPER, kind, {**PAPER[kind], **settings})  # type: ignore[arg-type]
+        monkeypatch.setitem(PAPER, kind, {**PAPER[kind], **settings})
     monkeypatch.setitem(PRESETS, "objects", replace(PRESETS["objects"], size=64))
 
 
@@ -207,9 +207,8 @@ def test_a_checkpoint_of_transformers_goes_on_where_it_was(data: Path, tmp_path:
     from transformers import RTDetrConfig, RTDetrForObjectDetection, TimmBackboneConfig
 
     torch.manual_seed(0)
-    backbone = TimmBackboneConfig(
-        backbone="test_resnet", use_pretrained_backbone=False, out_indices=[2, 3, 4]
-    )
+    settings: dict[str, Any] = {"use_pretrained_backbone": False, "out_indices": [2, 3, 4]}
+    backbone = TimmBackboneConfig(backbone="test_resnet", **settings)
     net = RTDetrForObjectDetection(RTDetrConfig(backbone_config=backbone, **SMALL["rt_detr"]))
     net.save_pretrained(tmp_path / "base")
     _, network = read_base(tmp_path / "base", "deformable-detr")
