@@ -96,7 +96,8 @@ def measure(run: Callable[[], Any]) -> tuple[float, int]:
 def on_meta(module: Any) -> Any:
     """A copy of a diffusers model without weights."""
     with torch.device("meta"):
-        return type(module).from_config(module.config).to(module.dtype).eval()
+        made = type(module).from_config(module.config).eval()
+    return made if made.dtype == module.dtype else made.to(module.dtype)
 
 
 def unet_inputs(unet: Any, latent: Size, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

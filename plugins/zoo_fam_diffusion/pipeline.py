@@ -23,12 +23,16 @@ SCHEDULE: Mapping[str, Any] = {
     "clip_sample": False,
     "set_alpha_to_one": False,
     "steps_offset": 1,
+    "timestep_spacing": "leading",
 }
-"""Stable Diffusion's noise levels (eq. 2)."""
+"""Stable Diffusion's noise levels (eq. 2) and steps."""
 
 
 def tokenizer(words: Sequence[str]) -> CLIPTokenizer:
-    """CLIP's tokenizer for prompts of these words, in lower case; any other word is unknown."""
+    """CLIP's tokenizer for prompts of these words, one token each, in upper or lower case.
+
+    Each letter of any other word is the unknown token.
+    """
     ends = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     made = CLIPTokenizer(vocab=ends, model_max_length=TOKENS)
     made.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in words])

@@ -91,7 +91,7 @@ class FAM:
         preview: Callable[[Any], None] | None = None,
         **call: Any,
     ) -> Made:
-        """Generate at ``height`` x ``width`` pixels, multiples of the VAE's factor.
+        """Generate at ``height`` x ``width`` pixels, multiples of ``multiple``.
 
         A target that is not larger than the native size is generated directly. ``preview`` is
         called with the native image as soon as it is there. Raises InputError for a size that
@@ -137,6 +137,24 @@ class FAM:
         with self._scheduler():
             return self._target(encode(self.pipe, images), size, None, call, advance)
 
+    def direct(
+        self,
+        prompt: Any = None,
+        *,
+        height: int,
+        width: int,
+        steps: int = 50,
+        seed: int = 0,
+        progress: Progress = False,
+        **call: Any,
+    ) -> Any:
+        """The image of the pipeline alone at this size, which repeats objects: to compare with."""
+        check_size(self.pipe, (height, width))
+        generator = torch.Generator().manual_seed(seed)
+        call = {"prompt": prompt, "num_inference_steps": steps, "generator": generator, **call}
+        with self._scheduler(), track(steps, progress, "direct") as advance:
+            return self._native((height, width), call, advance, keep=False)[0]
+
     # --- the two passes ---
 
     def _native(
@@ -151,6 +169,7 @@ class FAM:
         call = {**call, "height": size[0], "width": size[1]}
         source, native = self.settings.am_source, None
         with ExitStack() as stack, enough_memory("native"):
+            stack.enter_context(_tiled(self.pipe, size))
             if keep and source != "renoise":
                 native = stack.enter_context(recorded(self.pipe, cache=source == "cache"))
             image = self.pipe(**_watched(call, remember, advance)).images
@@ -201,13 +220,18 @@ class FAM:
 # --- sizes ----------------------------------------------------------------------------------------
 
 
+def multiple(pipe: Any) -> int:
+    """Sides in pixels are multiples of this: of the VAE's factor, and of what pipelines accept."""
+    return math.lcm(8, pipe.vae_scale_factor)
+
+
 def check_size(pipe: Any, size: Size) -> None:
-    """Raises InputError unless both sides are positive multiples of the VAE's factor."""
-    factor = pipe.vae_scale_factor
-    if min(size) < factor or any(side % factor for side in size):
-        nearest = " x ".join(str(max(factor, round(side / factor) * factor)) for side in size)
+    """Raises InputError unless both sides are positive multiples of ``multiple(pipe)``."""
+    unit = multiple(pipe)
+    if min(size) < unit or any(side % unit for side in size):
+        nearest = " x ".join(str(max(unit, round(side / unit) * unit)) for side in size)
         raise InputError(
-            f"{size[0]} x {size[1]}: both sides must be multiples of {factor} pixels; the nearest "
+            f"{size[0]} x {size[1]}: both sides must be multiples of {unit} pixels; the nearest "
             f"size is {nearest}."
         )
 
@@ -316,4 +340,4 @@ def _whole_precision(vae: Any) -> Iterator[Any]:
             vae.to(before)
 
 
-__all__ = ["FAM", "Made", "Settings", "check_size", "decode", "native_size"]
+__all__ = ["FAM", "Made", "Settings", "check_size", "decode", "multiple", "native_size"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zoo_fam_diffusion
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -587,8 +591,8 @@ def test_wrong_pipelines_layers_and_samplers_are_refused(pipes) -> None:
         FAM(pipe)(PROMPT, height=64, width=64, steps=1)
     FAM(pipe, Settings(am=False))(PROMPT, height=64, width=64, steps=1)
     layer.set_processor(processor)
-    with pytest.raises(InputError, match="the nearest size is 64 x 68"):
-        FAM(pipe)(PROMPT, height=64, width=67)
+    with pytest.raises(InputError, match="the nearest size is 64 x 72"):
+        FAM(pipe)(PROMPT, height=64, width=69)
 
 
 def test_the_native_size_keeps_the_aspect_and_the_area(pipes) -> None:
@@ -638,12 +642,33 @@ def test_what_is_counted_is_what_is_computed() -> None:
 
 def test_an_estimate_counts_both_passes(pipes) -> None:
     pipe = pipes["sdxl"]
-    found = cost.estimate(pipe, (64, 64), steps=4, settings=Settings())
+    found = cost.estimate(pipe, (48, 48), steps=4, settings=Settings())
     assert found.evaluations == 8
-    direct = cost.estimate(pipe, (32, 32), steps=4, settings=Settings())
-    assert direct.evaluations == 4
-    assert direct.flops < found.flops
-    assert direct.memory < found.memory
-    assert found.seconds > 0
-    given = cost.estimate(pipe, (64, 64), steps=4, settings=Settings(), given=(32, 32))
+    given = cost.estimate(pipe, (48, 48), steps=4, settings=Settings(), given=(32, 32))
     assert given.evaluations == 4
+    assert given.flops < found.flops
+    assert given.memory == found.memory > 48 * 48 * 3 * 4
+    assert found.seconds > 0
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+PAGE = Path(zoo_fam_diffusion.__file__).with_name("README.md")
+
+
+def test_the_lines_of_the_page_work_in_a_pipeline_of_ones_own(pipe, tmp_path) -> None:
+    """At most ten of them, besides imports."""
+    (lines,) = re.findall(r"<!-- executed by .*? -->\n```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert len([line for line in lines.splitlines() if line and "import" not in line]) <= 10
+    file = tmp_path / "lines.py"
+    file.write_text(lines.replace("=20", f"={STEPS}"), "utf-8")
+    before = pipe.scheduler
+    try:
+        torch.manual_seed(0)
+        made = runpy.run_path(
+            str(file), init_globals={"pipe": pipe, "prompt": PROMPT, "size": (64, 48)}
+        )
+    finally:
+        pipe.scheduler = before
+    assert made["image"].size == (48, 64)
+    assert not pipe.unet._forward_pre_hooks
