@@ -31,9 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "edgezoo"
 GROUP = "zoo.plugins"
 BUILDERS = ("pip", "hatchling", "editables")
-SIBLINGS = {
-    package: ("zoo_sr",) for package in ("zoo_edge_sd_sr", "zoo_yonos_sr", "zoo_fam_diffusion")
-}
+SIBLINGS = dict.fromkeys(("zoo_edge_sd_sr", "zoo_yonos_sr", "zoo_fam_diffusion"), ("zoo_sr",))
 """The packages of shared code that a plugin imports, besides the host."""
 
 _SOURCES = ["zoo", "plugins", "tests", "hub_cards", "registry.yaml", "pyproject.toml"]

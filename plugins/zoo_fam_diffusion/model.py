@@ -20,6 +20,7 @@ from zoo.progress import track
 from zoo.weights import load_module
 
 from .cost import estimate, free_memory
+from .frequency import Size
 from .pipeline import Parts, assembled
 from .sampling import FAM, Made, Settings, multiple, native_size
 
@@ -188,8 +189,8 @@ class FAMDiffusion(SRModel):
         padded = pad(
             image[None], (0, -width % factor, 0, -height % factor), mode="replicate"
         )  # to whole latents
-        whole = padded.shape[-2:]
-        target = tuple(math.ceil(side * scale / unit) * unit for side in whole)
+        whole: Size = (padded.shape[-2], padded.shape[-1])
+        target = _times(whole, scale, unit)
         self._check_memory(target, call["steps"], given=whole)
         trained = native_size(self.pipe, target)
         if math.prod(whole) > 2 * math.prod(trained):
@@ -208,28 +209,27 @@ class FAMDiffusion(SRModel):
         size = scaled(height, scale), scaled(width, scale)
         if tuple(kept) != size:  # scale is not a whole number of latents
             made = interpolate(made, size=size, mode="bicubic", antialias=True)
-        return made[0].clamp(0, 1)  # type: ignore[no-any-return]
+        return made[0].clamp(0, 1)
 
     # --- cost ---
 
-    def estimate(  # type: ignore[override]  # options are spelled out
+    def estimate(
         self, size: Sequence[int], *, scale: float | None = None, steps: int = 50
     ) -> Estimate:
         """The cost of enlarging an image of ``size`` (height, width) in input pixels."""
         factor, unit = self.pipe.vae_scale_factor, multiple(self.pipe)
         by = self.default_scale if scale is None else scale
-        given = tuple(-(-side // factor) * factor for side in size)
-        target = tuple(math.ceil(side * by / unit) * unit for side in given)
-        return self._estimate(target, steps, given)
+        given = _times((size[0], size[1]), 1, factor)
+        return self._estimate(_times(given, by, unit), steps, given)
 
     def estimate_generate(self, size: Sequence[int], *, steps: int = 50) -> Estimate:
         """The cost of generating an image of ``size`` (height, width) from a prompt."""
-        return self._estimate(tuple(size), steps)
+        return self._estimate((size[0], size[1]), steps)
 
-    def _estimate(self, size: Any, steps: int, given: Any = (0, 0)) -> Estimate:
+    def _estimate(self, size: Size, steps: int, given: Size = (0, 0)) -> Estimate:
         return estimate(self.pipe, size, steps=steps, settings=self.fam.settings, given=given)
 
-    def _check_memory(self, size: Any, steps: int, given: Any = (0, 0)) -> None:
+    def _check_memory(self, size: Size, steps: int, given: Size = (0, 0)) -> None:
         """Raises InputError if the device has less memory than the run needs."""
         free = free_memory(self.device)
         if math.prod(size) <= CHECKED or free is None:
@@ -242,6 +242,12 @@ class FAMDiffusion(SRModel):
                 "load with dtype='float16' (CUDA) or 'bfloat16', or call "
                 "model.pipe.enable_model_cpu_offload() first."
             )
+
+
+def _times(size: Size, scale: float, unit: int) -> Size:
+    """A size times ``scale``, rounded up to multiples of ``unit``."""
+    height, width = (math.ceil(side * scale / unit) * unit for side in size)
+    return height, width
 
 
 def _prompts(prompt: Any) -> list[str]:

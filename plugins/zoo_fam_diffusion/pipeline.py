@@ -54,22 +54,22 @@ class Parts(nn.Module):
             **ends,
         )
         self.text: Any = CLIPTextModel(text)
-        self.vae: Any = AutoencoderKL(**config["vae"])  # type: ignore[attr-defined]
-        self.unet: Any = UNet2DConditionModel(**config["unet"])  # type: ignore[attr-defined]
+        self.vae: Any = AutoencoderKL(**config["vae"])
+        self.unet: Any = UNet2DConditionModel(**config["unet"])
 
     def recompute_buffers(self, device: str | torch.device) -> None:
         """The buffer that no file has: the positions of the text model."""
         self.text.embeddings.position_ids = torch.arange(TOKENS, device=device)[None]
 
 
-def assembled(parts: Parts, words: Sequence[str]) -> StableDiffusionPipeline:
-    """A pipeline of these networks; it shares them."""
-    pipe = StableDiffusionPipeline(
+def assembled(parts: Parts, words: Sequence[str]) -> Any:
+    """A StableDiffusionPipeline of these networks, which it shares."""
+    pipe: Any = StableDiffusionPipeline(
         vae=parts.vae,
         text_encoder=parts.text,
         tokenizer=tokenizer(words),
         unet=parts.unet,
-        scheduler=DDIMScheduler(**SCHEDULE),  # type: ignore[attr-defined]
+        scheduler=DDIMScheduler(**SCHEDULE),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -137,7 +137,7 @@ class _Layer:
                 for part, size in ((q_native, taps.native), (q, taps.target))
             )
             made = modulated_attention(q, k, v, q_native, k_native, native, target, taps.lam)
-        return attn.to_out[1](attn.to_out[0](made.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+        return attn.to_out[1](attn.to_out[0](made.transpose(1, 2).flatten(2)))
 
 
 class Taps:
@@ -233,7 +233,7 @@ def _before_each_call(unet: Any, look: Callable[[Call], None]) -> Iterator[None]
 def _sample(call: Call) -> Tensor:
     """The UNet's input (B,C,h,w) in the arguments of an evaluation."""
     args, kwargs = call
-    return args[0] if args else kwargs["sample"]  # type: ignore[no-any-return]
+    return args[0] if args else kwargs["sample"]
 
 
 def _timestep(call: Call) -> float:
@@ -301,9 +301,7 @@ def shrunk_noise(noise: Tensor, size: Size) -> Tensor:
         first = torch.arange(side) * whole // side
         last = -(-(torch.arange(side) + 1) * whole // side)
         count = (last - first).to(noise).sqrt()  # cells in each block of adaptive pooling
-        sides = [*noise.shape[-2:]]
-        sides[axis] = side
-        noise = adaptive_avg_pool2d(noise, sides)
+        noise = adaptive_avg_pool2d(noise, (side, None) if axis == -2 else (None, side))
         noise = noise * (count[:, None] if axis == -2 else count)
     return noise
 
@@ -343,7 +341,7 @@ def guided(
 
     def diffused(t: Tensor) -> Tensor:
         """z~_t of eq. 2, by the pipeline's scheduler, which is at the step of t."""
-        return pipe.scheduler.add_noise(clean, noise, t[None])  # type: ignore[no-any-return]
+        return pipe.scheduler.add_noise(clean, noise, t[None])
 
     def after_step(running: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
         times = running.scheduler.timesteps

@@ -62,7 +62,7 @@ class Lesson:
         self.run, self.parts, self.config = run, parts, config
         self.size = int(config["vae"]["sample_size"])
         self.words = tokenizer(config["words"])
-        self.scheduler = DDIMScheduler(**SCHEDULE)  # type: ignore[attr-defined]
+        self.scheduler: Any = DDIMScheduler(**SCHEDULE)
 
     def batch(self, drawn: Draw) -> Batch:
         return Batch(creatures(drawn.rng, drawn.count), drawn)
