@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "edgezoo"
 GROUP = "zoo.plugins"
 BUILDERS = ("pip", "hatchling", "editables")
-SIBLINGS = {"zoo_edge_sd_sr": ("zoo_sr",), "zoo_yonos_sr": ("zoo_sr",)}
+SIBLINGS = dict.fromkeys(("zoo_edge_sd_sr", "zoo_yonos_sr", "zoo_fam_diffusion"), ("zoo_sr",))
 """The packages of shared code that a plugin imports, besides the host."""
 
 _SOURCES = ["zoo", "plugins", "tests", "hub_cards", "registry.yaml", "pyproject.toml"]

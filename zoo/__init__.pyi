@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from zoo_bayesian_dps.model import BayesianDPS
 from zoo_edge_sd_sr.model import EdgeSDSR
+from zoo_fam_diffusion.model import FAMDiffusion
 from zoo_graph_qa.full import GraphQAFull
 from zoo_graph_qa.model import GraphQA
 from zoo_lfa.model import LFA
@@ -35,6 +36,8 @@ __all__: list[str]
 def load(name: Literal["bayesian-dps"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> BayesianDPS: ...
 @overload
 def load(name: Literal["edge-sd-sr", "edge-sd-sr-photo", "edge-sd-sr-full"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> EdgeSDSR: ...
+@overload
+def load(name: Literal["fam-diffusion"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> FAMDiffusion: ...
 @overload
 def load(name: Literal["graph-qa-full"], *, weights: str | Path | None = ..., base: str | Path | Mapping[str, str | Path] | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype | None = ..., **options: Any) -> GraphQAFull: ...
 @overload
