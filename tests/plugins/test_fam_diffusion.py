@@ -104,7 +104,7 @@ def make_sd15() -> Any:
         text_encoder=text_model(CLIPTextModel, 8),
         tokenizer=tokenizer(WORDS),
         unet=unet("AAAP", "PAAA"),
-        scheduler=PNDMScheduler(  # type: ignore[attr-defined]
+        scheduler=PNDMScheduler(
             skip_prk_steps=True,
             **{k: v for k, v in SCHEDULE.items() if k != "clip_sample"},
         ),
@@ -120,7 +120,7 @@ def make_sd21() -> Any:
     heads = {"attention_head_dim": (2, 4, 4, 4), "use_linear_projection": True}
     pipe.register_modules(unet=unet("AAAP", "PAAA", **heads))
     v = {**SCHEDULE, "prediction_type": "v_prediction"}
-    pipe.scheduler = DDIMScheduler(**v)  # type: ignore[attr-defined]
+    pipe.scheduler = DDIMScheduler(**v)
     return pipe
 
 
@@ -133,7 +133,7 @@ def make_sdxl(**more: Any) -> Any:
         tokenizer=tokenizer(WORDS),
         tokenizer_2=tokenizer(WORDS),
         unet=unet("PAA", "AAP", **{**SDXL, **more}),
-        scheduler=DDIMScheduler(**SCHEDULE),  # type: ignore[attr-defined]
+        scheduler=DDIMScheduler(**SCHEDULE),
         add_watermarker=False,
     )
 
@@ -239,7 +239,7 @@ def test_modulation_is_linear_and_commutes_with_what_moves_pixels() -> None:
     k = response((12, 16), 0.4, 0.5)
     made = modulate(z, reference, k)
     other = modulate(reference, z, k)
-    close = {"atol": 2e-6, "rtol": 0.0}
+    close: dict[str, Any] = {"atol": 2e-6, "rtol": 0.0}
     torch.testing.assert_close(modulate(z + reference, reference + z, k), made + other, **close)
     torch.testing.assert_close(modulate(3 * z, 3 * reference, k), 3 * made, atol=6e-6, rtol=0)
     torch.testing.assert_close(modulate(z + 2, reference + 2, k), made + 2, **close)
@@ -327,7 +327,7 @@ def test_a_token_grid_is_found_by_halving_upwards() -> None:
 # --- both in a pipeline ---------------------------------------------------------------------------
 
 
-def run(pipe: Any, latents: Tensor | None = None, size: int = 32, **call: Any) -> np.ndarray:
+def run(pipe: Any, latents: Tensor | None = None, size: int = 32, **call: Any) -> Any:
     """The final latents of a plain call with a fixed seed."""
     if latents is not None:
         call["latents"] = latents

@@ -263,7 +263,7 @@ def test_the_pipeline_is_a_folder_that_diffusers_and_base_read(model, tmp_path) 
     )
     loaded = zoo_fam_diffusion.zoo_build(request)
     assert loaded.state() == {}
-    call = {"height": 64, "width": 64, "steps": 1, "seed": 1}
+    call: dict[str, Any] = {"height": 64, "width": 64, "steps": 1, "seed": 1}
     ours = load_with(model, scheduler="euler").generate(PROMPT, **call)
     theirs = loaded.generate(PROMPT, **call)
     assert np.array_equal(np.asarray(ours.image), np.asarray(theirs.image))
@@ -276,7 +276,9 @@ def test_the_pipeline_is_a_folder_that_diffusers_and_base_read(model, tmp_path) 
 
 def load_with(model: FAMDiffusion, **changed: Any) -> FAMDiffusion:
     """The same pipeline with other options."""
-    facts = SimpleNamespace(entry=ENTRY, options=options(**changed), config=model.config, bases={})
+    facts: Any = SimpleNamespace(
+        entry=ENTRY, options=options(**changed), config=model.config, bases={}
+    )
     return FAMDiffusion(facts, model.pipe)
 
 
