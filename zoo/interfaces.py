@@ -450,7 +450,7 @@ class Detections:
             import supervision
         except ImportError as error:
             raise MissingDependencyError(
-                'to_supervision() needs supervision. Run: pip install "edgezoo[detect]"',
+                'to_supervision() needs supervision. Run: pip install "edgezoo[supervision]"',
                 name="supervision",
             ) from error
         import numpy as np

@@ -441,5 +441,5 @@ def test_detections_for_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_supervision_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(MissingDependencyError, match=r"edgezoo\[detect\]"):
+    with pytest.raises(MissingDependencyError, match=r"edgezoo\[supervision\]"):
         detections().to_supervision()

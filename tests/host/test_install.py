@@ -131,6 +131,7 @@ def test_running_a_small_model_needs_torch_and_little_else() -> None:
             assert brought(entry.extra or "") <= {
                 *("torch", "open-clip-torch", "timm"),  # raw images and texts
                 *("transformers", "accelerate"),  # language models
+                *("scikit-learn", "scipy"),  # clusters, and boxes matched to objects
             }, entry.name
 
 
