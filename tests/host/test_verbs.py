@@ -295,6 +295,20 @@ def test_detect(scene: Path, run: Run, toy: Callable[[str], str]) -> None:
     assert (code, len(json.loads(out)["annotations"])) == (0, 1)
 
 
+def test_detect_draws_one_picture_where_o_names_one(
+    scene: Path, run: Run, toy: Callable[[str], str]
+) -> None:
+    name, one = toy("Detector"), "scene/deep/two.png"
+    assert run("detect", name, one, "-o", "new/boxes.png")[0] == 0
+    assert [*Path("new").iterdir()] == [Path("new/boxes.png")]
+    with Image.open("new/boxes.png") as drawn, Image.open(one) as before:
+        assert drawn.getpixel((5, 15)) != before.getpixel((5, 15))
+    said(run("detect", name, one, "-o", "new/boxes.png"), 1, "already exists")
+    assert run("detect", name, one, "-o", "new/boxes.png", "--force")[0] == 0
+    said(run("detect", name, "scene", "-o", "all.png"), 1, "2 inputs. Give a folder")
+    assert not Path("all.png").exists()
+
+
 def test_one_broken_picture_does_not_stop_the_others(
     scene: Path, run: Run, toy: Callable[[str], str]
 ) -> None:

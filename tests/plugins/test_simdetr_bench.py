@@ -203,6 +203,13 @@ def test_arms_are_measured_once_and_clusters_are_named(
     assert 0 <= named.table["clusters named by six images"]["AP50"].mean <= 1
 
 
+def test_named_clusters_need_a_base_where_nothing_was_pretrained(
+    data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="give --base"):
+        bench.bench(asked(data, tmp_path, None, part="discover"))
+
+
 @pytest.mark.slow
 def test_what_is_shipped_is_measured(
     data: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

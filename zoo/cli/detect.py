@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .inputs import Failures, numbered, pictures
+from .inputs import Failures, numbered, one_picture, pictures
 from .options import PATH, echo_json
 from .verbs import Call, verb
 
@@ -26,25 +26,33 @@ GOLDEN = 0.618034  # steps of hue that keep neighbours distinct
 @verb("Detector", "detect", "detect objects")
 @click.argument("inputs", nargs=-1, required=True)
 @click.option(
-    "-o", "--out", type=PATH, help=f"Folder for {FILE} (COCO) and pictures with the boxes."
+    "-o",
+    "--out",
+    type=PATH,
+    help=f"Folder for {FILE} (COCO) and pictures with the boxes; or a picture, for one image.",
 )
 @click.option("--threshold", type=float, default=0.4, show_default=True, help="Lowest score.")
 def detect(call: Call, inputs: tuple[str, ...], out: Path | None, threshold: float) -> None:
     """Find objects in INPUTS: images, folders of images, or patterns such as "*.jpg".
 
-    Example: zoo detect simdetr photos/ -o found
+    Example: zoo detect simdetr photos/ -o found, or zoo detect simdetr photo.jpg -o boxes.png
     """
     from .. import images
     from ..files import new_folder
 
     found = pictures(inputs)
-    names = numbered(picture.name.with_suffix(".png") for picture in found)
-    targets = [out / name if out else None for name in names]
-    if out:
-        call.refuse_taken_files(out, [out / FILE, *filter(None, targets)])
+    picture_alone = out is not None and one_picture(found, inputs, out)
+    folder = None if picture_alone else out
+    targets: list[Path | None] = [out] * len(found)
+    if folder:
+        names = numbered(picture.name.with_suffix(".png") for picture in found)
+        targets = [folder / name for name in names]
+        call.refuse_taken_files(folder, [folder / FILE, *filter(None, targets)])
+    elif out:
+        call.refuse_taken_files(out.parent, [out])
     loaded: Detector = call.load()
     results, failures = [], Failures(len(found))
-    with new_folder(out) if out else nullcontext():
+    with new_folder(folder) if folder else nullcontext():
         for picture, target in zip(found, targets, strict=True):
             with failures.of(picture.path):
                 image = images.read(picture.path, "RGB")
@@ -56,12 +64,12 @@ def detect(call: Call, inputs: tuple[str, ...], out: Path | None, threshold: flo
                 if not call.as_json:
                     click.echo(f"{picture.path}: {_line(seen)}")
         made = coco(results)
-        if out:
-            _write(made, out / FILE)
+        if folder:
+            _write(made, folder / FILE)
     if call.as_json:
         echo_json(made)
-    elif out:
-        click.echo(f"{out}: {FILE}, and a picture for each image")
+    elif folder:
+        click.echo(f"{folder}: {FILE}, and a picture for each image")
     failures.report()
 
 

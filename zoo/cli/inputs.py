@@ -112,3 +112,20 @@ class Failures:
                 f"{len(self._found)} of {self._count} images could not be used: {shown}"
                 + (f" And {more} more." if more > 0 else "")
             )
+
+
+def several(found: Sequence[Picture], inputs: Sequence[str]) -> bool:
+    """Whether results need a folder: for several pictures, and for a folder however many it has."""
+    return len(found) > 1 or Path(inputs[0]).is_dir()
+
+
+def one_picture(found: Sequence[Picture], inputs: Sequence[str], out: Path) -> bool:
+    """Whether ``-o`` names a picture, not a folder. Raises OutputError if there are several."""
+    from ..errors import OutputError
+    from ..pictures import WRITABLE
+
+    if out.is_dir() or out.suffix.lower() not in WRITABLE:
+        return False
+    if several(found, inputs):
+        raise OutputError(f"{out} is one file, but there are {len(found)} inputs. Give a folder.")
+    return True

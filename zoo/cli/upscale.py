@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .inputs import Failures, Picture, pictures
+from .inputs import Failures, Picture, one_picture, pictures, several
 from .options import echo_json
 from .verbs import Call, verb
 
@@ -128,21 +128,17 @@ def _look(path: Path) -> tuple[Mode, tuple[int, int]]:
 
 def _folder(found: Sequence[Picture], inputs: Sequence[str], out: str | None) -> Path | None:
     """The folder that ``-o`` names: an existing one, ``results/``, or a name without an ending."""
-    from ..errors import OutputError, UsageError
-    from ..pictures import WRITABLE
+    from ..errors import UsageError
 
     if out is None:
         if folders := [text for text in inputs if Path(text).is_dir()]:
             raise UsageError(f"{folders[0]} is a folder. Give one for the results: -o FOLDER.")
         return None
     path = Path(out)
-    many = len(found) > 1 or Path(inputs[0]).is_dir()
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
         return path
-    if not many:
+    if one_picture(found, inputs, path) or not several(found, inputs):
         return None
-    if path.suffix.lower() in WRITABLE:
-        raise OutputError(f"{out} is one file, but there are {len(found)} inputs. Give a folder.")
     return path
 
 
