@@ -15,6 +15,7 @@ from zoo.experiment import training
 from zoo.hookspecs import BenchRequest, TrainRequest
 from zoo.training import CHECKPOINT, Run
 
+from .bench_rows import backbone
 from .course import Course, keep_boxes
 from .dataset import Dataset
 from .detector import Network
@@ -100,13 +101,11 @@ class Lab:
 
     def start(self, arm: Arm, seed: int) -> Network:
         """A random detector, with ImageNet's backbone unless the arm starts from scratch."""
-        base = self.request.base
-        assert base is not None  # the benchmark asks for it
-        assert base.folder is not None
+        folder = backbone(self.request)
         run = Run(self._request(self.work / "none", seed), {}, {"none": Fit(1, 1e-3, 1)})
         network = Network(1)
         generator = run.draw("trunk", 1).generator
-        network.trunk = trunk_on(base.folder, generator)
+        network.trunk = trunk_on(folder, generator)
         if arm.scratch:
             network.trunk.body = seeded(generator, type(network.trunk.body))
         return network

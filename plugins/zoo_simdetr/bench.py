@@ -25,7 +25,7 @@ from zoo.experiment import one_thread
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Results
 
-from .bench_rows import Bench
+from .bench_rows import Bench, backbone
 
 FOLDERS = {"shipped": "bccd", "labels": "bccd", "cards": "playing-cards", "discover": "bccd"}
 """Part -> the data set that it is about."""
@@ -37,8 +37,8 @@ def bench(request: BenchRequest) -> Results:
     folder = FOLDERS[part]
     if request.data is None or not (request.data / folder).is_dir():
         raise InputError(f"give --data: a folder with the data set {folder}.")
-    if request.base is None and part != "discover":
-        raise InputError("give --base: a folder or Hub id of timm's tf_efficientnet_lite0.")
+    if part != "discover":  # which goes on from what ``labels`` pretrained
+        backbone(request)
     with TemporaryDirectory() as scratch, one_thread():
         here = Bench(request, Path(request.options.get("work") or scratch), folder)
         if part == "shipped":

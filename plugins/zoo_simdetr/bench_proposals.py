@@ -16,7 +16,7 @@ from zoo.errors import MissingDependencyError
 from zoo.experiment import Book
 from zoo.precision import recall
 
-from .bench_rows import Bench
+from .bench_rows import Bench, backbone
 from .detector import Network
 from .learning import regions_of, trunk_on
 from .proposals import PRESETS
@@ -35,12 +35,9 @@ SMALL_INPUT = 480
 
 def proposals(book: Book, here: Bench) -> None:
     """The proposals of the training images, whose labels nobody has seen, and claims about them."""
-    base = here.request.base
-    assert base is not None
-    assert base.folder is not None
     preset = PRESETS[here.scene]
     ours, small = f"regions of like features ({here.scene})", f"the same, {SMALL_INPUT} pixels"
-    trunk = trunk_on(base.folder, torch.Generator().manual_seed(0))
+    trunk = trunk_on(backbone(here.request), torch.Generator().manual_seed(0))
 
     def features(size: int) -> tuple[list[Any], float]:
         began = time.process_time()

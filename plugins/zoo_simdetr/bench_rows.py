@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.errors import InputError
 from zoo.experiment import Rows
 from zoo.hookspecs import BenchRequest
 from zoo.interfaces import Data
@@ -47,6 +48,13 @@ class Bench:
         if self.scene == "objects":
             return Data("playing cards (EdjeElectronics)", "Apache-2.0", size)
         return Data("BCCD blood cells", "MIT", size)
+
+
+def backbone(request: BenchRequest) -> Path:
+    """The folder of EfficientNet-Lite0. Raises InputError if none was given."""
+    if request.base is None or request.base.folder is None:
+        raise InputError("give --base: a folder or Hub id of timm's tf_efficientnet_lite0.")
+    return request.base.folder
 
 
 def _first(part: Part, count: int) -> Part:

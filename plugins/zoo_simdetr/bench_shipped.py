@@ -141,9 +141,6 @@ def _speed(book: Book, here: Bench) -> None:
 def _seconds(here: Bench) -> dict[str, dict[str, list[float]]]:
     from .detector import Network
 
-    base = here.request.base
-    assert base is not None
-    assert base.folder is not None
     torch.manual_seed(0)
     networks: dict[str, Any] = {
         BUNDLED: Network(len(here.data.names)),
