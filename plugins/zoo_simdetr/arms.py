@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,8 +130,7 @@ class Lab:
                 stages = {name: replace(s, steps=2, size=96) for name, s in stages.items()}
             run = Run(self._request(out, seed), {}, stages)
             course = self._course(run, self.start(arm, seed), arm)
-            if arm.search:
-                keep_boxes(out / "proposals.safetensors", [*map(self._searched, self.images)])
+            self._propose(arm, course, out / "proposals.safetensors", seed)
             parts = {"pretrain": course.pretrain, "selftrain": course.selftrain}
 
             def made() -> SimDETR:
@@ -139,6 +139,21 @@ class Lab:
 
             run.fit({name: parts[name] for name in arm.stages}, made)
         return network_of(out / "model")
+
+    def _propose(self, arm: Arm, course: Course, file: Path, seed: int) -> None:
+        """Write the boxes that the arm learns, unless its ``file`` has them.
+
+        Proposals of one backbone and seed are made once.
+        """
+        if file.is_file():
+            return
+        if arm.search:
+            keep_boxes(file, [*map(self._searched, self.images)])
+            return
+        shared = self.work / f"proposals-{arm.clusters}-{int(arm.scratch)}-seed{seed}.safetensors"
+        if not shared.is_file():
+            keep_boxes(shared, course.proposals())
+        shutil.copyfile(shared, file)
 
     def _searched(self, image: Tensor) -> Scene:
         """Selective Search's first boxes, as objects of one class."""

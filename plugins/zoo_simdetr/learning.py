@@ -123,7 +123,9 @@ def learn(
 
     def error(views: Batch) -> Tensor:
         targets = [Target(t.labels.to(run.device), t.boxes.to(run.device)) for t in views.targets]
-        return network.loss(views.images.to(run.device), targets, views.generator)
+        # Convolutions on a CPU are an eighth quicker with channels last.
+        images = views.images.to(run.device, memory_format=torch.channels_last)
+        return network.loss(images, targets, views.generator)
 
     run.minimise(
         {
