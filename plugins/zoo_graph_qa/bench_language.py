@@ -34,6 +34,7 @@ from .questions import Pair
 from .rivals import Rival
 from .score import exact, f1
 from .semantic import Encoder, Sentences, TfIdf, answered, distinct_2, said, semantic
+from .text import Procedure
 from .train import TRAINED_WAYS
 from .worlds import Corpora
 
@@ -170,17 +171,17 @@ def _written(
     """Recipe -> the pairs that the language model wrote about it."""
     about = run.fold(FOLD).about[: QUICK if quick else RECIPES]
     found: dict[int, list[Pair]] = {}
-    for first in range(0, len(about), BATCH):
+    for i, one in enumerate(about):
 
-        def write(first: int = first) -> Values:
-            made = rival().pairs(about[first : first + BATCH])
-            return {"pairs": [[[p.question, p.answer, p.start, p.end] for p in x] for x in made]}
+        def write(procedure: Procedure = one.graph.procedure) -> Values:
+            made = rival().pairs(procedure)
+            return {"pairs": [[p.question, p.answer, p.step, p.start, p.end] for p in made]}
 
-        kept = rows.row(f"{WRITTEN}, recipes from {first}", facts, write)
-        for i, some in enumerate(kept["pairs"]):
-            found[first + i] = [
-                Pair(q, a, (), "written", None, None, start, end) for q, a, start, end in some
-            ]
+        kept = rows.row(f"{WRITTEN}, recipe {i}", facts, write)
+        found[i] = [
+            Pair(q, a, (), "written", None, step, start, end)
+            for q, a, step, start, end in kept["pairs"]
+        ]
     return found
 
 

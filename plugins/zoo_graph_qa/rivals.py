@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from .candidates import Candidates
 from .facts import UNSTATED
 from .questions import Pair
+from .text import Part, Procedure
 
 ASK = (
     "Answer the question about the text in as few words as possible, with words from the text. "
     f'If the text does not say it, answer "{UNSTATED}".'
 )
 WRITE = (
-    "Write {count} different questions about this text, each with a short answer copied from the "
+    "Write three different questions about the text, each with a short answer copied from the "
     "text. Use this form for each:\nQ: question\nA: answer"
 )
 SHOWN = (
@@ -27,9 +27,28 @@ SHOWN = (
     ("1. Open the lid.\n2. Wipe the seal with a cloth.", "What do I wipe it with?", "a cloth"),
     ("1. Glue the leg on.\n2. Clamp it overnight.", "What kind of glue do I need?", UNSTATED),
 )
-"""The three examples."""
-ANSWER_TOKENS = 24
-PAIR_TOKENS = 224
+"""The three examples of answers."""
+PAIRS_SHOWN = (
+    (
+        "Boil the rice for 12 minutes in salted water.",
+        (
+            ("How long do I boil the rice?", "12 minutes"),
+            ("What do I boil the rice in?", "salted water"),
+            ("What do I boil?", "the rice"),
+        ),
+    ),
+    (
+        "2 large M6 bolts, cut to length",
+        (
+            ("How many bolts do I need?", "2"),
+            ("What size of bolts do I need?", "M6"),
+            ("What do I do with the bolts first?", "cut to length"),
+        ),
+    ),
+)
+"""Two examples of three pairs each: without them the smallest models write no pair at all."""
+ANSWER_TOKENS, PAIR_TOKENS = 24, 72
+BATCH = 8
 PAIRS = re.compile(r"Q\s*\d*[:.]\s*(?P<q>.+?)\s*\n+\s*A\s*\d*[:.]\s*(?P<a>.+)")
 
 
@@ -54,20 +73,33 @@ class Rival:
         for text, question, said in SHOWN[:examples]:
             head += [_user(_about(text, question)), {"role": "assistant", "content": said}]
         chats = [[*head, _user(_about(*one))] for one in asked]
-        return [_short(said) for said in self._written(chats, ANSWER_TOKENS, one_line=True)]
+        return [_short(said) for said in self._written(chats, ANSWER_TOKENS, 1)]
 
-    def pairs(self, about: Sequence[Candidates], count: int = 10) -> list[list[Pair]]:
-        """The pairs that it writes about each procedure; those whose answer is in the text."""
-        texts = [one.graph.procedure.text for one in about]
-        chats = [[_user(f"{text}\n\n{WRITE.format(count=count)}")] for text in texts]
-        told = self._written(chats, PAIR_TOKENS)
-        return [parsed(said, text) for said, text in zip(told, texts, strict=True)]
+    def pairs(self, about: Procedure) -> list[Pair]:
+        """The pairs that it writes about each line of the list and each step.
+
+        Each is a prompt of its own, because a small model writes few pairs about a whole text.
+        Those whose answer is not in that line are left out.
+        """
+        parts: list[tuple[int | None, Part]] = [(None, part) for part in about.materials]
+        parts += enumerate(about.steps)
+        head = [{"role": "system", "content": WRITE}]
+        for text, made in PAIRS_SHOWN:
+            told = "\n".join(f"Q: {question}\nA: {answer}" for question, answer in made)
+            head += [_user(text), {"role": "assistant", "content": told}]
+        found: list[Pair] = []
+        for i in range(0, len(parts), BATCH):
+            some = parts[i : i + BATCH]
+            chats = [[*head, _user(about.of(part))] for _, part in some]
+            for (step, part), said in zip(some, self._written(chats, PAIR_TOKENS, 6), strict=True):
+                found += parsed(said, about.text, part, step)
+        return found
 
     @torch.inference_mode()
     def _written(
-        self, chats: Sequence[Sequence[dict[str, str]]], most: int, one_line: bool = False
+        self, chats: Sequence[Sequence[dict[str, str]]], most: int, lines: int
     ) -> list[str]:
-        """At most ``most`` tokens of each chat's next turn, or its first line."""
+        """At most ``most`` tokens of each chat's next turn, and as many lines."""
         rows = [self._tokens(chat) for chat in chats]
         least = min(map(len, rows)) - 1  # each has a token of its own to begin with
         alike = (len({*column}) == 1 for column in zip(*rows, strict=False))
@@ -97,7 +129,7 @@ class Rival:
             for i, token in enumerate(ends[:, 0].tolist()):
                 told[i].append(token)
                 over[i] |= token == self._tokenizer.eos_token_id
-                over[i] |= one_line and "\n" in self._tokenizer.decode(told[i]).lstrip()
+                over[i] |= self._tokenizer.decode(told[i]).lstrip().count("\n") >= lines
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             places = places[:, -1:] + 1
         return [self._said(row) for row in told]
@@ -128,14 +160,16 @@ def _short(said: str) -> str:
     return said.splitlines()[0].strip().strip('"').rstrip(".") if said else ""
 
 
-def parsed(said: str, text: str) -> list[Pair]:
-    """The pairs in what a model wrote whose answer stands in the text, none twice."""
+def parsed(said: str, text: str, part: Part, step: int | None = None) -> list[Pair]:
+    """The pairs in what a model wrote whose answer stands in this part of the text, none twice."""
     found: dict[str, Pair] = {}
     low = text.lower()
     for match in PAIRS.finditer(said):
         question, answer = match["q"].strip(), match["a"].strip().strip('"').rstrip(".")
-        start = low.find(answer.lower()) if answer and len(low) == len(text) else -1
+        start = -1
+        if answer and len(low) == len(text):
+            start = low.find(answer.lower(), part.start, part.end)
         if start >= 0 and question not in found:
             end = start + len(answer)
-            found[question] = Pair(question, text[start:end], (), "written", None, None, start, end)
+            found[question] = Pair(question, text[start:end], (), "written", None, step, start, end)
     return list(found.values())

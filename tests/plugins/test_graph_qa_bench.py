@@ -27,6 +27,7 @@ from zoo_graph_qa.semantic import (
     semantic,
 )
 from zoo_graph_qa.templates import HELD_OUT
+from zoo_graph_qa.text import Part
 from zoo_graph_qa.train import TRAINED_WAYS
 
 import zoo
@@ -199,13 +200,16 @@ def test_what_a_language_model_writes_is_read() -> None:
         "Sure!\nQ: How long?\nA: 5 Minutes.\n\nQ2: What is mixed?\nA2: the flour\nQ: Who?\n"
         "A: the cook\nQ: How long?\nA: 5 minutes"
     )
-    found = rivals.parsed(written, text)
+    whole = Part(0, len(text))
+    found = rivals.parsed(written, text, whole)
     assert [(p.question, p.answer) for p in found] == [
         ("How long?", "5 minutes"),
         ("What is mixed?", "the flour"),
     ]
     assert all(text[p.start : p.end] == p.answer for p in found)
-    assert rivals.parsed("", text) == []
+    assert rivals.parsed("", text, whole) == []
+    first = rivals.parsed(written, text, Part(0, text.index(".")), 0)
+    assert [(p.answer, p.step) for p in first] == [("the flour", 0)]
 
 
 def test_a_batch_is_answered_as_one_by_one(tmp_path: Path) -> None:
