@@ -37,6 +37,8 @@ NUMBERED = re.compile(
 )
 BULLET = re.compile(r"[-*+•‣◦▪–—·●○■□✓✔☐](?:\s*\[[ xX]\])?\s+")
 HEADING = re.compile(r"#{1,6}\s+")
+AMOUNT = re.compile(r"\W*[\d\u00bc-\u00be\u2150-\u215e]")
+"""How a line of a list of materials begins."""
 TAG = re.compile(r"<!--.*?-->|<(script|style|head)\b.*?</\1\s*>|</?[a-zA-Z][^<>]*>", re.DOTALL)
 IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)|(?<=\])\([^)\s]*\)|https?://\S+")
 SENTENCE = re.compile(r"[.!?…]+(?=[\s\"'”’)]|$)[\"'”’)]*|\n\s*\n")
@@ -80,7 +82,7 @@ class _Line:
     start: int
     end: int
     kind: str
-    """heading, numbered, bullet, plain, rule or blank."""
+    """heading, numbered, bullet, amount, plain, rule or blank."""
     indent: int = 0
 
 
@@ -97,7 +99,7 @@ def read(text: str, *, force: bool = False) -> Procedure:
         )
     if not force:
         _check_language(clean)
-    lines = _underlined([*_lines(clean)])
+    lines = _measured(clean, _underlined([*_lines(clean)]))
     title = _title(lines)
     if title is not None:
         lines.remove(title)
@@ -214,6 +216,33 @@ def _underlined(lines: list[_Line]) -> list[_Line]:
     return [line if line.kind != "rule" else replace(line, kind="blank") for line in lines]
 
 
+def _measured(clean: str, lines: list[_Line]) -> list[_Line]:
+    """Marks a list of materials that has neither heading nor bullets, as "amount".
+
+    It stands before the steps, and at least half of its lines begin with a number.
+    """
+    begins = len(lines)
+    for i, line in enumerate(lines):
+        words = clean[line.start : line.end]
+        if line.kind == "numbered" or (line.kind == "heading" and STEPS.search(words)):
+            begins = i
+            break
+    marked = [*lines]
+    at = 0
+    for kind, some in itertools.groupby(lines[:begins], lambda line: line.kind):
+        run = [*some]
+        bodies = [clean[line.start : line.end] for line in run]
+        opens = [bool(AMOUNT.match(body)) for body in bodies]
+        phrases = [len(body) < 90 and not body.endswith((".", "!", "?")) for body in bodies]
+        first = 0 if at or opens[0] else 1  # the title, right above the list
+        if kind == "plain" and len(run) > first + 1 and 2 * sum(opens) >= len(run) - first:
+            for i in range(first, len(run)):
+                if opens[i] or phrases[i]:
+                    marked[at + i] = replace(run[i], kind="amount")
+        at += len(run)
+    return marked
+
+
 def _title(lines: Sequence[_Line]) -> _Line | None:
     """The first line, if it is a heading or short and not a step."""
     first = next((line for line in lines if line.kind != "blank"), None)
@@ -221,7 +250,7 @@ def _title(lines: Sequence[_Line]) -> _Line | None:
         return None
     rest = [line for line in lines if line is not first and line.kind != "blank"]
     short = first.end - first.start < 80
-    listed = any(line.kind in ("numbered", "bullet", "heading") for line in rest)
+    listed = any(line.kind in ("numbered", "bullet", "heading", "amount") for line in rest)
     if first.kind == "heading" or (first.kind == "plain" and short and listed):
         return first
     return None
@@ -249,7 +278,9 @@ def _sort(clean: str, lines: Sequence[_Line]) -> tuple[list[Part], list[Part], l
         if line.kind == "heading":
             section = _opened(clean[line.start : line.end], section)
             skipped.append(part)
-        elif section == "materials" and line.kind != "numbered" and _is_material(clean, line):
+        elif line.kind == "amount" or (
+            section == "materials" and line.kind != "numbered" and _is_material(clean, line)
+        ):
             materials.append(part)
         elif section == "aside" or (not section and "materials" in opened and not steps):
             skipped.append(part)

@@ -66,6 +66,30 @@ def test_sections() -> None:
     assert {"My favourite.", "Keeps for days."} <= {*skipped}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Pan\n2 eggs\n\N{VULGAR FRACTION ONE HALF} cup flour\nsalt to taste\n1) Mix them.\n2) Bake it.",
+        "Pancakes\n\n2 eggs\n1/2 cup flour\nsalt to taste\n\nMix them all. Bake it.",
+        "2 eggs\n1/2 cup flour\nsalt to taste\nMix them all.\n\nDirections\nBake it.",
+    ],
+)  # fmt: skip
+def test_amounts_above_the_steps_are_materials(text: str) -> None:
+    """Neither heading nor bullets; a sentence among them is none."""
+    found = read(text)
+    materials = [found.of(part) for part in found.materials]
+    assert len(materials) == 3
+    assert materials[0] == "2 eggs"
+    assert materials[2] == "salt to taste"
+    assert found.of(found.steps[-1]) == "Bake it."
+
+
+def test_numbers_in_an_introduction_are_no_materials() -> None:
+    found = read("30 Minute Chili\n\nThis serves 4.\nUse 2 pans.\n\n1. Chop onions.\n2. Fry them.")
+    assert not found.materials
+    assert len(found.steps) == 2
+
+
 def test_a_list_above_numbered_steps_is_of_materials() -> None:
     text = "Cake\n- 2 eggs\n- flour\n1. Mix the flour.\n2. Bake it for\n5 minutes."
     assert materials(text) == ["2 eggs", "flour"]
