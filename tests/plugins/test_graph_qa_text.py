@@ -69,7 +69,7 @@ def test_sections() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Pan\n2 eggs\n\N{VULGAR FRACTION ONE HALF} cup flour\nsalt to taste\n1) Mix them.\n2) Bake it.",
+        "Pan\n2 eggs\n\u00bd cup flour\nsalt to taste\n1) Mix them.\n2) Bake it.",
         "Pancakes\n\n2 eggs\n1/2 cup flour\nsalt to taste\n\nMix them all. Bake it.",
         "2 eggs\n1/2 cup flour\nsalt to taste\nMix them all.\n\nDirections\nBake it.",
     ],
