@@ -31,7 +31,7 @@ LAYERS = [
     {"actions", "bench", "charts", "evaluation", "experiment", "protocols", "training"},
     {"api"},
     {"bases"},
-    {"registry", "hub", "weights", "images", "pictures", "files", "arguments"}
+    {"registry", "hub", "weights", "images", "drawing", "pictures", "files", "arguments"}
     | {"annotations", "calibration", "tables", "rowfiles", "frames", "columns"},
     {"plugins"},
     {"spec", "hookspecs"},
@@ -41,7 +41,7 @@ LAYERS = [
 ]
 """From the top: a module imports from its own row or one below. ``__init__`` is zoo's own."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "bench"}
+PUBLIC = {"interfaces", "hookspecs", "errors", "weights", "images", "drawing", "bench"}
 PUBLIC |= {"annotations", "bases", "calibration", "entry", "metrics", "progress", "testing"}
 PUBLIC |= {"experiment", "isolation", "precision", "tables", "training"}
 """What a plugin may import of the host."""

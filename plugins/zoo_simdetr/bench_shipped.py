@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from zoo.drawing import drawn
 from zoo.experiment import Book, load, training
+from zoo.images import read
 from zoo.interfaces import Data, Results
 from zoo.training import CHECKPOINT
 
@@ -35,6 +38,8 @@ DIFFERENCE = "largest difference of an ONNX box, pixels"
 SEEING, LEARNING = "CPU-seconds to see an image", "CPU-seconds to learn an image"
 LESS = {SECONDS, SEEING, LEARNING, PHOTOS, DIFFERENCE}
 """Columns in which less is better."""
+PICTURE, SHOWN = "found.jpg", 3
+"""The first test images with what is found in them."""
 BATCH, TURNS = 4, 3
 """Images in a timed step of training, and how often each is timed."""
 
@@ -56,9 +61,23 @@ def measure(here: Bench, part: str) -> Results:
         if "photos" in found:
             book.add(RECIPES, PHOTOS, sum(found["photos"].values()), seed)
     _claims(book)
+    _picture(here, model)
     photos = Data("CC0 photographs", "CC0-1.0", f"{HELD} without any cell")
     ran = book.values(RECIPES, "AP50") if book.columns(RECIPES) else {}
-    return book.results(data=[here.described(), photos], seeds=[int(seed) for seed in ran])
+    return book.results(
+        data=[here.described(), photos], seeds=[int(seed) for seed in ran], pictures=[PICTURE]
+    )
+
+
+def _picture(here: Bench, model: SimDETR) -> None:
+    shown = [drawn(read(path, "RGB"), model.detect(path)) for path in here.data.test.images[:SHOWN]]
+    sheet = Image.new("RGB", (sum(one.width for one in shown), max(one.height for one in shown)))
+    left = 0
+    for one in shown:
+        sheet.paste(one, (left, 0))
+        left += one.width
+    here.request.out.mkdir(parents=True, exist_ok=True)
+    sheet.save(here.request.out / PICTURE, quality=90)
 
 
 def _table(book: Book, found: dict[str, Any], row: str, key: int = 0) -> None:
@@ -107,7 +126,7 @@ def _exported(book: Book, here: Bench, model: SimDETR) -> None:
 def _differences(here: Bench, model: SimDETR) -> dict[str, float]:
     import onnxruntime
 
-    from zoo.images import read, to_tensor
+    from zoo.images import to_tensor
 
     from .boxes import corners
     from .scenes import resized, seen_sides

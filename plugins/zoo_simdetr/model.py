@@ -30,7 +30,7 @@ from .detector import Classes, Network
 from .export import Graph, onnx_of
 from .learning import Fit
 from .proposals import PRESETS
-from .reading import NMS, detections, look, ranked
+from .reading import NMS, THRESHOLD, detections, look, ranked
 from .scenes import ROOM, load, scene_of, seen_sides
 
 STAGES: Mapping[str, Fit] = {
@@ -106,7 +106,7 @@ class SimDETR(Detector):
     # --- finding ----------------------------------------------------------------------------------
 
     @isolated()
-    def detect(self, images: Any, *, threshold: float = 0.4, nms: float | None = NMS) -> Any:
+    def detect(self, images: Any, *, threshold: float = THRESHOLD, nms: float | None = NMS) -> Any:
         """``Detections`` for an image, a list for a list (eq. 11).
 
         ``nms``: of two boxes of a class that overlap by more than this IoU only the surer stays;

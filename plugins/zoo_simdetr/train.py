@@ -29,7 +29,7 @@ from .learning import Fit, network_of, trunk_on
 from .model import SimDETR
 from .outputs import Target
 from .proposals import PRESETS
-from .reading import Head, detections, look, ranked
+from .reading import THRESHOLD, Head, detections, look, ranked
 from .scenes import ROOM, Scene, load, scene_of
 
 RECIPE: Mapping[str, Fit] = {
@@ -40,8 +40,6 @@ RECIPE: Mapping[str, Fit] = {
 """For ``simdetr``: about 12 minutes of one CPU core."""
 HELD = 20
 """Pictures without objects that are kept for measuring."""
-THRESHOLD = 0.4
-"""The default of ``detect``."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,12 +14,9 @@ from .options import PATH, echo_json
 from .verbs import Call, verb
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..interfaces import Detections, Detector
 
 FILE = "detections.json"
-GOLDEN = 0.618034  # steps of hue that keep neighbours distinct
 
 
 @verb("Detector", "detect", "detect objects")
@@ -31,13 +27,14 @@ GOLDEN = 0.618034  # steps of hue that keep neighbours distinct
     type=PATH,
     help=f"Folder for {FILE} (COCO) and pictures with the boxes; or a picture, for one image.",
 )
-@click.option("--threshold", type=float, default=0.4, show_default=True, help="Lowest score.")
-def detect(call: Call, inputs: tuple[str, ...], out: Path | None, threshold: float) -> None:
+@click.option("--threshold", type=float, help="Lowest score; default: the model's own.")
+def detect(call: Call, inputs: tuple[str, ...], out: Path | None, threshold: float | None) -> None:
     """Find objects in INPUTS: images, folders of images, or patterns such as "*.jpg".
 
     Example: zoo detect simdetr photos/ -o found, or zoo detect simdetr photo.jpg -o boxes.png
     """
     from .. import images
+    from ..drawing import drawn
     from ..files import new_folder
 
     found = pictures(inputs)
@@ -50,13 +47,14 @@ def detect(call: Call, inputs: tuple[str, ...], out: Path | None, threshold: flo
         call.refuse_taken_files(folder, [folder / FILE, *filter(None, targets)])
     elif out:
         call.refuse_taken_files(out.parent, [out])
+    keywords = call.keywords if threshold is None else {"threshold": threshold, **call.keywords}
     loaded: Detector = call.load()
     results, failures = [], Failures(len(found))
     with new_folder(folder) if folder else nullcontext():
         for picture, target in zip(found, targets, strict=True):
             with failures.of(picture.path):
                 image = images.read(picture.path, "RGB")
-                seen = loaded.detect(image, **{"threshold": threshold, **call.keywords})
+                seen = loaded.detect(image, **keywords)
                 if target:
                     with new_folder(target.parent):
                         images.save(drawn(image, seen), target, overwrite=call.force)
@@ -104,25 +102,3 @@ def _write(made: dict[str, Any], path: Path) -> None:
 
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(made, allow_nan=False), "utf-8")
-
-
-def drawn(image: Image.Image, seen: Detections) -> Image.Image:
-    """A copy with each box and its label, drawn by Pillow (supervision would require OpenCV)."""
-    from PIL import ImageDraw, ImageFont
-
-    image = image.copy()
-    draw = ImageDraw.Draw(image)
-    unit = max(2, round(max(image.size) / 300))
-    font = ImageFont.load_default(size=6 * unit)
-    for box, score, label in zip(seen.boxes, seen.scores, seen.labels, strict=True):
-        colour = tuple(round(255 * c) for c in colorsys.hsv_to_rgb(label * GOLDEN % 1, 0.9, 0.85))
-        corners = [float(side) for side in box]
-        draw.rectangle(corners, outline=colour, width=unit)
-        text = f"{seen.names[label]} {score:.2f}"
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-        high, wide = bottom - top + unit, right - left + 2 * unit
-        x = max(0.0, min(corners[0], image.width - wide))
-        y = corners[1] - high if corners[1] >= high else corners[1]
-        draw.rectangle((x, y, x + wide, y + high), fill=colour)
-        draw.text((x + unit - left, y - top), text, fill="white", font=font)
-    return image
