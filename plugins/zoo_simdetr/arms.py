@@ -153,6 +153,7 @@ class Lab:
         shared = self.work / f"proposals-{arm.clusters}-{int(arm.scratch)}-seed{seed}.safetensors"
         if not shared.is_file():
             keep_boxes(shared, course.proposals())
+        file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(shared, file)
 
     def _searched(self, image: Tensor) -> Scene:
