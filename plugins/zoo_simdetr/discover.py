@@ -92,15 +92,26 @@ def sheet(found: Sequence[Sequence[Find]], counts: Sequence[int]) -> Image.Image
 
 
 def crop(find: Find) -> Image.Image:
-    """The object in a little of its surroundings, scaled to the side of a crop."""
+    """The object in a little of its surroundings, scaled to the side of a crop.
+
+    At the image's edge it shows more of the image, not what is outside.
+    """
     from PIL import Image
 
     image = read(find.path, "RGB")
     x1, y1, x2, y2 = find.box
-    half = (1 + 2 * MARGIN) * max(x2 - x1, y2 - y1) / 2
-    x, y = (x1 + x2) / 2, (y1 + y2) / 2
-    square = (round(x - half), round(y - half), round(x + half), round(y + half))
+    side = (1 + 2 * MARGIN) * max(x2 - x1, y2 - y1)
+    left = _inside((x1 + x2 - side) / 2, side, image.width)
+    top = _inside((y1 + y2 - side) / 2, side, image.height)
+    square = (round(left), round(top), round(left + side), round(top + side))
     return image.crop(square).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+def _inside(start: float, side: float, length: int) -> float:
+    """Where a window begins that lies inside ``length``, or around it if it is larger."""
+    if side >= length:
+        return (length - side) / 2
+    return min(max(0.0, start), length - side)
 
 
 def named(text: str) -> dict[int, str]:

@@ -16,6 +16,7 @@ from PIL import Image
 from zoo_simdetr import model as simdetr
 from zoo_simdetr.course import Course, cluster_names, steps_for
 from zoo_simdetr.detector import Network
+from zoo_simdetr.discover import Find, crop
 from zoo_simdetr.model import SimDETR
 from zoo_simdetr.proposals import PRESETS
 from zoo_simdetr.scenes import scene_of
@@ -374,3 +375,14 @@ def test_finds_come_from_different_images_first(
         "b 0.4",
     ]
     assert counts == [4]
+
+
+def test_a_crop_stays_in_the_picture(tmp_path: Path) -> None:
+    """At an edge the window moves inward; an object larger than the picture is shown whole."""
+    file = tmp_path / "white.png"
+    Image.new("RGB", (60, 40), "white").save(file)
+    for box in ((0.0, 0.0, 20.0, 10.0), (45.0, 25.0, 60.0, 40.0), (20.0, 10.0, 30.0, 30.0)):
+        assert np.asarray(crop(Find(1.0, file, box))).min() == 255
+    whole = np.asarray(crop(Find(1.0, file, (0.0, 0.0, 60.0, 40.0))))
+    assert whole[48, 20:76].min() == 255  # the picture, in the middle
+    assert whole[2].max() == 0  # and what is above it

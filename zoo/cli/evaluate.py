@@ -53,6 +53,7 @@ def eval_(
     SRModel    a folder of large images: PSNR-Y, SSIM, HaarPSI
     VLAligner  a folder with one folder for each class: accuracy;
                .jsonl with image and text, or .npz of features: accuracy or recall
+    Detector   images with boxes (COCO, Pascal VOC, YOLO): average precision
 
     An image that cannot be read does not stop the others; it is reported at the end.
     Other interfaces have no metrics yet. Example: zoo eval edge-sd-sr photos/
