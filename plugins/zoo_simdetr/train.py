@@ -35,9 +35,9 @@ from .scenes import ROOM, Scene, load, scene_of
 RECIPE: Mapping[str, Fit] = {
     "pretrain": Fit(300, 1e-3, 4, size=160),
     "selftrain": Fit(150, 1e-3, 4, size=160),
-    "finetune": Fit(500, 5e-4, 4, body=0.2),
+    "finetune": Fit(1000, 5e-4, 4, size=320, body=0.2),
 }
-"""For ``simdetr``: about 12 minutes of one CPU core."""
+"""For ``simdetr``: about 15 minutes of one CPU core."""
 HELD = 20
 """Pictures without objects that are kept for measuring."""
 
