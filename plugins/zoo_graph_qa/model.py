@@ -23,7 +23,7 @@ from .candidates import Candidate, Candidates, question
 from .facts import UNSTATED
 from .graph import Graph
 from .parse import Parser, ParserModule
-from .pointer import Example, Pointer, batched, examples, made
+from .pointer import Example, Lessons, Pointer, batched, examples, made
 from .questions import Controls, Pair, ask
 from .score import f1
 from .text import read
@@ -346,15 +346,14 @@ def fit(
     pointer: Pointer, rows: Sequence[Example], steps: int, seed: int, progress: Progress = False
 ) -> None:
     """Train a pointer on examples, with AdamW and a rate that falls along a cosine."""
-    rng = np.random.default_rng(seed)
+    rng, lessons = np.random.default_rng(seed), Lessons(rows)
     pointer.requires_grad_(True)
     device = next(pointer.parameters()).device
     optimizer = torch.optim.AdamW(pointer.parameters(), lr=RATE, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with track(steps, progress, "train_reader") as advance:
         for _ in range(steps):
-            chosen = rng.integers(0, len(rows), min(BATCH, len(rows)))
-            loss = pointer.loss(batched([rows[i] for i in chosen], device))
+            loss = pointer.loss(lessons.draw(rng, min(BATCH, len(rows)), device))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(pointer.parameters(), 1.0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from .candidates import FEATURES, KINDS, WORDS, Candidates, Question, question
 from .facts import UNSTATED
 
 WIDTH, KIND_WIDTH, HIDDEN = 32, 16, 64
+DROPPED = 0.3
+"""Share of a question's words that are left out in training: people use others than templates."""
 
 
 class Pointer(nn.Module):
@@ -78,6 +81,35 @@ class Example:
     gold: NDArray[np.bool_]
     features: NDArray[np.float16]
     """(C, FEATURES), as ``Candidates.features``."""
+    kind: str = ""
+    """Type of the question."""
+
+
+class Lessons:
+    """Examples as batches: all types of questions equally often, some of their words left out."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
+        count = Counter(e.kind for e in examples)
+        weights = np.array([1 / count[e.kind] for e in examples])
+        self._weights = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def draw(
+        self, rng: np.random.Generator, count: int, device: torch.device | str = "cpu"
+    ) -> Batch:
+        """``count`` examples, some perhaps twice."""
+        chosen = rng.choice(len(self._examples), count, p=self._weights)
+        return batched([_shortened(self._examples[i], rng) for i in chosen], device)
+
+
+def _shortened(example: Example, rng: np.random.Generator) -> Example:
+    words = example.asked.words
+    kept = np.array(words)[rng.random(len(words)) >= DROPPED].tolist()
+    asked = replace(example.asked, words=tuple(kept) or words)
+    return replace(example, asked=asked)
 
 
 def batched(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
@@ -131,6 +163,7 @@ def examples(
     of five the step before or after.
     """
     kept: list[tuple[Question, NDArray[np.bool_]]] = []
+    kinds: list[str] = []
     for pair in pairs:
         gold = right(about, pair)
         step = None
@@ -138,7 +171,9 @@ def examples(
             step = max(0, pair.step + int(rng.choice([0, 0, 0, 0, 0, 0, 0, 0, -1, 1])))
         if gold.any():
             kept.append((question(pair.question, step), gold))
-    return made(about, kept)
+            kinds.append(pair.kind)
+    found = made(about, kept)
+    return [replace(one, kind=kind) for one, kind in zip(found, kinds, strict=True)]
 
 
 def made(about: Candidates, asked: Sequence[tuple[Question, NDArray[np.bool_]]]) -> list[Example]:

@@ -30,7 +30,7 @@ from .features import COUNT
 from .flow import linked
 from .model import GraphQA, Network
 from .parse import Parser
-from .pointer import Batch, Example, Pointer, batched, examples
+from .pointer import Batch, Example, Lessons, Pointer, examples
 from .questions import Controls, ask
 from .tagger import TAGS, Tagger, tagged
 from .templates import HELD_OUT, MOST
@@ -101,27 +101,18 @@ class FlowData:
         return self._numbers[chosen], self._gold[chosen]
 
 
-class ReaderData:
-    """Questions on procedures, as batches; ``most`` of them, drawn evenly from all."""
-
-    def __init__(
-        self, about: Sequence[tuple[Candidates, Sequence[QAPair]]], most: int, seed: int = 0
-    ) -> None:
-        rng = np.random.default_rng(seed)
-        total = sum(len(pairs) for _, pairs in about)
-        self._rows: list[Example] = []
-        for candidates, pairs in about:
-            count = min(len(pairs), -(-most * len(pairs) // total))
-            chosen = sorted(rng.permutation(len(pairs))[:count])
-            self._rows += examples(candidates, [pairs[i] for i in chosen], rng)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def draw(self, draw: Draw) -> Batch:
-        """A batch of questions, some with the step that the person is at."""
-        chosen = draw.rng.integers(0, len(self._rows), draw.count)
-        return batched([self._rows[i] for i in chosen])
+def drawn(
+    about: Sequence[tuple[Candidates, Sequence[QAPair]]], most: int, seed: int = 0
+) -> list[Example]:
+    """``most`` questions on procedures to learn from, drawn evenly from all."""
+    rng = np.random.default_rng(seed)
+    total = sum(len(pairs) for _, pairs in about)
+    rows: list[Example] = []
+    for candidates, pairs in about:
+        count = min(len(pairs), -(-most * len(pairs) // total))
+        chosen = sorted(rng.permutation(len(pairs))[:count])
+        rows += examples(candidates, [pairs[i] for i in chosen], rng)
+    return rows
 
 
 def generated(
@@ -184,8 +175,12 @@ def train(request: TrainRequest) -> Path:
         procedures = [r.procedure for r in cookdial(data)] + readable(plain(data))
         controls = Controls(paraphrases=3, ways=TRAINED_WAYS)
         about = generated(Parser(parser), procedures, controls, request.seed)
-        source = ReaderData(about, PAIRS, request.seed)
-        run.minimise({"pointer": network.pointer}, source.draw, network.pointer.loss)
+        source = Lessons(drawn(about, PAIRS, request.seed))
+
+        def draw(one: Draw) -> Batch:
+            return source.draw(one.rng, one.count)
+
+        run.minimise({"pointer": network.pointer}, draw, network.pointer.loss)
 
     def model() -> GraphQA:
         return GraphQA(run.build_request(), network.cpu())
