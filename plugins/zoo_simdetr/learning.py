@@ -89,7 +89,9 @@ def regions_of(
     @torch.inference_mode()
     def maps(image: Tensor) -> list[Tensor]:
         sides = seen_sides(image.shape[1], image.shape[2], preset.size)
-        return trunk.features(resized(image.float() / 255, sides).to(like))
+        small = resized(image.float() / 255, sides)
+        # Channels last, as in ``learn``.
+        return trunk.features(small.to(like, memory_format=torch.channels_last))
 
     every = max(1, len(images) // SAMPLE)
     scale = Scale.of([maps(image) for image in images[::every]])
