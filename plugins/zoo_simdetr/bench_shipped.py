@@ -169,7 +169,7 @@ def _seconds(here: Bench) -> dict[str, dict[str, list[float]]]:
     }  # fmt: skip
     boxes = torch.rand(14, 4) * 0.2 + 0.3
     targets = [Target(torch.randint(len(here.data.names), (14,)), boxes)] * BATCH
-    images = torch.rand(BATCH, 3, 192, 256)
+    images = torch.rand(BATCH, 3, 192, 256).contiguous(memory_format=torch.channels_last)
     networks[RTDETR].classes = networks[RTDETR].fresh(len(here.data.names))
     made: dict[str, dict[str, list[float]]] = {row: {SEEING: [], LEARNING: []} for row in networks}
     for turn in range(1 + TURNS):

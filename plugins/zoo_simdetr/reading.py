@@ -30,9 +30,9 @@ def look(network: Network, image: Tensor, size: int) -> Seen:
     if image.dtype == torch.uint8:
         image = image.float() / 255
     like = next(network.parameters())
-    small = resized(image, seen_sides(image.shape[1], image.shape[2], size)).to(like)
+    small = resized(image, seen_sides(image.shape[1], image.shape[2], size))
     with torch.inference_mode():
-        seen: Seen = network(small)
+        seen: Seen = network(small.to(like, memory_format=torch.channels_last))  # as in training
     return seen
 
 
