@@ -43,7 +43,7 @@ class Arm:
     frozen: bool = False
     """Does the backbone stay as it is while the detector is pretrained?"""
     scratch: bool = False
-    """Does the backbone start at random?"""
+    """Does the backbone start at random, but for its stem? Proposals are those of ImageNet's."""
     head: str = "fresh"
     lr: float = 1e-3
     body: float = 0.1
@@ -60,7 +60,8 @@ class Arm:
 _EXTRA = RECIPE["selftrain"].steps
 OURS = Arm("SimDETR")
 IMAGENET = Arm("ImageNet alone", stages=())
-WARM = Arm("SimDETR, warm head", head="warm", lr=5e-4, body=0.2)
+WARM = Arm("SimDETR, warm head", head="warm")
+GENTLE = Arm("SimDETR, warm head, rates of the recipe", head="warm", lr=5e-4, body=0.2)
 ONE_CLASS = Arm("SimDETR, one pseudo-class", clusters=1)
 NO_ROUND = Arm("SimDETR, no self-training, as many steps", stages=("pretrain",), more=_EXTRA)
 DETREG = Arm(
@@ -68,9 +69,9 @@ DETREG = Arm(
     stages=("pretrain",), more=_EXTRA, search=True,
 )  # fmt: skip
 FROZEN = Arm("SimDETR, backbone frozen in pretraining", frozen=True)
-SCRATCH = Arm("SimDETR, backbone from scratch", scratch=True)
-RANDOM = Arm("nothing pretrained", stages=(), scratch=True)
-ARMS = (IMAGENET, OURS, WARM, DETREG, ONE_CLASS, NO_ROUND, FROZEN, SCRATCH, RANDOM)
+SCRATCH = Arm("SimDETR, backbone from scratch but for its stem", scratch=True)
+RANDOM = Arm("nothing pretrained but the stem", stages=(), scratch=True)
+ARMS = (IMAGENET, OURS, WARM, GENTLE, DETREG, ONE_CLASS, NO_ROUND, FROZEN, SCRATCH, RANDOM)
 LONG_ARMS = (IMAGENET, OURS)
 """Those that go on for four times as long, too."""
 FEW_SIZE = 160
@@ -143,14 +144,16 @@ class Lab:
     def _propose(self, arm: Arm, course: Course, file: Path, seed: int) -> None:
         """Write the boxes that the arm learns, unless its ``file`` has them.
 
-        Proposals of one backbone and seed are made once.
+        Proposals of a seed are made once, always by ImageNet's backbone.
         """
         if file.is_file():
             return
         if arm.search:
             keep_boxes(file, [*map(self._searched, self.images)])
             return
-        shared = self.work / f"proposals-{arm.clusters}-{int(arm.scratch)}-seed{seed}.safetensors"
+        shared = self.work / f"proposals-{arm.clusters}-seed{seed}.safetensors"
+        if arm.scratch and not shared.is_file():
+            self.pretrained(replace(arm, scratch=False), seed)
         if not shared.is_file():
             keep_boxes(shared, course.proposals())
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -36,9 +36,12 @@ class Bench:
         self.images = small_copies(data.train.images, PRESETS[self.scene].size)
         self._rows = Rows(work / "rows")
 
-    def row(self, name: str, make: Callable[[], Any]) -> Any:
-        """The kept values of a row, else ``make()``'s; {} if only kept rows are asked for."""
-        facts: Mapping[str, Any] = {"quick": self.request.quick, "code": 2}
+    def row(self, name: str, make: Callable[[], Any], **of: Any) -> Any:
+        """The kept values of a row, else ``make()``'s; {} if only kept rows are asked for.
+
+        ``of``: what else the values depend on.
+        """
+        facts: Mapping[str, Any] = {"quick": self.request.quick, "code": 2, **of}
         only = self.request.options.get("only_kept", False)
         return self._rows.row(name, facts, None if only else make)
 

@@ -27,6 +27,7 @@ from .bench_rows import BEST, Bench
 from .full import around
 from .model import SimDETR
 from .outputs import Target
+from .reading import THRESHOLD
 from .train import HELD, RECIPE, background, false_boxes, measured, train
 
 BUNDLED, RECIPES = "simdetr, bundled weights", "simdetr, the whole recipe"
@@ -40,6 +41,8 @@ LESS = {SECONDS, SEEING, LEARNING, PHOTOS, DIFFERENCE}
 """Columns in which less is better."""
 PICTURE, SHOWN = "found.jpg", 3
 """The first test images with what is found in them."""
+_RECIPE = {"recipe": [str(stage) for stage in RECIPE.values()], "threshold": THRESHOLD}
+"""What the values of a run of the recipe depend on, beside its seed."""
 BATCH, TURNS = 4, 3
 """Images in a timed step of training, and how often each is timed."""
 
@@ -49,14 +52,15 @@ def measure(here: Bench, part: str) -> Results:
     book = Book(lambda name: name in LESS)
     model: SimDETR = load(here.request)
     size = int(model.config["size"])
-    _table(book, here.row(BUNDLED, lambda: measured(
-        model.network, here.data.test, size, model.names)), BUNDLED)  # fmt: skip
+    found = here.row(BUNDLED, lambda: measured(
+        model.network, here.data.test, size, model.names), weights=_weights(here))  # fmt: skip
+    _table(book, found, BUNDLED)
     _photos(book, here, model, size)
     _exported(book, here, model)
     _speed(book, here)
     proposals(book, here)
     for seed in here.seeds:
-        found = here.row(f"recipe, seed {seed}", lambda seed=seed: _recipe(here, seed))  # type: ignore[misc]
+        found = here.row(f"recipe, seed {seed}", partial(_recipe, here, seed), **_RECIPE)
         _table(book, found.get("test", {}), RECIPES, seed)
         if "photos" in found:
             book.add(RECIPES, PHOTOS, sum(found["photos"].values()), seed)
@@ -87,6 +91,11 @@ def _table(book: Book, found: dict[str, Any], row: str, key: int = 0) -> None:
             book.add(row, name if arm == BEST else f"{name}, {arm}", value, key)
 
 
+def _weights(here: Bench) -> str:
+    """The hash of the bundled weights."""
+    return next(file.sha256 for file in here.request.entry.files if file.path.endswith("tensors"))
+
+
 def _recipe(here: Bench, seed: int) -> dict[str, Any]:
     """The recipe as ``zoo train`` runs it, from ``work/recipe-seedN`` if it is there."""
     out = here.work / f"recipe-seed{seed}"
@@ -111,14 +120,15 @@ def _photos(book: Book, here: Bench, model: SimDETR, size: int) -> None:
     folder = here.root / "photos-cc0"
     if folder.is_dir():
         found = here.row(PHOTOS, lambda: false_boxes(
-            model.network, background(str(folder), 640)[1], size, model.names))  # fmt: skip
+            model.network, background(str(folder), 640)[1], size, model.names),
+            weights=_weights(here), threshold=THRESHOLD)  # fmt: skip
         if found:
             book.add(BUNDLED, PHOTOS, sum(found.values()))
 
 
 def _exported(book: Book, here: Bench, model: SimDETR) -> None:
     """The largest difference of a box between onnxruntime and torch, in pixels of the image."""
-    if found := here.row("ONNX", lambda: _differences(here, model)):
+    if found := here.row("ONNX", lambda: _differences(here, model), weights=_weights(here)):
         for item, value in found.items():
             book.add(BUNDLED, DIFFERENCE, value, item)
 

@@ -187,13 +187,18 @@ def test_arms_are_measured_once_and_clusters_are_named(
 ) -> None:
     """Whole in small, then again from kept rows: the same, without measuring."""
     monkeypatch.setattr(bench_labels, "SHARES", {"labels": (0.5,)})
-    monkeypatch.setattr(bench_labels, "SHORT_ONLY", {"labels": ()})
+    monkeypatch.setattr(bench_labels, "SHORT_ONLY", {"labels": (0.5,)})
+    monkeypatch.setattr(bench_labels, "ARMS", (arms.SCRATCH, arms.IMAGENET, arms.OURS))
     request = asked(data, tmp_path, base, part="labels")
     found = bench.bench(request)
     short = bench_rows.column(0.5, bench_labels.SHORT, "AP")
     assert short in found.table["ImageNet alone"]
     assert short in found.table["SimDETR"]
-    assert {claim.id for claim in found.claims} == {"teacher", "labels-50%", "long-50%"}
+    claims = {"teacher", "labels-50%", "long-50%", "best-50%"}
+    assert {claim.id for claim in found.claims} == claims
+    kept = sorted((tmp_path / "work" / "labels").glob("*/proposals.safetensors"))
+    assert len(kept) == 2  # two ways of pretraining learn the same boxes
+    assert kept[0].read_bytes() == kept[1].read_bytes()
     assert (tmp_path / "out" / "labels.png").is_file()
     fail = lambda *_: pytest.fail("rows are measured once")  # noqa: E731
     monkeypatch.setattr(arms.Lab, "tuned", fail)
