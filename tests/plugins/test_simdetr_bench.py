@@ -257,8 +257,8 @@ def test_arms_differ_in_what_they_say() -> None:
     assert len({arm.name for arm in arms.ARMS}) == len(arms.ARMS)
     assert arms.IMAGENET.stages == ()
     assert arms.ONE_CLASS.clusters == 1
-    assert arms.WARM.start == arms.OURS.start
-    assert len({arm.start for arm in arms.ARMS}) == len(arms.ARMS) - 1
+    assert arms.WARM.start == arms.GENTLE.start == arms.OURS.start
+    assert len({arm.start for arm in arms.ARMS}) == len(arms.ARMS) - 2
     assert arms.NO_ROUND.more == arms.DETREG.more == SimDETR.recipe["selftrain"].steps
 
 
