@@ -149,13 +149,13 @@ class Lab:
         if file.is_file():
             return
         if arm.search:
-            keep_boxes(file, [*map(self._searched, self.images)])
+            keep_boxes(file, [*map(self._searched, self.images)], course.mark)
             return
         shared = self.work / f"proposals-{arm.clusters}-seed{seed}.safetensors"
         if arm.scratch and not shared.is_file():
             self.pretrained(replace(arm, scratch=False), seed)
         if not shared.is_file():
-            keep_boxes(shared, course.proposals())
+            keep_boxes(shared, course.proposals(), course.mark)
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(shared, file)
 

@@ -7,7 +7,9 @@ finetune    real classes, each started from the pseudo-class that finds it
 
 from __future__ import annotations
 
+import hashlib
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +29,8 @@ from .proposals import Preset, Regions
 from .scenes import Scene
 from .selftraining import hits, relabel, warm
 
+MANY = 100
+"""Regions from which a lopsided clustering says something about the images."""
 UNSEEN = 0.1
 """Share of a class's objects that the pretrained detector finds, below which it warns."""
 
@@ -53,6 +57,8 @@ class Course:
         run.keep("trunk", lambda: network.trunk)
         self.names: tuple[str, ...] = ()
         """Of the classes that the network has now."""
+        self.mark = fingerprint(images, preset, count)
+        """What kept boxes belong to."""
 
     # --- labels that nobody gave ---
 
@@ -66,6 +72,13 @@ class Course:
             found = regions_of(self.network.trunk, self.images, self.preset, seed, advance)
         made = cluster(found, self.count, seed)
         self.run.validated["proposals"] = told(found, made)
+        if made.collapsed and sum(made.sizes) >= MANY:
+            warnings.warn(
+                f"nearly all regions are in one cluster of {len(made.sizes)} "
+                f"({', '.join(map(str, made.sizes))}): the pseudo-classes say little. Give another "
+                "scene, or fewer clusters.",
+                stacklevel=2,
+            )
         return [
             Scene(image, torch.from_numpy(regions.boxes), torch.from_numpy(labels))
             for image, regions, labels in zip(self.images, found, made.labels, strict=True)
@@ -85,6 +98,12 @@ class Course:
                 "thresholds": list(made.thresholds),
                 "trusted": made.trusted,
             }
+            if not made.trusted:
+                warnings.warn(
+                    f"the detector finds only {sum(made.own)} of the {sum(made.before)} boxes that "
+                    "it learned: it goes on with those, not with its own.",
+                    stacklevel=2,
+                )
             return made.scenes if made.trusted else before
 
         return self._kept("own boxes" if round_ == 1 else f"own boxes {round_}", make)
@@ -92,11 +111,13 @@ class Course:
     def _kept(self, name: str, make: Callable[[], list[Scene]]) -> list[Scene]:
         file = self.run.out / f"{name.replace(' ', '-')}.safetensors"
         if not file.is_file():
-            keep_boxes(file, make())
+            keep_boxes(file, make(), self.mark)
         kept = load_tensors(file)
+        if not torch.equal(kept["mark"], self.mark):
+            raise InputError(
+                f"{file} is of other images or options. Give another folder, or delete the file."
+            )
         count = kept["count"].tolist()
-        if len(count) != len(self.images):
-            raise InputError(f"{file} is for {len(count)} images, not {len(self.images)}.")
         parts = zip(
             self.images, kept["boxes"].split(count), kept["labels"].split(count), strict=True
         )
@@ -160,13 +181,23 @@ class Course:
         learn(self.run, self.network, useful, upside_down=self.upside_down)
 
 
-def keep_boxes(file: Path, scenes: Sequence[Scene]) -> None:
-    """Write the boxes and labels of scenes, for a course in the file's folder to learn from."""
+def fingerprint(images: Sequence[Tensor], preset: Preset, count: int | None) -> Tensor:
+    """(32,) uint8: a hash of images and of what proposals of them depend on."""
+    made = hashlib.sha256(repr((preset, count)).encode())
+    for image in images:
+        made.update(repr(image.shape).encode())
+        made.update(image.contiguous().numpy().tobytes())
+    return torch.tensor(list(made.digest()), dtype=torch.uint8)
+
+
+def keep_boxes(file: Path, scenes: Sequence[Scene], mark: Tensor) -> None:
+    """Write the boxes and labels of scenes, for a course of this mark in the file's folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         "boxes": torch.cat([s.boxes for s in scenes]),
         "labels": torch.cat([s.labels for s in scenes]),
         "count": torch.tensor([len(s.labels) for s in scenes]),
+        "mark": mark,
     }
     save_tensors(file, tensors)
 

@@ -15,7 +15,7 @@ from zoo.progress import Advance
 from zoo.training import Draw, Run, Stage, cosine, read_saved
 from zoo.weights import load_tensors
 
-from .backbone import WIDTHS, folded
+from .backbone import folded
 from .detector import Classes, Network, Trunk
 from .outputs import Target
 from .proposals import Preset, Regions, Scale, propose
@@ -61,6 +61,13 @@ def trunk_on(folder: Path, generator: torch.Generator) -> Trunk:
     return trunk
 
 
+def new_network(folder: Path, generator: torch.Generator) -> Network:
+    """A detector of one class on the backbone of a timm folder, the rest random."""
+    network = Network(1)
+    network.trunk = trunk_on(folder, generator)
+    return network
+
+
 def network_of(saved: Path) -> Network:
     """The network of a saved detector, with the classes that it has."""
     _, tensors = read_saved(saved)
@@ -98,7 +105,7 @@ def regions_of(
     found = []
     for image in images:
         if int(image.max()) - int(image.min()) < FLAT:
-            found.append(Regions.none(sum(WIDTHS[level] for level in preset.levels)))
+            found.append(Regions.none(sum(len(scale.mean[level]) for level in preset.levels)))
         else:
             found.append(propose(maps(image), scale, preset, seed))
         if advance is not None:

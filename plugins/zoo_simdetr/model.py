@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +29,10 @@ from zoo.weights import atomic_file, load_module
 from .course import Course, cluster_names, steps_for
 from .detector import Classes, Network
 from .export import Graph, onnx_of
-from .learning import Fit
+from .learning import Fit, new_network
 from .proposals import PRESETS
 from .reading import NMS, THRESHOLD, detections, look, ranked
-from .scenes import ROOM, load, scene_of, seen_sides
+from .scenes import ROOM, load, load_readable, scene_of, seen_sides
 
 STAGES: Mapping[str, Fit] = {
     "pretrain": Fit(300, 1e-3, 4),
@@ -43,8 +44,8 @@ CHECKED = 5
 """Detections that ``zoo verify`` compares."""
 FEW = 50
 """Images without labels below which pseudo-classes are poor."""
-UNREADABLE = 0.1
-"""Share of a folder's files that may be unreadable."""
+LEAST = 8
+"""Pixels of an object's side, as the network sees it, below which it is hard to find."""
 
 
 class SimDETR(Detector):
@@ -56,6 +57,8 @@ class SimDETR(Detector):
 
     recipe: ClassVar[Mapping[str, Fit]] = STAGES
     """The stages of ``pretrain`` and ``finetune``."""
+    start: Path | None = None
+    """The folder of the base that ``pretrain`` begins with; None: with the model itself."""
 
     def __init__(self, request: BuildRequest, network: Network) -> None:
         super().__init__(request)
@@ -75,7 +78,10 @@ class SimDETR(Detector):
             lambda: Network(len(rows)), request.folder, device=request.device, dtype=request.dtype
         )
         assert isinstance(network, Network)
-        return cls(request, network)
+        made = cls(request, network)
+        if request.base is not None and request.saved is None:
+            made.start = request.base.folder
+        return made
 
     def _take(self, network: Network) -> None:
         """Use this network, at the precision at which it is saved."""
@@ -158,6 +164,10 @@ class SimDETR(Detector):
         ``epochs`` or ``steps``: of each stage. ``work``: a folder where an interrupted call
         continues.
 
+        With a base (``zoo.load(..., base=...)``: EfficientNet-Lite0) it starts from that one's
+        weights. Without, from the model's own: the bundled ones know blood cells, and their
+        regions of other things are worse.
+
         Returns a report: boxes per image, what was left out, sizes of the clusters, what
         self-training kept. Unreadable files of a folder are left out and listed; InputError if they
         are more than a tenth, or if nothing looks like an object.
@@ -171,7 +181,7 @@ class SimDETR(Detector):
         if len(small) < FEW:
             warnings.warn(
                 f"{len(small)} images are few: clusters will be poor below about {FEW}.",
-                stacklevel=2,
+                stacklevel=3,
             )
         stages = {"pretrain": self.recipe["pretrain"]}
         stages |= {f"selftrain {i}": self.recipe["selftrain"] for i in range(1, rounds + 1)}
@@ -183,8 +193,10 @@ class SimDETR(Detector):
             )
             for name, stage in stages.items()
         }
-        with self._run(stages, seed, progress, work, {"images": len(small)}) as run:
-            network = deepcopy(self.network)
+        asked = {"scene": scene, "upside_down": upside_down, "clusters": clusters}
+        facts = {"images": len(small), "of": _digest(small), **asked}
+        with self._run(stages, seed, progress, work, facts) as run:
+            network = self._beginning(run)
             course = Course(
                 run, network, small, PRESETS[scene], upside_down=upside_down, count=clusters
             )
@@ -226,10 +238,11 @@ class SimDETR(Detector):
             for image, original, boxes in zip(small, given, truth, strict=True)
         ]
         names = truth[0].names
-        _warn_of(scenes, names, self.network.queries)
+        _check(scenes, names, self.network.queries, self.size)
         stage = replace(self.recipe["finetune"], size=self.size)
         wanted = steps_for(len(scenes), stage.batch, epochs, steps, stage.steps)
-        facts = {"images": len(small), "names": list(names), "head": head}
+        of = _digest([*small, *(scene.boxes for scene in scenes)])
+        facts = {"images": len(small), "of": of, "names": list(names), "head": head}
         with self._run(
             {"finetune": replace(stage, steps=wanted)}, seed, progress, work, facts
         ) as run:
@@ -243,7 +256,7 @@ class SimDETR(Detector):
             warnings.warn(
                 f"the detector found few objects of {', '.join(unseen)} before it learned them: "
                 f"pretraining may have taught it that they are background.",
-                stacklevel=2,
+                stacklevel=3,
             )
         self._learned(network, names, course.report())
         return self
@@ -292,7 +305,8 @@ class SimDETR(Detector):
         ``pixels``: uint8 (1,H,W,3), the image scaled to H x W; outputs ``boxes`` (Q,4), corners as
         fractions of the sides, and ``scores`` (Q,C). Metadata (JSON): ``names``, ``height`` (H),
         ``width`` (W), ``nms``: the IoU above which the user leaves out the weaker of two boxes of a
-        class. ``examples/onnx_detect.py`` does all of it without torch.
+        class, ``threshold``: the default of ``detect``. ``examples/onnx_detect.py`` does all of it
+        without torch.
         """
         path = Path(path)
         if format != "onnx" or path.suffix not in ("", ".onnx"):
@@ -311,6 +325,7 @@ class SimDETR(Detector):
             "height": sides[0],
             "width": sides[1],
             "nms": NMS,
+            "threshold": THRESHOLD,
         }
         made = onnx_of(graph, sides, told)
         with atomic_file(path, overwrite=overwrite) as temporary:
@@ -318,6 +333,12 @@ class SimDETR(Detector):
         return path
 
     # --- what the verbs share ---------------------------------------------------------------------
+
+    def _beginning(self, run: Run[Fit]) -> Network:
+        """What ``pretrain`` goes on from."""
+        if self.start is None:
+            return deepcopy(self.network)
+        return new_network(self.start, run.draw("trunk", 1).generator).to(self.device)
 
     def _small(self, images: Any, progress: Progress) -> tuple[list[Tensor], list[str]]:
         """Small copies of the images, and the unreadable files of a folder."""
@@ -327,23 +348,11 @@ class SimDETR(Detector):
             what = f"{images} has no images" if folder else "images: expected at least one"
             raise InputError(f"{what}. Give a folder or a list of images.")
         largest = max(preset.size for preset in PRESETS.values())
-        made: list[Tensor] = []
-        skipped: list[str] = []
         with track(len(found), progress, "images") as advance:
-            for i, image in enumerate(found):
-                try:
-                    made += load([image], largest)
-                except InputError as error:
-                    if not folder:
-                        raise InputError(str(error).replace("image 0", f"image {i}", 1)) from error
-                    skipped.append(str(image))
-                advance()
-        if len(skipped) > UNREADABLE * len(found):
-            raise InputError(
-                f"{len(skipped)} of {len(found)} files in {images} cannot be read, such as "
-                f"{skipped[0]}. Remove them or give another folder."
-            )
-        return made, skipped
+            if not folder:
+                return load(found, largest, advance), []
+            small, skipped = load_readable(found, largest, advance)
+        return [image for image in small if image is not None], skipped
 
     @contextmanager
     def _run(
@@ -396,22 +405,50 @@ def chosen_rows(classes: Classes, made: Classes, rows: Sequence[int]) -> Classes
     return made.to(classes.linears()[0].weight)
 
 
+def _digest(tensors: Sequence[Tensor]) -> str:
+    """A hash of tensors."""
+    made = hashlib.sha256()
+    for tensor in tensors:
+        made.update(repr(tensor.shape).encode())
+        made.update(tensor.contiguous().numpy().tobytes())
+    return made.hexdigest()[:16]
+
+
 def _sides(image: Any) -> tuple[int, int]:
     """(width, height) of anything that ``zoo.images`` takes."""
     found: tuple[int, int] = each(image, lambda colours: (colours.shape[2], colours.shape[1]))
     return found
 
 
-def _warn_of(scenes: Sequence[Any], names: Sequence[str], queries: int) -> None:
-    """Warn of classes without objects, and of images with more objects than queries."""
+def _check(scenes: Sequence[Any], names: Sequence[str], queries: int, size: int) -> None:
+    """Warn of classes without objects, of images with more objects than queries, and of objects
+    that are very small. Raises InputError if there is no object.
+    """
     count = torch.bincount(torch.cat([s.labels for s in scenes]), minlength=len(names))
+    if not count.sum():
+        raise InputError(f"none of the {len(scenes)} images has an object to learn from.")
     if absent := [name for name, n in zip(names, count.tolist(), strict=True) if not n]:
         warnings.warn(
-            f"no image has an object of {', '.join(absent)}: they cannot be learned.", stacklevel=3
+            f"no image has an object of {', '.join(absent)}: they cannot be learned.", stacklevel=4
         )
     if full := sum(len(s.labels) > queries for s in scenes):
         warnings.warn(
             f"{full} images have more than {queries} objects, the most that are found in one: cut "
             f"such images into parts.",
-            stacklevel=3,
+            stacklevel=4,
         )
+    sides = [_small_sides(s, size) for s in scenes]
+    if small := int((torch.cat(sides) < LEAST).sum()):
+        warnings.warn(
+            f"{small} of {int(count.sum())} objects are less than {LEAST} pixels high or wide as "
+            f"the network sees them, at size={size}, and will hardly be found: load the model with "
+            "a larger size, or cut the images into parts.",
+            stacklevel=4,
+        )
+
+
+def _small_sides(scene: Any, size: int) -> Tensor:
+    """(n,) the shorter side of each object in an image whose longer side has ``size`` pixels."""
+    h, w = scene.image.shape[1:]
+    sides = (scene.boxes[:, 2:] - scene.boxes[:, :2]) * torch.tensor([w, h])
+    return sides.amin(1) * size / max(h, w)

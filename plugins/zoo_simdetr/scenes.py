@@ -27,6 +27,8 @@ ROOM = 1.25
 """A training copy is this much larger than what the network sees: views are cuts of it."""
 ZOOM = 0.6
 """Smallest side of a view, as a share of the image's."""
+UNREADABLE = 0.1
+"""Share of a folder's files that may be unreadable."""
 LEFT = 0.4
 """Share of a box that a view must contain for the object to count."""
 TILT = 0.2
@@ -95,6 +97,31 @@ def load(images: Sequence[Any], size: int, advance: Advance | None = None) -> li
         if advance is not None:
             advance()
     return made
+
+
+def load_readable(
+    files: Sequence[Any], size: int, advance: Advance | None = None
+) -> tuple[list[Tensor | None], list[str]]:
+    """``load`` of files, with None for one that cannot be read; and the names of those.
+
+    Raises InputError if they are more than ``UNREADABLE`` of all.
+    """
+    made: list[Tensor | None] = []
+    skipped = []
+    for file in files:
+        try:
+            made += load([file], size)
+        except InputError:
+            made.append(None)
+            skipped.append(str(file))
+        if advance is not None:
+            advance()
+    if len(skipped) > UNREADABLE * len(files):
+        raise InputError(
+            f"{len(skipped)} of {len(files)} images cannot be read, such as {skipped[0]}. Remove "
+            "them or give another folder."
+        )
+    return made, skipped
 
 
 def scene_of(image: Tensor, width: int, height: int, truth: Detections) -> Scene:

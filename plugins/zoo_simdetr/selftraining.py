@@ -21,8 +21,9 @@ SPARE = 4
 """Queries of an image that are never all used for labels."""
 LOST = 0.5
 """A pseudo-class that keeps less than this share of its boxes gets its earlier ones back."""
-FEWEST, MOST = 0.3, 3.0
-"""Shares of the earlier boxes outside which a round is not trusted."""
+FEWEST = 0.3
+"""Share of the earlier boxes below which a round is not trusted: a detector that finds the same few
+boxes everywhere. There cannot be many more boxes than before."""
 KNOWN = 0.5
 """Score that hits a class, summed, from which its row starts from a pseudo-class's."""
 HIT = 0.5
@@ -36,15 +37,17 @@ class Relabelled:
     scenes: list[Scene]
     before: tuple[int, ...]
     """Boxes of each pseudo-class before the round."""
+    own: tuple[int, ...]
+    """Those that the detector found itself."""
     after: tuple[int, ...]
-    """And after it."""
+    """And after it, with the earlier ones of lost classes."""
     thresholds: tuple[float, ...]
     """Score from which a box of each pseudo-class is kept."""
 
     @property
     def trusted(self) -> bool:
-        """Did the number of boxes neither explode nor collapse?"""
-        return FEWEST <= sum(self.after) / max(1, sum(self.before)) <= MOST
+        """Does the detector find boxes of its own?"""
+        return sum(self.own) >= FEWEST * sum(self.before)
 
 
 def counts(scenes: Sequence[Scene], classes: int) -> Tensor:
@@ -83,12 +86,14 @@ def relabel(
     for scene, (boxes, score, label) in zip(scenes, found, strict=True):
         kept = (score >= thresholds[label]).nonzero()[:most, 0]
         made.append(Scene(scene.image, boxes[kept].cpu(), label[kept].cpu()))
-    lost = counts(made, classes) < LOST * before
+    own = counts(made, classes)
+    lost = own < LOST * before
     made = [_with_lost(new, old, lost, most) for new, old in zip(made, scenes, strict=True)]
     after = counts(made, classes)
     return Relabelled(
         made,
         tuple(before.tolist()),
+        tuple(own.tolist()),
         tuple(after.tolist()),
         tuple(round(t, 4) for t in thresholds.tolist()),
     )

@@ -6,6 +6,7 @@ measured on.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +19,19 @@ from zoo.errors import InputError
 from zoo.hookspecs import TrainRequest
 from zoo.images import listed
 from zoo.precision import average_precision
-from zoo.progress import track
+from zoo.progress import Advance, track
 from zoo.training import Run
 
 from . import dataset
 from .course import Course
 from .dataset import Part
 from .detector import Network
-from .learning import Fit, network_of, trunk_on
+from .learning import Fit, network_of, new_network
 from .model import SimDETR
 from .outputs import Target
 from .proposals import PRESETS
 from .reading import THRESHOLD, Head, detections, look, ranked
-from .scenes import ROOM, Scene, load, scene_of
+from .scenes import ROOM, Scene, load, load_readable, scene_of
 
 RECIPE: Mapping[str, Fit] = {
     "pretrain": Fit(300, 1e-3, 4, size=160),
@@ -59,9 +60,14 @@ def train(request: TrainRequest) -> Path:
     preset = PRESETS[request.options["scene"]]
     largest = max(preset.size, *(round(stage.size * ROOM) for stage in kind.recipe.values()))
     with track(len(data.train), request.progress, "images") as advance:
-        images = load(data.train.images, largest, advance)
+        part, images, skipped = readable(data.train, largest, advance)
+    tested, _, more = readable(data.test, kind.recipe[[*kind.recipe][-1]].size)
+    if skipped or more:
+        warnings.warn(
+            f"left out, as they cannot be read: {', '.join([*skipped, *more])}", stacklevel=2
+        )
     nothing, held = background(request.options["background"], largest)
-    facts = {"names": list(data.names), "images": len(data.train), "tested": len(data.test)}
+    facts = {"names": list(data.names), "images": len(part), "tested": len(tested)}
     run = Run(request, {}, kind.recipe, facts=facts)
     network, config = kind.start(request, run)
     course = Course(
@@ -74,7 +80,7 @@ def train(request: TrainRequest) -> Path:
     size = run.stages[[*run.stages][-1]].size
 
     def finetune() -> None:
-        labelled = zip(images, data.train.sides(), data.train.truth, strict=True)
+        labelled = zip(images, part.sides(), part.truth, strict=True)
         scenes = [scene_of(image, *sides, truth) for image, sides, truth in labelled]
         stage = run.stage
         course.finetune([*scenes, *nothing], data.names)
@@ -82,8 +88,8 @@ def train(request: TrainRequest) -> Path:
             run.validated[f"boxes in {len(held)} other pictures after {stage}"] = false_boxes(
                 network, held, run.stages[stage].size, data.names
             )
-        if len(data.test):
-            found = measured(network, data.test, run.stages[stage].size, data.names)
+        if len(tested):
+            found = measured(network, tested, run.stages[stage].size, data.names)
             run.validated[f"test after {stage}"] = found
 
     def made() -> SimDETR:
@@ -110,9 +116,17 @@ def start(request: TrainRequest, run: Run[Fit]) -> tuple[Network, dict[str, Any]
         return network_of(request.init), {}
     if request.base is None or request.base.folder is None:
         raise InputError("give --base: a folder or Hub id of timm's tf_efficientnet_lite0.")
-    network = Network(1)
-    network.trunk = trunk_on(request.base.folder, run.draw("trunk", 1).generator)
-    return network, {}
+    return new_network(request.base.folder, run.draw("trunk", 1).generator), {}
+
+
+def readable(
+    part: Part, size: int, advance: Advance = lambda n=1: None
+) -> tuple[Part, list[Tensor], list[str]]:
+    """The images that can be read, their small copies, and the names of the others."""
+    small, skipped = load_readable(part.images, size, advance)
+    there = [i for i, image in enumerate(small) if image is not None]
+    kept = Part(tuple(part.images[i] for i in there), tuple(part.truth[i] for i in there))
+    return kept, [image for image in small if image is not None], skipped
 
 
 def background(folder: str, size: int) -> tuple[list[Scene], list[Tensor]]:

@@ -13,19 +13,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from zoo_simdetr import course
 from zoo_simdetr import model as simdetr
+from zoo_simdetr.backbone import folded
+from zoo_simdetr.clusters import Clusters
 from zoo_simdetr.course import Course, cluster_names, steps_for
 from zoo_simdetr.detector import Network
 from zoo_simdetr.discover import Find, crop
 from zoo_simdetr.model import SimDETR
 from zoo_simdetr.proposals import PRESETS
 from zoo_simdetr.scenes import scene_of
+from zoo_simdetr.selftraining import Relabelled
 
+import zoo
 from zoo.annotations import write_coco
-from zoo.errors import InputError, NotReadyError, OptionError
+from zoo.errors import InputError, NotReadyError, OptionError, UsageError
 from zoo.hookspecs import BuildRequest
 from zoo.interfaces import Detections
 from zoo.registry import catalogue
+from zoo.weights import save_tensors
 
 SIDE = 64
 """Longest side that the network sees here, so that a step takes a tenth of a second."""
@@ -168,6 +174,68 @@ def test_an_interrupted_call_goes_on_where_it_was(
         assert torch.equal(tensor, detector.state()[name]), name
 
 
+@pytest.mark.filterwarnings("ignore:.* images are few")
+def test_a_folder_of_other_images_is_refused(
+    detector: SimDETR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = pictures()
+
+    def stop(self: Course, round_: int = 1) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Course, "selftrain", stop)
+        with pytest.raises(KeyboardInterrupt):
+            detector.pretrain(images, clusters=2, work=tmp_path)
+    with pytest.raises(OptionError, match="of"):
+        detector.pretrain([255 - image for image in images], clusters=2, work=tmp_path)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    with pytest.raises(InputError, match="of other images or options"):
+        detector.pretrain(images, clusters=3, work=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.* images are few")
+def test_a_base_is_where_pretraining_starts(detector: SimDETR, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(1)
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    save_tensors(tmp_path / "model.safetensors", network.state_dict())
+    images, _ = pictures()
+    model = zoo.load("simdetr", base=tmp_path, size=64)
+    model.pretrain(images, clusters=2, rounds=0, steps=1)
+    stem, _ = folded(network.state_dict())
+    for name, tensor in stem.items():  # the stem is never trained
+        torch.testing.assert_close(
+            model.state()[f"trunk.stem.{name}"].float(), tensor, rtol=1e-3, atol=1e-4
+        )  # half precision
+
+
+@pytest.mark.filterwarnings("ignore:the detector found few objects")
+def test_labels_without_objects_and_with_tiny_ones(detector: SimDETR) -> None:
+    images, truth = pictures()
+    nothing = [replace(one, boxes=one.boxes[:0], scores=one.scores[:0], labels=one.labels[:0])
+               for one in truth]  # fmt: skip
+    with pytest.raises(InputError, match="none of the 6 images has an object"):
+        detector.finetune(images, nothing)
+    tiny = [replace(one, boxes=np.array([[10, 10, 13, 40]], "float32")) for one in truth]
+    with pytest.warns(UserWarning, match="6 of 6 objects are less than 8 pixels"):
+        detector.finetune(images, tiny, steps=1)
+
+
+@pytest.mark.filterwarnings("ignore:.* images are few")
+def test_poor_labels_are_told(detector: SimDETR, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters that say nothing, and a detector that finds nothing of its own."""
+    images, _ = pictures()
+    monkeypatch.setattr(Clusters, "collapsed", True)
+    monkeypatch.setattr(Relabelled, "trusted", False)
+    monkeypatch.setattr(course, "MANY", 1)
+    with (
+        pytest.warns(UserWarning, match="nearly all regions are in one cluster"),
+        pytest.warns(UserWarning, match="it goes on with those"),
+    ):
+        detector.pretrain(images, clusters=2, steps=1)
+
+
 def folder_of(folder: Path, good: int, bad: int) -> Path:
     """A folder of pictures, some cut short."""
     folder.mkdir()
@@ -184,7 +252,7 @@ def test_unreadable_files_of_a_folder_are_left_out_and_listed(
 ) -> None:
     report = detector.pretrain(folder_of(tmp_path / "some", 10, 1), rounds=0)
     assert [Path(name).name for name in report["skipped"]] == ["bad0.png"]
-    with pytest.raises(InputError, match=r"3 of 9 files in .* cannot be read"):
+    with pytest.raises(InputError, match="3 of 9 images cannot be read"):
         detector.pretrain(folder_of(tmp_path / "many", 6, 3))
 
 
@@ -350,6 +418,12 @@ def test_clusters_are_discovered_shown_and_named(
     for wrong in ("x=thing", "3", "2="):
         with pytest.raises(OptionError, match="NUMBER=NAME"):
             cli.discover(detector, [*arguments, "--names", wrong])
+    # the same folder with something else: nothing old is shown for it
+    with pytest.raises(UsageError, match="of other clusters"):
+        cli.discover(detector, [str(photos), "-o", str(tmp_path / "out"), "--clusters", "3"])
+    others = folder_of(tmp_path / "others", 11, 0)
+    with pytest.raises(UsageError, match="of other photos"):
+        cli.discover(detector, [str(others), *arguments[1:]])
 
 
 def test_finds_come_from_different_images_first(

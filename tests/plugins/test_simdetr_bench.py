@@ -102,6 +102,21 @@ def test_a_data_set_keeps_its_test_images_apart(data: Path, tmp_path: Path) -> N
         dataset.read(None)
 
 
+def test_unreadable_images_are_left_out_of_training(data: Path, tmp_path: Path) -> None:
+    """Each part is told apart: a cut one to train on, and one of the test images."""
+    found = dataset.read(shutil.copytree(data / "bccd", tmp_path / "copy"))
+    cut = found.train.images[2]
+    cut.write_bytes(cut.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"1 of 6 images cannot be read, such as .*p3.png"):
+        train.readable(found.train, 64)
+    many = dataset.Part(found.train.images * 2, found.train.truth * 2)
+    enough = dataset.Part(many.images[:2] + many.images[3:], many.truth[:2] + many.truth[3:])
+    kept, images, skipped = train.readable(enough, 64)
+    assert [Path(name).name for name in skipped] == ["p3.png"]
+    assert len(kept) == len(images) == len(kept.truth) == 10
+    assert cut not in kept.images
+
+
 def test_a_test_list_names_images_that_exist(data: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(data / "bccd", tmp_path / "copy")
     (copy / "splits" / "test.txt").write_text("p1\nghost\n")

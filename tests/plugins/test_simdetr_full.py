@@ -116,6 +116,21 @@ def test_the_size_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert network.queries == 300
 
 
+def test_a_flat_image_among_others_has_no_regions(backbone: Path) -> None:
+    """Its empty features are as wide as the backbone's others."""
+    from zoo_simdetr.clusters import cluster
+    from zoo_simdetr.learning import regions_of
+
+    _, network = read_base(backbone, "rt-detr")
+    rng = np.random.default_rng(0)
+    tile = torch.from_numpy(rng.integers(0, 60, (3, 64, 64), np.uint8))
+    tile[:, 20:48, 10:38] += 150
+    flat = torch.full((3, 64, 64), 90, dtype=torch.uint8)
+    found = regions_of(network.trunk, [tile, flat], PRESETS["objects"])  # type: ignore[arg-type]
+    assert len(found[1]) == 0
+    assert [len(labels) for labels in cluster(found, 2).labels][1] == 0
+
+
 @pytest.mark.parametrize("kind", ["deformable-detr", "rt-detr"])
 def test_a_backbone_keeps_its_features_and_everything_learns(backbone: Path, kind: str) -> None:
     import timm

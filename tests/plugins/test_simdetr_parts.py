@@ -412,10 +412,19 @@ def test_thresholds_keep_as_many_boxes_as_asked(
         assert made.scenes[0].labels.tolist() == [0, 1]
 
 
-def test_a_round_that_explodes_or_dies_is_not_trusted() -> None:
-    for before, after in (((10, 10), (2, 3)), ((10,), (31,)), ((1,), (0,))):
-        assert not selftraining.Relabelled([], before, after, ()).trusted
-    assert selftraining.Relabelled([], (10, 10), (12, 11), ()).trusted
+def test_a_detector_that_finds_nothing_of_its_own_is_not_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It says the same box everywhere; the earlier ones come back, but the round does not count."""
+    torch.manual_seed(0)
+    truth = torch.rand(8, 2).repeat(1, 2) * 0.8 + torch.tensor([0.0, 0, 0.1, 0.1])
+    scene = Scene(torch.zeros(3, 48, 64, dtype=torch.uint8), truth, torch.zeros(8).long())
+    answer = (torch.tensor([[0.4, 0.4, 0.6, 0.6]]), torch.tensor([0.9]), torch.tensor([0]))
+    monkeypatch.setattr(selftraining, "ranked", lambda *_, **__: answer)
+    made = selftraining.relabel(Network(1), [scene], 64)
+    assert made.own == (1,)
+    assert made.after[0] >= 8
+    assert not made.trusted
 
 
 def test_a_class_starts_from_the_cluster_that_finds_it() -> None:

@@ -11,12 +11,11 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-THRESHOLD = 0.4
-
 model, *photos = sys.argv[1:]
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 told = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-names, height, width, nms = told["names"], told["height"], told["width"], told["nms"]
+names, height, width = told["names"], told["height"], told["width"]
+nms, threshold = told["nms"], told["threshold"]
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -30,7 +29,7 @@ for photo in photos:
     small = upright.resize((width, height), Image.Resampling.BILINEAR)
     boxes, scores = session.run(None, {"pixels": np.asarray(small)[None]})
     kept: list[tuple[np.ndarray, int]] = []
-    for query, label in sorted(np.argwhere(scores >= THRESHOLD), key=lambda at: -scores[*at]):
+    for query, label in sorted(np.argwhere(scores >= threshold), key=lambda at: -scores[*at]):
         rivals = [box for box, other in kept if other == label]
         if all(overlap(boxes[query], rival) <= nms for rival in rivals):
             kept.append((boxes[query], label))
