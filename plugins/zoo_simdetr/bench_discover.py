@@ -40,8 +40,8 @@ def measure(here: Bench, part: str) -> Results:
     if book.columns(ROW):
         book.claim(
             "zero-labels",
-            f"Clusters that boxes of {IMAGES} images name, without any further learning, have an AP50 of "
-            f"at least {GOAL:.2f}, with NMS.",
+            f"Clusters that boxes of {IMAGES} images name, without any further learning, have an "
+            f"AP50 of at least {GOAL:.2f}, with NMS.",
             book.better(ROW, GOAL, "AP50"),
         )
     return book.results(data=[here.described()], seeds=here.seeds, part=part)
