@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.hookspecs import BuildRequest, TrainRequest, hookimpl
+from zoo.hookspecs import BenchRequest, BuildRequest, TrainRequest, hookimpl
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from zoo.interfaces import Results
 
     from .model import FAMDiffusion
 
@@ -24,3 +26,10 @@ def zoo_train(request: TrainRequest) -> Path:
     from .train import train
 
     return train(request)
+
+
+@hookimpl
+def zoo_bench(request: BenchRequest) -> Results:
+    from .bench import bench
+
+    return bench(request)

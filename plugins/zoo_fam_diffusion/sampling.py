@@ -27,7 +27,7 @@ from zoo.errors import InputError
 from zoo.progress import Advance, Progress, track
 
 from .frequency import Frequency, Size
-from .steering import Native, check_pipeline, guided, recorded, scheduler_like
+from .steering import Mix, Native, check_pipeline, guided, recorded, scheduler_like
 
 LARGE = 2048 * 2048
 """Pixels above which the VAE decodes in tiles."""
@@ -158,6 +158,13 @@ class FAM:
 
     # --- the two passes ---
 
+    def mix(self, z: Tensor) -> Mix | None:
+        """What brings each step towards its reference. ``z``: the native latent, or the enlarged
+        one; rivals replace this.
+        """
+        chosen = self.settings
+        return Frequency(chosen.cutoff, chosen.cutoff_ref) if chosen.fm else None
+
     def _native(
         self, size: Size, call: dict[str, Any], advance: Advance, *, keep: bool
     ) -> tuple[Any, Tensor, Native | None]:
@@ -199,7 +206,7 @@ class FAM:
                 steps=call["num_inference_steps"],
                 noise=noise,
                 large=z_large,
-                mix=Frequency(chosen.cutoff, chosen.cutoff_ref) if chosen.fm else None,
+                mix=self.mix(z_large if z_large is not None else z),
                 lam=chosen.lam if chosen.am else 0.0,
                 native=native,
                 callback=watched.pop("callback_on_step_end"),
