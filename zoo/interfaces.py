@@ -586,13 +586,15 @@ class QASet:
         """
         import hashlib
 
+        about = hashlib.sha256(self.text.encode())  # once: texts may be long
         questions = []
         for pair in self.pairs:
             if pair.start is not None:
-                key = "\0".join((self.text, pair.question, pair.answer))
+                key = about.copy()
+                key.update(f"\0{pair.question}\0{pair.answer}".encode())
                 questions.append(
                     {
-                        "id": hashlib.sha256(key.encode()).hexdigest()[:24],
+                        "id": key.hexdigest()[:24],
                         "question": pair.question,
                         "answers": [{"text": pair.answer, "answer_start": pair.start}],
                     }

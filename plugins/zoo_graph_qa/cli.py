@@ -19,13 +19,15 @@ def ask(model: Any, args: list[str]) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("questions", nargs="+", metavar="QUESTION")
     parser.add_argument("--step", type=int, help="the step that you are at, from 1")
+    parser.add_argument("--force", action="store_true", help="also what does not look English")
     parser.add_argument("--json", action="store_true", help="for programs")
     given = parser.parse_args(args)
     try:
         text = given.file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {given.file}: {error}.") from error
-    found = model.explain_all([(question, given.step) for question in given.questions], text)
+    asked = [(question, given.step) for question in given.questions]
+    found = model.explain_all(asked, text, force=given.force)
     if given.json:
         print(json.dumps([asdict(answer) for answer in found], ensure_ascii=False, indent=1))
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ COLOURS = {
 }  # fmt: skip
 FLOW, AGAIN = "#c0504d", "#7f7f7f"
 WIDTH, GUTTER, LINE, MARGIN, SIZE = 1200, 130, 30, 16, 13
+DASHES = str.maketrans({"\u2013": "-", "\u2014": "-", "\u2018": "'", "\u2019": "'", "\u201c": '"',
+                        "\u201d": '"', "\u00b0": " deg ", "\u00d7": "x"})  # fmt: skip
+"""What ``unicodedata`` does not write in ASCII."""
 MOST_ROWS = 400
 """Steps that are drawn: a picture of more cannot be read."""
 
@@ -181,6 +185,12 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
+def _in_latin(text: str) -> str:
+    """In the characters of Pillow's own font: accents are left out, fractions written out."""
+    plain = unicodedata.normalize("NFKD", _printable(text).translate(DASHES))
+    return "".join(c for c in plain.replace("\u2044", "/") if c.isascii())
+
+
 def png(drawn: Layout) -> Image.Image:
     """The picture in pixels; its upper part where it would be too high for a picture."""
     picture = Image.new("RGB", (WIDTH, min(drawn.height, 16_000)), "#ffffff")
@@ -205,9 +215,11 @@ def png(drawn: Layout) -> Image.Image:
         pen.rounded_rectangle(
             (box.x, box.y, box.x + box.width, box.y + box.height), 4, fill=box.fill
         )
-        pen.text((box.x + 7, box.y + 3), _printable(box.text), fill=box.ink, font=font)
+        pen.text((box.x + 7, box.y + 3), _in_latin(box.text), fill=box.ink, font=font)
         if box.note:
-            pen.text((box.x + box.width + 4, box.y + 5), box.note, fill="#777777", font=small)
+            pen.text(
+                (box.x + box.width + 4, box.y + 5), _in_latin(box.note), fill="#777777", font=small
+            )
     return picture
 
 

@@ -113,13 +113,17 @@ class _Facts:
         }
 
     def said(self, node: Node) -> str:
-        return uncapital(" ".join(node.text.split()))
+        words = self.graph.procedure.clean[node.start : node.end].split()
+        return uncapital(" ".join(words))
 
     # --- the types, in the order of the page ---
 
     def roles(self) -> Iterator[Fact]:
         """What fills a role, and what is done with an object."""
         for action in self.graph.actions:
+            if action.negated:
+                yield from self._forbidden(action)
+                continue
             yield from self._patients(action)
             for role, kind in ASKED.items():
                 for number, node in self.graph.fillers(action.id, role):
@@ -151,19 +155,27 @@ class _Facts:
                     slots,
                 )
 
+    def _forbidden(self, action: Node) -> Iterator[Fact]:
+        """That it is not to be done, alone and with each of its fillers: nothing else is asked."""
+        said = f"Should I {self.vp[action.id]}"
+        patients = self.graph.fillers(action.id, "patient")
+        names = (action.id, *(node.id for _, node in patients))
+        first = patients[0][0] if patients else None
+        slots = self.slots(action, filler="", question=f"{said}?")
+        yield Fact("polar", names, NO, first, action.step, slots)
+        others = [(i, self.graph.node[e.target]) for i, e in self.graph.out[action.id]
+                  if e.role in ROLES and e.role != "patient"]  # fmt: skip
+        for number, node in [*patients[1:], *others]:
+            more = (
+                self.said(node)
+                if node in dict(patients).values()
+                else with_preposition(self.graph, node)
+            )
+            slots = self.slots(action, filler="", question=f"{said} {more}?")
+            yield Fact("polar", (action.id, node.id), NO, number, action.step, slots)
+
     def _patients(self, action: Node) -> Iterator[Fact]:
         patients = self.graph.fillers(action.id, "patient")
-        if action.negated:
-            for number, node in patients or [(-1, action)]:
-                yield Fact(
-                    "polar",
-                    (action.id, node.id),
-                    NO,
-                    number if number >= 0 else None,
-                    action.step,
-                    self.slots(action, filler="", question=f"Should I {self.vp[action.id]}?"),
-                )
-            return
         rest = [*patients]
         while rest:
             group = covering(self.graph, [n for _, n in rest])
@@ -291,7 +303,11 @@ class _Facts:
             )
         for number, edge in enumerate(self.graph.edges):
             a, b = self.graph.node[edge.source], self.graph.node[edge.target]
-            if edge.role == "uses":
+            flows = edge.role in ("uses", "again", "next")
+            if flows and (a.negated or b.negated):  # one of them is not to be done
+                slots = {"vp": self.vp[a.id], "then": self.vp[b.id]}
+                yield Fact("order", (a.id, b.id), NO, number, a.step, slots)
+            elif edge.role == "uses":
                 slots = self.slots(a, then=self.vp[b.id])
                 yield Fact(
                     "madefrom",
@@ -311,9 +327,7 @@ class _Facts:
                     a.step,
                     self.slots(a, tool=tool),
                 )
-            elif (edge.role == "next" and a.step == b.step) or (
-                edge.role == "next" and (a.negated or b.negated)
-            ):
+            elif edge.role == "next" and a.step == b.step:
                 yield Fact(
                     "order",
                     (a.id, b.id),
@@ -362,18 +376,18 @@ class _Facts:
 
     def parallel(self) -> Iterator[Fact]:
         """What can be done while an action goes on: the next step that does not need it."""
-        uses: dict[str, set[str]] = {}
-        for a in self.graph.actions:  # in topological order: what each needs, to any depth
-            uses.setdefault(a.id, set())
-            for _, edge in self.graph.out[a.id]:
-                if edge.role in ("uses", "again"):
-                    uses.setdefault(edge.target, set()).update({a.id} | _near(uses[a.id]))
+        needs = {e.target for e in self.graph.edges if e.role in ("uses", "again")}
+        materials: dict[str, set[str]] = {}
+        for edge in self.graph.edges:
+            if edge.role == "material":
+                materials.setdefault(edge.target, set()).add(edge.source)
         commands = self.commands
         for i, a in enumerate(commands):
             if not any(_long(n.text) for _, n in self.graph.fillers(a.id, "duration")):
                 continue
             for b in commands[i + 1 : i + 5]:
-                if b.step != a.step and not uses.get(b.id):
+                shared = materials.get(a.id, set()) & materials.get(b.id, set())
+                if b.step != a.step and b.id not in needs and not shared:
                     yield Fact(
                         "parallel",
                         (a.id, b.id, f"s{b.step}"),
@@ -486,11 +500,6 @@ def _long(duration: str) -> bool:
     if re.search(r"\b(hours?|days?|weeks?|months?|night|overnight)\b", duration):
         return True
     return bool(numbers) and "min" in duration and max(numbers) >= 5
-
-
-def _near(ids: set[str], most: int = 64) -> set[str]:
-    """A bounded part of a set, so that long texts stay linear."""
-    return ids if len(ids) <= most else set(sorted(ids)[-most:])
 
 
 def _number(noun: str) -> dict[str, str]:

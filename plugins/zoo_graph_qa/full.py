@@ -189,9 +189,11 @@ class _T5Reads(Model):
         self.reader.network.config.save_pretrained(folder)
         self.reader.tokenizer.save_pretrained(folder)
 
-    def answer(self, question: str, text: str, *, step: int | None = None) -> str:
+    def answer(
+        self, question: str, text: str, *, step: int | None = None, force: bool = False
+    ) -> str:
         """The answer in the words of the text; yes, no, a number, or "not stated"."""
-        return self.explain_all([(question, step)], text)[0].text
+        return self.explain_all([(question, step)], text, force=force)[0].text
 
     def explain_all(
         self, questions: Sequence[tuple[str, int | None]], text: str, *, force: bool = False

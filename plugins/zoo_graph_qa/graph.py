@@ -21,10 +21,15 @@ from .roles import preposition
 from .text import Part, Procedure
 from .words import PRONOUNS, command, content, tokenize
 
-NEGATION = re.compile(r"\b(?:not|never|avoid|without|don['’]t)\s+(?:\w+\s+)?$", re.IGNORECASE)
+NO = r"(?:not|never|avoid|without|don['’]t)"
+NEGATION = re.compile(rf"\b{NO}\s+(?:let\s+(?:\w+\s+){{1,2}}|\w+\s+)?$", re.IGNORECASE)
+"""Before a verb; ``NEGATED``: in its own words."""
+NEGATED = re.compile(rf"(?:do\s+)?{NO}\s+", re.IGNORECASE)
 OPTIONAL = re.compile(
-    r"\b(if desired|if you like|if you wish|optional(?:ly)?|as desired)\b", re.IGNORECASE
-)
+    r"\b(?:if desired|if you like|if you wish|as desired|optionally)\b|\(optional\)"
+    r"|^\W*optional\b", re.IGNORECASE,
+)  # fmt: skip
+BREAK = re.compile(r"[.!?;](?:\s|$)")
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ def build(
         for j, span in enumerate(spans):
             before = clean[max(place.start, span.start - 24) : span.start]
             acts = span.kind == "action"
+            said = clean[span.start : span.end]
             row.append(
                 Node(
                     f"s{k}.{j}",
@@ -155,8 +161,8 @@ def build(
                     span.start,
                     span.end,
                     k,
-                    acts and bool(NEGATION.search(before)),
-                    acts and bool(OPTIONAL.search(clean, place.start, place.end)),
+                    acts and bool(NEGATION.search(before) or NEGATED.match(said)),
+                    acts and bool(OPTIONAL.search(_clause(clean, place, span, spans))),
                 )
             )
         by_step.append(row)
@@ -173,6 +179,16 @@ def build(
     edges += _materials(procedure, nodes, edges, parts)
     edges += _again(actions, clean, steps, pairs)
     return Graph(procedure, tuple(nodes), tuple(edges), parts)
+
+
+def _clause(clean: str, place: Part, action: Span, spans: Sequence[Span]) -> str:
+    """The words around an action: to the neighbouring actions, within its sentence."""
+    others = [s for s in spans if s.kind == "action" and s is not action]
+    start = max([place.start, *(s.end for s in others if s.end <= action.start)])
+    end = min([place.end, *(s.start for s in others if s.start >= action.end)])
+    before = [m.end() for m in BREAK.finditer(clean, start, action.start)]
+    after = BREAK.search(clean, action.end, end)
+    return clean[max([start, *before]) : after.start() if after else end]
 
 
 def _materials(
@@ -223,8 +239,8 @@ def _again(
 
 
 def base_form(text: str) -> str:
-    """An action's words in the form of a command: ``stirring in`` -> ``stir in``."""
-    first, gap, rest = text.partition(" ")
+    """An action's words as a command, without a "not": ``stirring in`` -> ``stir in``."""
+    first, gap, rest = NEGATED.sub("", text, count=1).partition(" ")
     return command(first.lower()) + gap + rest
 
 
@@ -236,7 +252,7 @@ def phrase(graph: Graph, action: Node, *, longer: bool = False) -> str:
     verb = base_form(action.text)
     objects = [n for _, n in graph.fillers(action.id, "patient")]
     group = covering(graph, objects)
-    said = graph.procedure.text[group.start : group.end] if group else "it"
+    said = graph.procedure.clean[group.start : group.end] if group else "it"
     more = ""
     if longer:
         for _, node in graph.fillers(action.id, "place", "goal", "source", "instrument"):
@@ -264,5 +280,5 @@ def covering(graph: Graph, nodes: Sequence[Node]) -> Part | None:
 def with_preposition(graph: Graph, node: Node) -> str:
     """A filler with the preposition before it."""
     prep = preposition(graph.procedure.clean, Span(node.kind, node.start, node.end))
-    said = " ".join(node.text.split())
+    said = " ".join(graph.procedure.clean[node.start : node.end].split())
     return said if not prep or said.lower().startswith(prep) else f"{prep} {said}"

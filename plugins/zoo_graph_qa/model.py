@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,12 +91,14 @@ class ProcedureQA(QASet):
         paragraph = document["data"][0]["paragraphs"][0]
         for row in paragraph["qas"]:
             row["is_impossible"] = False
+        about = hashlib.sha256(self.text.encode())
         for pair in self.pairs:
             if pair.answer == UNSTATED:
-                key = "\0".join((self.text, pair.question, ""))
+                key = about.copy()
+                key.update(f"\0{pair.question}\0".encode())
                 paragraph["qas"].append(
                     {
-                        "id": hashlib.sha256(key.encode()).hexdigest()[:24],
+                        "id": key.hexdigest()[:24],
                         "question": pair.question,
                         "answers": [],
                         "is_impossible": True,
@@ -151,17 +154,21 @@ class _Reads(Model):
             self._known.popitem(last=False)
         return found
 
-    def answer(self, question: str, text: str, *, step: int | None = None) -> str:
+    def answer(
+        self, question: str, text: str, *, step: int | None = None, force: bool = False
+    ) -> str:
         """The answer in the words of the text; yes, no, a number, or "not stated".
 
         ``step``: the step that the person is at, from 1; a question may say it itself ("At step 3,
-        how long?").
+        how long?"). ``force``: also of a text that does not look English.
         """
-        return self.explain(question, text, step=step).text
+        return self.explain(question, text, step=step, force=force).text
 
-    def explain(self, question: str, text: str, *, step: int | None = None) -> Answer:
+    def explain(
+        self, question: str, text: str, *, step: int | None = None, force: bool = False
+    ) -> Answer:
         """The answer with its place, step, node, probability and alternatives."""
-        return self.explain_all([(question, step)], text)[0]
+        return self.explain_all([(question, step)], text, force=force)[0]
 
     @isolated()
     @torch.inference_mode()
@@ -370,6 +377,10 @@ def _notes(graph: Graph) -> list[str]:
         more = ", ..." if len(silent) > 8 else ""
         notes.append(f"no action was found in {len(silent)} of {len(graph.steps)} steps "
                      f"({places}{more}): is this a procedure?")  # fmt: skip
+    numbers = graph.procedure.numbers
+    if any(b != a + 1 for a, b in itertools.pairwise(numbers)):
+        said = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+        notes.append(f"the text numbers its steps {said}: here they are counted in its order.")
     if graph.procedure.skipped:
         notes.append(f"{len(graph.procedure.skipped)} lines are neither materials nor steps.")
     return notes

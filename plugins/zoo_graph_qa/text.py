@@ -6,6 +6,7 @@ in the given text: marks and tags are blanked out in a copy of equal length, nev
 
 from __future__ import annotations
 
+import html
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ HEADING = re.compile(r"#{1,6}\s+")
 AMOUNT = re.compile(r"\W*[\d\u00bc-\u00be\u2150-\u215e]")
 """How a line of a list of materials begins."""
 TAG = re.compile(r"<!--.*?-->|<(script|style|head)\b.*?</\1\s*>|</?[a-zA-Z][^<>]*>", re.DOTALL)
+ENTITY = re.compile(r"&(?:#\d{1,6}|#[xX][0-9a-fA-F]{1,5}|[a-zA-Z]{2,10});")
 IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)|(?<=\])\([^)\s]*\)|https?://\S+")
 SENTENCE = re.compile(r"[.!?…]+(?=[\s\"'”’)]|$)[\"'”’)]*|\n\s*\n")
 ABBREVIATIONS = frozenset(
@@ -71,6 +73,8 @@ class Procedure:
     steps: tuple[Part, ...]
     skipped: tuple[Part, ...] = ()
     """What is neither title, material nor step."""
+    numbers: tuple[int, ...] = ()
+    """Of the numbered lines, as they are written."""
 
     def of(self, part: Part) -> str:
         """The words of a part."""
@@ -84,6 +88,9 @@ class _Line:
     kind: str
     """heading, numbered, bullet, amount, plain, rule or blank."""
     indent: int = 0
+    number: int | None = None
+    row: bool = False
+    """Of a table?"""
 
 
 def read(text: str, *, force: bool = False) -> Procedure:
@@ -100,7 +107,8 @@ def read(text: str, *, force: bool = False) -> Procedure:
     if not force:
         _check_language(clean)
     lines = _measured(clean, _underlined([*_lines(clean)]))
-    title = _title(lines)
+    clean = clean.replace("|", ",")  # between the cells of a row
+    title = _title(clean, lines)
     if title is not None:
         lines.remove(title)
     materials, steps, skipped = _sort(clean, lines)
@@ -116,6 +124,7 @@ def read(text: str, *, force: bool = False) -> Procedure:
         tuple(materials),
         tuple(steps),
         tuple(skipped),
+        tuple(line.number for line in lines if line.number is not None),
     )
 
 
@@ -127,6 +136,7 @@ def _blank(text: str) -> str:
     clean = re.sub(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]", lambda m: "\n".rjust(len(m[0])), text)
     if TAG.search(clean):
         clean = TAG.sub(_tag, clean)
+    clean = ENTITY.sub(lambda m: html.unescape(m[0])[-1:].rjust(len(m[0])), clean)
     clean = IMAGE.sub(lambda m: " " * len(m[0]), clean)
     if clean.startswith("---\n") and (end := clean.find("\n---", 4)) > 0:
         clean = re.sub(r"[^\n]", " ", clean[: end + 4]) + clean[end + 4 :]
@@ -168,7 +178,7 @@ def _lines(clean: str) -> Iterator[_Line]:
         at = end + 1
         body = raw.strip()
         if not any(c.isalnum() for c in body):
-            if body and set(body) <= set("=-") and len(body) > 2:
+            if len(body) > 2 and set(body) <= set("=-|: ") and set(body) & set("=-"):
                 yield _Line(start, end, "rule")
             else:
                 yield _Line(start, end, "blank")
@@ -182,36 +192,49 @@ def _lines(clean: str) -> Iterator[_Line]:
         while body.startswith(">"):
             start += 1 + len(body[1:]) - len(body[1:].lstrip())
             body = body[1:].lstrip()
-        kind = "plain"
+        kind, number = "plain", None
         for name, pattern in (("heading", HEADING), ("bullet", BULLET), ("numbered", NUMBERED)):
             match = pattern.match(clean, start, end)
             if match and match.end() < end:
                 kind, start = name, match.end()
-                if name == "bullet" and (inner := NUMBERED.match(clean, start, end)):
+                inner = NUMBERED.match(clean, start, end) if name == "bullet" else None
+                if inner:
                     kind, start = "numbered", min(inner.end(), end)
+                if kind == "numbered":
+                    number = _digits((inner or match)[0])
                 break
         if kind == "heading":
             end = start + len(clean[start:end].rstrip("# "))
         elif kind == "plain" and body.endswith(":") and len(body) < 60 and body.count(" ") < 7:
             kind = "heading"
         if start < end:
-            yield _Line(start, end, kind, indent)
+            yield _Line(start, end, kind, indent, number)
 
 
 def _row(clean: str, start: int, end: int) -> Iterator[_Line]:
-    """The longest cell of a table's row, which is a numbered step if another cell is a number."""
+    """A table's row, which is a numbered step if its first cell is a number: that cell is left out,
+    the others stay together.
+    """
     cells = [m for m in re.finditer(r"[^|]+", clean[start:end]) if m[0].strip()]
-    best = max(cells, key=lambda m: len(m[0].strip()))
-    number = any(re.fullmatch(r"\s*\d+[.)]?\s*", m[0]) for m in cells)
-    at = start + best.start() + len(best[0]) - len(best[0].lstrip())
-    if re.search(r"[^\W\d_]", best[0]):
-        yield _Line(at, at + len(best[0].strip()), "numbered" if number else "bullet")
+    number = None
+    if len(cells) > 1 and re.fullmatch(r"\s*\d+[.)]?\s*", cells[0][0]):
+        number = _digits(cells[0][0])
+        cells = cells[1:]
+    first, last = cells[0], cells[-1]
+    at = start + first.start() + len(first[0]) - len(first[0].lstrip())
+    to = start + last.start() + len(last[0].rstrip())
+    if re.search(r"[^\W\d_]", clean[at:to]):
+        yield _Line(at, to, "bullet" if number is None else "numbered", 0, number, row=True)
+
+
+def _digits(mark: str) -> int:
+    return int("".join(re.findall(r"\d", mark)))
 
 
 def _underlined(lines: list[_Line]) -> list[_Line]:
-    """A line over a rule is a heading."""
+    """A line over a rule is a heading, a table's too."""
     for line, below in itertools.pairwise(lines):
-        if below.kind == "rule" and line.kind == "plain":
+        if below.kind == "rule" and (line.kind == "plain" or line.row):
             line.kind = "heading"
     return [line if line.kind != "rule" else replace(line, kind="blank") for line in lines]
 
@@ -243,7 +266,7 @@ def _measured(clean: str, lines: list[_Line]) -> list[_Line]:
     return marked
 
 
-def _title(lines: Sequence[_Line]) -> _Line | None:
+def _title(clean: str, lines: Sequence[_Line]) -> _Line | None:
     """The first line, if it is a heading or short and not a step."""
     first = next((line for line in lines if line.kind != "blank"), None)
     if first is None:
@@ -251,7 +274,10 @@ def _title(lines: Sequence[_Line]) -> _Line | None:
     rest = [line for line in lines if line is not first and line.kind != "blank"]
     short = first.end - first.start < 80
     listed = any(line.kind in ("numbered", "bullet", "heading", "amount") for line in rest)
-    if first.kind == "heading" or (first.kind == "plain" and short and listed):
+    bodies = [clean[line.start : line.end].rstrip() for line in (first, *rest)]
+    sentences = [body.endswith((".", "!", "?")) for body in bodies]
+    above = bool(rest) and not sentences[0] and all(sentences[1:])  # the others are sentences
+    if first.kind == "heading" or (first.kind == "plain" and short and (listed or above)):
         return first
     return None
 

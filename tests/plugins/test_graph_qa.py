@@ -19,7 +19,7 @@ import torch
 import zoo_graph_qa
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zoo_graph_qa import score
+from zoo_graph_qa import drawing, score
 from zoo_graph_qa.facts import ABSENT, KINDS, UNSTATED, facts
 from zoo_graph_qa.model import ProcedureQA
 from zoo_graph_qa.templates import SHORT, WAYS
@@ -305,6 +305,48 @@ def test_facts_have_ten_ways() -> None:
 
 
 # --- SQuAD ----------------------------------------------------------------------------------------
+
+
+def test_a_forbidden_action_is_only_asked_about_as_such(model: Any) -> None:
+    """With its fillers and its place in the order; every node and edge is asked about all the
+    same."""
+    text = "1. Heat the oil.\n2. Do not bake the cake in the oven for 5 minutes.\n3. Stir the rice."
+    found = made(model, text, negatives=0)
+    assert found.coverage == 1
+    assert found.missing["edges"] == []
+    baked = [p for p in found.pairs if "bake" in p.question]
+    assert {p.kind for p in baked} == {"polar", "order"}
+    assert {p.answer for p in baked} == {"no"}
+    assert "Should I bake the cake in the oven?" in {p.question for p in baked}
+
+
+def test_what_is_optional_is_the_action_beside_the_words(model: Any) -> None:
+    for text, optional in (
+        ("Turn on the light and open the window, if desired.", {"open"}),
+        ("If desired, sprinkle it with sugar and serve the cake.", {"sprinkle"}),
+        ("Serve the steak with optional sauce, then wash the grill.", set()),
+        ("Optional: glaze the cake. Cut the cake.", {"glaze"}),
+    ):
+        nodes = model.generate(f"1. Boil the water.\n2. {text}").graph["nodes"]
+        assert {n["text"].lower() for n in nodes if n.get("optional")} == optional, text
+
+
+def test_contradictory_numbers_are_told(model: Any) -> None:
+    found = model.generate("3. Bake the bread.\n1. Mix the dough.\n2. Shape a loaf.")
+    assert any("numbers its steps 3, 1, 2" in note for note in found.missing["notes"])
+    assert not model.generate("1. Mix the dough.\n2. Bake it.").missing["notes"]
+
+
+def test_another_language_is_read_when_asked_to(model: Any) -> None:
+    german = "Nimm zwei Eier und schlage sie auf. " * 6
+    with pytest.raises(InputError, match="force=True"):
+        model.answer("Was?", german)
+    assert isinstance(model.answer("Was?", german, force=True), str)
+
+
+def test_a_picture_has_no_characters_that_its_font_lacks() -> None:
+    said = "Saut\u00e9 \u00bd cup \u2013 10 \u00b0C \U0001f955"
+    assert drawing._in_latin(said) == "Saute 1/2 cup - 10  deg C "
 
 
 def test_squad(model: Any) -> None:

@@ -84,6 +84,32 @@ def test_amounts_above_the_steps_are_materials(text: str) -> None:
     assert found.of(found.steps[-1]) == "Bake it."
 
 
+def test_entities_are_read_and_keep_their_places() -> None:
+    text = "<ol><li>Steep for 3&nbsp;minutes at 95&deg;C.</li><li>Salt &amp; serve.</li></ol>"
+    found = read(text)
+    assert len(found.clean) == len(text)
+    words = [" ".join(found.clean[p.start : p.end].split()) for p in found.steps]
+    assert words == ["Steep for 3 minutes at 95 \u00b0C.", "Salt & serve."]
+
+
+def test_a_table_keeps_all_cells_of_a_row_and_no_header() -> None:
+    text = (
+        "| no | what | time |\n|---|---|---|\n| 1 | Drain the oil | 15 minutes |\n"
+        "| 2 | Close the plug | |\n"
+    )
+    assert steps(text) == ["Drain the oil | 15 minutes", "Close the plug"]
+    assert read(text).numbers == (1, 2)
+
+
+@pytest.mark.parametrize("gap", ["\n", "\n\n"])
+def test_a_title_above_sentences_is_no_step(gap: str) -> None:
+    found = read(f"Lemon cake{gap}Heat the oven.\nMix the batter!")
+    assert found.title is not None
+    assert found.of(found.title) == "Lemon cake"
+    assert len(found.steps) == 2
+    assert read("Heat the oven\nMix the batter").title is None
+
+
 def test_numbers_in_an_introduction_are_no_materials() -> None:
     found = read("30 Minute Chili\n\nThis serves 4.\nUse 2 pans.\n\n1. Chop onions.\n2. Fry them.")
     assert not found.materials
