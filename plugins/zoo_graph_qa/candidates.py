@@ -29,7 +29,7 @@ KINDS = ("none", "yes", "no", "number", "material", "size", "unit", "step", *ROL
 _BITS = ("patient", "place", "goal", "source", "instrument", "duration", "until", "heat", "purpose",
          "manner")  # fmt: skip
 BAGS = 6
-FEATURES = BAGS + 1 + 1 + 6 + 3 + 1 + 1 + len(_BITS) + 8
+FEATURES = BAGS + 1 + 1 + 6 + 3 + 1 + 1 + len(_BITS) + 10
 """Numbers for each pair of a question and a candidate."""
 AT_STEP = re.compile(r"^\s*(?:at|in|on)\s+step\s+(\d+)\s*,?\s*", re.IGNORECASE)
 NTH = re.compile(r"\bstep\s+(?:number\s+)?(\d+)\b", re.IGNORECASE)
@@ -250,6 +250,8 @@ class Candidates:
             row[:, at:] = [
                 float(whole[best] @ said) / total[i] if best >= 0 else 0.0,
                 float(best >= 0 and verbs[best] @ said > 0),
+                float(best >= 0 and (said * (whole[best] == 0)).max() > 0),  # a word of elsewhere
+                float(best >= 0 and self.graph.actions[best].negated),
                 1 - known[i] / max(sizes[i], 1),
                 order,
                 clear,

@@ -82,7 +82,7 @@ class Example:
     features: NDArray[np.float16]
     """(C, FEATURES), as ``Candidates.features``."""
     kind: str = ""
-    """Type of the question."""
+    """Type of the question, yes and no apart."""
 
 
 class Lessons:
@@ -171,7 +171,8 @@ def examples(
             step = max(0, pair.step + int(rng.choice([0, 0, 0, 0, 0, 0, 0, 0, -1, 1])))
         if gold.any():
             kept.append((question(pair.question, step), gold))
-            kinds.append(pair.kind)
+            said = f" {pair.answer}" if pair.answer in ("yes", "no") else ""
+            kinds.append(pair.kind + said)
     found = made(about, kept)
     return [replace(one, kind=kind) for one, kind in zip(found, kinds, strict=True)]
 
