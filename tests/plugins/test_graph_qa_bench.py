@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zoo_graph_qa
 from zoo_graph_qa import rivals
 from zoo_graph_qa.arms import ARMS, ROLE_KINDS, SALIENT, Source, by_procedure
 from zoo_graph_qa.candidates import Candidates, question
 from zoo_graph_qa.evaluate import Item, howtos, scored, unseen
 from zoo_graph_qa.facts import UNSTATED
-from zoo_graph_qa.pointer import right
+from zoo_graph_qa.pointer import Lessons, examples, right
 from zoo_graph_qa.questions import Controls, ask
 from zoo_graph_qa.semantic import (
     Bank,
@@ -189,6 +190,28 @@ def test_right_candidates(about: list[Candidates]) -> None:
             found = right(candidates, pair)
             assert found.any(), pair
             assert {candidates.items[i].text for i in np.flatnonzero(found)} == {pair.answer}
+
+
+def test_lessons_have_all_types_and_lose_words(about: list[Candidates]) -> None:
+    """Rare types are drawn as often as frequent ones, yes and no apart."""
+    pairs = ask(about[0].graph, Controls(paraphrases=2))[1]
+    rows = examples(about[0], pairs, np.random.default_rng(0))
+    kinds = {row.kind for row in rows}
+    assert {"order yes", "order no", "amount", "none"} <= kinds
+    assert "order" not in kinds
+    rare = [row for row in rows if row.kind == min(kinds, key=[r.kind for r in rows].count)]
+    often = [row for row in rows if row.kind == max(kinds, key=[r.kind for r in rows].count)]
+    assert len(often) > 3 * len(rare)
+    lessons = Lessons([*rare, *often])
+    batch = lessons.draw(np.random.default_rng(0), 2000)
+    assert batch.gold is not None
+    said = {tuple(row.asked.words) for row in rare}
+    words = batch.words.split(batch.offsets.diff(append=torch.tensor([len(batch.words)])).tolist())
+    known = {word for question in said for word in question}
+    share = sum({*question.tolist()} <= known for question in words) / len(words)
+    assert 0.4 < share < 0.7  # half are rare; some of the others share all their words
+    length = np.mean([len(row.asked.words) for row in [*rare * len(often), *often * len(rare)]])
+    assert len(batch.words) / 2000 == pytest.approx(0.7 * length, rel=0.05)
 
 
 # --- the rival ------------------------------------------------------------------------------------
