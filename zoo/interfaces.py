@@ -498,8 +498,9 @@ class Detector(Model):
         """The classes that it finds, as in the ``names`` of its ``Detections``."""
 
     @abc.abstractmethod
-    def detect(self, images: Images, *, threshold: float = 0.4) -> Any:
-        """``Detections`` for an image, a list of them for a list; no scores below ``threshold``.
+    def detect(self, images: Images, *, threshold: float | None = None) -> Any:
+        """``Detections`` for an image, a list of them for a list; no scores below ``threshold``
+        (None: the model's own choice).
 
         Raises OptionError for a threshold outside [0, 1], InputError for unusable images.
         """

@@ -1213,7 +1213,7 @@ def stumbles_where_nothing_is(toy: Any, cls: Any) -> type:
 @mutant("Detector", "test_kinds_agree")
 def shrinks_pil_images(toy: Any, cls: Any) -> type:
     class Broken(cls):
-        def detect(self, images, *, threshold=0.4):
+        def detect(self, images, *, threshold=None):
             if hasattr(images, "resize") and hasattr(images, "mode"):
                 images = images.resize((images.width // 2, images.height // 2))
             return super().detect(images, threshold=threshold)
@@ -1224,7 +1224,7 @@ def shrinks_pil_images(toy: Any, cls: Any) -> type:
 @mutant("Detector", "test_threshold")
 def its_own_threshold(toy: Any, cls: Any) -> type:
     class Broken(cls):
-        def detect(self, images, *, threshold=0.4):
+        def detect(self, images, *, threshold=None):
             return super().detect(images, threshold=0.0)
 
     return Broken
@@ -1233,8 +1233,10 @@ def its_own_threshold(toy: Any, cls: Any) -> type:
 @mutant("Detector", "test_wrong_threshold_is_refused")
 def any_threshold(toy: Any, cls: Any) -> type:
     class Broken(cls):
-        def detect(self, images, *, threshold=0.4):
-            return super().detect(images, threshold=threshold if 0 <= threshold <= 1 else 0.5)
+        def detect(self, images, *, threshold=None):
+            return super().detect(
+                images, threshold=threshold if 0 <= (threshold or 0) <= 1 else 0.5
+            )
 
     return Broken
 
@@ -1276,7 +1278,7 @@ returns("report_of_arrays", "Detector", "test_pretrain", "pretrain",
 @mutant("Detector", "test_bad_image_is_refused")
 def looks_at_nan(toy: Any, cls: Any) -> type:
     class Broken(cls):
-        def detect(self, images, *, threshold=0.4):
+        def detect(self, images, *, threshold=None):
             images = images.nan_to_num() if hasattr(images, "nan_to_num") else images
             return super().detect(images, threshold=threshold)
 

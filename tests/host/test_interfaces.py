@@ -67,7 +67,7 @@ def test_only_detect_and_names_are_asked_of_a_detector() -> None:
     class Spotter(Detector):
         names = ("dot",)
 
-        def detect(self, images: Any, *, threshold: float = 0.4) -> Any:
+        def detect(self, images: Any, *, threshold: float | None = None) -> Any:
             return []
 
     made = Spotter(REQUEST)

@@ -83,7 +83,7 @@ class Oracle:
     def __init__(self, *found: Detections) -> None:
         self.found = itertools.cycle(found)
 
-    def detect(self, image: Any, *, threshold: float = 0.4) -> Detections:
+    def detect(self, image: Any, *, threshold: float | None = None) -> Detections:
         return next(self.found)
 
 

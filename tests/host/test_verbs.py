@@ -354,7 +354,7 @@ def test_an_option_may_be_set_as_a_keyword(
 
 def test_a_keyword_without_annotation_is_read_as_the_interface_says() -> None:
     class Plain:
-        def detect(self, images, *, threshold=0.4, own=None):
+        def detect(self, images, *, threshold=None, own=None):
             pass
 
     entry = Entry(name="plain", interface="Detector", plugin="plain", status="ready", summary="")
