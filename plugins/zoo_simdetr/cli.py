@@ -95,7 +95,7 @@ def discover(model: SimDETR, args: list[str]) -> int:
             rows, counts = finds(found, files, not quiet)
             save(sheet(rows, counts), out / "clusters.png", overwrite=True)
             if not any(counts):
-                click.echo("nothing was found: learn for longer, with more --steps")
+                click.echo("nothing was found: learn for longer, with more --steps and another -o")
                 return
             click.echo(
                 f"{out / 'clusters.png'}: {len(found.names)} clusters, a row for each. Name those "

@@ -57,7 +57,7 @@ class Course:
         run.keep("trunk", lambda: network.trunk)
         self.names: tuple[str, ...] = ()
         """Of the classes that the network has now."""
-        self.mark = fingerprint(images, preset, count)
+        self.mark = torch.tensor([*digest(images, preset, count)], dtype=torch.uint8)
         """What kept boxes belong to."""
 
     # --- labels that nobody gave ---
@@ -181,13 +181,13 @@ class Course:
         learn(self.run, self.network, useful, upside_down=self.upside_down)
 
 
-def fingerprint(images: Sequence[Tensor], preset: Preset, count: int | None) -> Tensor:
-    """(32,) uint8: a hash of images and of what proposals of them depend on."""
-    made = hashlib.sha256(repr((preset, count)).encode())
-    for image in images:
-        made.update(repr(image.shape).encode())
-        made.update(image.contiguous().numpy().tobytes())
-    return torch.tensor(list(made.digest()), dtype=torch.uint8)
+def digest(tensors: Sequence[Tensor], *more: object) -> bytes:
+    """A hash of tensors, and of what else has a ``repr`` that says it all."""
+    made = hashlib.sha256(repr(more).encode())
+    for tensor in tensors:
+        made.update(repr(tensor.shape).encode())
+        made.update(tensor.contiguous().numpy().tobytes())
+    return made.digest()
 
 
 def keep_boxes(file: Path, scenes: Sequence[Scene], mark: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from zoo.progress import Progress, track
 from zoo.training import CHECKPOINT, Run
 from zoo.weights import atomic_file, load_module
 
-from .course import Course, cluster_names, steps_for
+from .course import Course, cluster_names, digest, steps_for
 from .detector import Classes, Network
 from .export import Graph, onnx_of
 from .learning import Fit, new_network
@@ -199,7 +198,7 @@ class SimDETR(Detector):
             for name, stage in stages.items()
         }
         asked = {"scene": scene, "upside_down": upside_down, "clusters": clusters}
-        facts = {"images": len(small), "of": _digest(small), **asked}
+        facts = {"images": len(small), "of": digest(small).hex(), **asked}
         with self._run(stages, seed, progress, work, facts) as run:
             network = self._beginning(run)
             course = Course(
@@ -246,7 +245,7 @@ class SimDETR(Detector):
         _check(scenes, names, self.network.queries, self.size)
         stage = replace(self.recipe["finetune"], size=self.size)
         wanted = steps_for(len(scenes), stage.batch, epochs, steps, stage.steps)
-        of = _digest([*small, *(scene.boxes for scene in scenes)])
+        of = digest([*small, *(scene.boxes for scene in scenes)]).hex()
         facts = {"images": len(small), "of": of, "names": list(names), "head": head}
         with self._run(
             {"finetune": replace(stage, steps=wanted)}, seed, progress, work, facts
@@ -408,15 +407,6 @@ def chosen_rows(classes: Classes, made: Classes, rows: Sequence[int]) -> Classes
         if classes.embedding is not None:
             made.embedding.weight[: len(rows)] = classes.embedding.weight[list(rows)]
     return made.to(classes.linears()[0].weight)
-
-
-def _digest(tensors: Sequence[Tensor]) -> str:
-    """A hash of tensors."""
-    made = hashlib.sha256()
-    for tensor in tensors:
-        made.update(repr(tensor.shape).encode())
-        made.update(tensor.contiguous().numpy().tobytes())
-    return made.hexdigest()[:16]
 
 
 def _sides(image: Any) -> tuple[int, int]:
